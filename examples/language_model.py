@@ -1,0 +1,125 @@
+"""Learn which sources of text help a small language model.
+
+The target is the reference manual that ships with Python (the text behind ``help("topics")``). The
+training text comes from four other places: docstrings of the standard library, its code, its character
+tables, and docstrings with their letters shuffled. Each source has one weight, and the four logits are
+meta-parameters: the loss on manual text is differentiated through each window of ordinary training
+steps. The same model trained with equal weights is the opponent.
+
+    mlc run examples/language_model.py
+"""
+
+import ast
+import pydoc_data.topics
+import random
+import string
+import sysconfig
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mlc
+
+SOURCES = "docstrings", "code", "tables", "shuffled"
+ALPHABET = "\n" + string.printable[:95]
+CONTEXT = 48
+
+
+def train(model, opt, logits, batches, val_text):
+    """An ordinary loop over batches of (text, source); returns the loss on ``val_text``."""
+    weights = len(logits) * torch.softmax(logits, 0)
+    for text, source in batches:
+        opt.zero_grad()
+        (weights[source] * sequence_losses(model, text)).mean().backward()
+        opt.step()
+    return sequence_losses(model, val_text).mean()
+
+
+validate_after_training = mlc.compile(train)
+
+
+def sequence_losses(model, text):
+    """Mean cross entropy of each row of ``text`` (batch, CONTEXT + 1), in nats per character."""
+    scores = model(text[:, :-1])
+    return F.cross_entropy(scores.transpose(1, 2), text[:, 1:], reduction="none").mean(1)
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+class CharacterModel(nn.Module):
+    """A decoder-only transformer over characters."""
+
+    def __init__(self, width=48, heads=4, layers=2):
+        super().__init__()
+        self.embed = nn.Embedding(len(ALPHABET), width)
+        self.position = nn.Parameter(0.02 * torch.randn(CONTEXT, width))
+        self.blocks = nn.Sequential(*[Block(width, heads) for _ in range(layers)])
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, len(ALPHABET))
+
+    def forward(self, text):
+        return self.head(self.norm(self.blocks(self.embed(text) + self.position)))
+
+
+def load(seed=0):
+    """({source: characters}, validation characters, test characters), each a 1-d tensor."""
+    library = Path(sysconfig.get_path("stdlib"))
+    names = "argparse ast bdb cgitb configparser dataclasses difflib doctest functools heapq inspect "
+    names += "pathlib pickle random shutil statistics subprocess textwrap threading typing zipfile"
+    docs, code = [], []
+    for path in [library / f"{name}.py" for name in names.split()]:
+        if not path.exists():
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                if text := ast.get_docstring(node):
+                    docs.append(text)
+                    node.body[0] = ast.Pass()
+        code.append(ast.unparse(tree))
+    tables = [path.read_text(encoding="utf-8") for path in sorted(library.glob("encodings/cp*.py"))]
+    shuffled = list("\n\n".join(docs))
+    random.Random(seed).shuffle(shuffled)
+    texts = ["\n\n".join(docs), "\n\n".join(code), "".join(tables), "".join(shuffled)]
+    manual = encode("\n\n".join(pydoc_data.topics.topics.values()))
+    half = len(manual) // 2
+    return dict(zip(SOURCES, map(encode, texts))), manual[:half], manual[half:]
+
+
+def encode(text):
+    number = {character: index for index, character in enumerate(ALPHABET)}
+    return torch.tensor([number[c] for c in text if c in number])
+
+
+def cut(text, count):
+    """``count`` random pieces of CONTEXT + 1 characters."""
+    start = torch.randint(len(text) - CONTEXT, (count, 1))
+    return text[start + torch.arange(CONTEXT + 1)]
+
+
+def draw_batches(sources, steps, size=8):
+    """Batches of (text, source) with ``size`` rows from each source."""
+    source = torch.arange(len(sources)).repeat_interleave(size)
+    return [(torch.cat([cut(t, size) for t in sources.values()]), source) for _ in range(steps)]
+
+
+def example_args():
+    torch.manual_seed(0)
+    sources, val, _ = load()
+    model, logits = CharacterModel(), torch.zeros(len(sources), requires_grad=True)
+    opt = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    return model, opt, logits, draw_batches(sources, 3, size=2), cut(val, 8)

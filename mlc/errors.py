@@ -1,0 +1,61 @@
+"""Every error a user of mlc can meet, in one place.
+
+All of them derive from :class:`MlcError`.  The message says what happened, where in the *user's* code
+(``file:line``), and what to write instead.  Nothing of the user's is modified when one is raised.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlc.ir.types import Loc
+
+__all__ = ["BudgetError", "CaptureError", "DifferentiationError", "MlcError", "PlanError", "VerifyError"]
+
+
+class MlcError(Exception):
+    """Base class of all errors that mlc raises on purpose.
+
+    Attributes:
+        what: What went wrong, one sentence.
+        loc: Where in the user's code, or None when no line of theirs is to blame.
+        advice: What to write instead.
+    """
+
+    def __init__(self, what: str, *, loc: Loc | None = None, advice: str = "") -> None:
+        self.what = what
+        self.loc = loc
+        self.advice = advice
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        lines = [self.what]
+        if self.loc is not None:
+            lines.append(f"  at {self.loc}")
+            source = self.loc.source()
+            if source:
+                lines.append(f"    {source}")
+        if self.advice:
+            lines.append(f"  try: {self.advice}")
+        return "\n".join(lines)
+
+
+class CaptureError(MlcError):
+    """The loop could not be traced: something in it cannot be represented exactly."""
+
+
+class DifferentiationError(MlcError):
+    """The program was traced but a derivative that it needs does not exist or may not be asked for."""
+
+
+class PlanError(MlcError):
+    """A plan is malformed, from a newer version, or does not belong to the program it is used with."""
+
+
+class BudgetError(PlanError):
+    """No exact plan fits the memory given; the message states the smallest possible peak."""
+
+
+class VerifyError(MlcError):
+    """An internal invariant of the IR does not hold (a bug in a pass, or an edited program text)."""

@@ -1,0 +1,1 @@
+"""The intermediate representation: values, equations, regions, programs.  Imports nothing else of mlc."""

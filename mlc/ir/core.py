@@ -1,0 +1,323 @@
+"""The core of the IR: values, equations, regions, and the primitives that are not ATen operators.
+
+Grammar (what :mod:`mlc.ir.text` prints)::
+
+    region   := "(" inputs ")" "{" equation* "return" outputs "}"
+    equation := outs "=" op "(" args ")" ["@" place]
+    op       := an ATen overload | grad | loop | stop | pack | item | feed | random | draw | ...
+
+A region is a pure function in static single assignment form: every :class:`Var` is defined once, by a region
+input or by one :class:`Eqn`.  Nothing is mutated and nothing aliases.  ``grad`` and ``loop`` are first-class:
+they are lowered by passes, never at capture, which is what lets a pass choose how to differentiate them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch._ops import OpOverload
+
+from mlc.ir.types import Loc, SeqType, Type
+
+__all__ = [
+    "Alias", "Arg", "Custom", "Draw", "EffectCall", "Eqn", "Feed", "Grad", "Index", "Loop", "NestedEffects", "Op", "Pack", "Primitive",
+    "Random", "Region", "SafeSqrt", "Stop", "Var", "flat_vars", "map_vars",
+]  # fmt: skip
+
+
+class Var:
+    """One SSA value.  Identity is its equality; names are given when printing."""
+
+    __slots__ = ("mask", "type")
+
+    def __init__(self, type: Type, mask: int = 0) -> None:
+        self.type = type
+        self.mask = mask  # capture only: which differentiable leaves this value depends on, one bit each
+
+    def __repr__(self) -> str:
+        return f"%{id(self) & 0xFFFFF:x}"
+
+
+Arg: TypeAlias = Any  # Var | literal | tuple/list/dict of Arg
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """Base class of operators that are mlc's own."""
+
+    @property
+    def name(self) -> str:
+        """Name in the text form."""
+        return type(self).__name__.lower()
+
+    @property
+    def impure(self) -> bool:
+        """Whether running it changes the world (random state, an iterator): never merged, moved or dropped."""
+        return False
+
+
+@dataclass(frozen=True)
+class Stop(Primitive):
+    """``stop(x)``: the value of x, with no derivative (a ``detach`` or ``no_grad`` of the user)."""
+
+
+@dataclass(frozen=True)
+class Alias(Primitive):
+    """``alias(x)``: the value of x as a value of its own (the target of a gradient)."""
+
+
+@dataclass(frozen=True)
+class SafeSqrt(Primitive):
+    """Square root inside an optimizer step: its derivative at exactly 0 is taken as 0 (PyTorch's is infinite)."""
+
+
+@dataclass(frozen=True)
+class Custom(Primitive):
+    """A ``torch.autograd.Function``: the identity on its forward results, with the user's backward as its rule.
+
+    Arguments: ``n_in`` inputs, ``n_out`` results of the recorded forward, then values that the backward reads.
+    ``backward`` maps ``(inputs, results, other values, cotangents)`` to the cotangents that are ``present``.
+    Its derivative is PyTorch's double backward, which need not be symmetric: only reverse mode may use it.
+    """
+
+    title: str
+    backward: Region
+    n_in: int
+    n_out: int
+    present: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Grad(Primitive):
+    """``grad(loss, wrt..., seeds...)``: vector-Jacobian product of ``losses`` with respect to ``wrt``.
+
+    Arguments: ``n_loss`` loss values, then ``n_wrt`` values, then ``n_loss`` seeds of the losses' types.
+    One result per ``wrt``, of its shape.  Differentiation runs over the equations of the same region.
+    """
+
+    n_loss: int
+    n_wrt: int
+
+
+@dataclass(frozen=True)
+class Loop(Primitive):
+    """``loop(carries..., consts..., seqs...)``: the body once per trip, carries handed from trip to trip.
+
+    The body takes carries, consts and one element of each sequence; it returns the next carries and one
+    element for each sequence that the loop emits.  ``emit_every[j] = k`` emits sequence j only at trips
+    0, k, 2k, ....  With ``reverse`` the trips run from last to first and index their sequences so.
+    ``replay`` (reverse only) rebuilds carries inside a segment from sparse ones: see passes.states.
+    """
+
+    body: Region
+    n_carry: int
+    n_const: int
+    trips: int | None
+    reverse: bool = False
+    emit_every: tuple[int, ...] = ()
+    label: str = ""
+    replay: Replay | None = None
+
+    @property
+    def n_seq(self) -> int:
+        """Number of sequences consumed."""
+        return len(self.body.inputs) - self.n_carry - self.n_const
+
+    @property
+    def n_emit(self) -> int:
+        """Number of sequences emitted."""
+        return len(self.body.outputs) - self.n_carry
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How a reverse loop rebuilds states between the sparse ones that were kept.
+
+    ``body`` maps (states, consts, sequence elements) to the next states; ``every`` is the distance of kept
+    states; ``states``, ``seqs`` tell which of the loop's sequences hold sparse states and which feed the body.
+    """
+
+    body: Region
+    every: int
+    n_state: int
+    seqs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pack(Primitive):
+    """``pack(x0, x1, ...)``: values of one type as a sequence."""
+
+
+@dataclass(frozen=True)
+class Index(Primitive):
+    """``item(seq)``: element ``at`` of a sequence (negative counts from the end)."""
+
+    at: int
+
+
+@dataclass(frozen=True)
+class Random(Primitive):
+    """A random operator as PyTorch ran it; impure.  ``fill`` ops write into a fresh tensor of the given layout."""
+
+    op: OpOverload
+    fill: bool = False
+
+    @property
+    def impure(self) -> bool:
+        """Advances a generator."""
+        return True
+
+
+@dataclass(frozen=True)
+class Draw(Primitive):
+    """``draw()``: the next item of iterable ``source`` (iteration number ``visit``); one result per tensor in it."""
+
+    source: int
+    visit: int
+
+    @property
+    def impure(self) -> bool:
+        """Advances an iterator."""
+        return True
+
+
+@dataclass(frozen=True)
+class NestedEffects:
+    """Effects of an inner loop, per trip of the outer one."""
+
+    effects: tuple[Effect, ...]
+    trips: int | None
+
+
+@dataclass(frozen=True)
+class EffectCall:
+    """One random or draw equation of a loop body, taken out of it."""
+
+    op: Random | Draw
+    args: tuple[Arg, ...]
+    kwargs: tuple[tuple[str, Arg], ...]
+    types: tuple[Type, ...]
+
+
+Effect: TypeAlias = "EffectCall | NestedEffects"
+
+
+@dataclass(frozen=True)
+class Feed(Primitive):
+    """``feed()``: lazy sequences of what a loop draws (batches, random numbers), replayable for the reverse sweep."""
+
+    effects: tuple[Effect, ...]
+    trips: int | None
+
+    @property
+    def impure(self) -> bool:
+        """Advances generators and iterators, trip by trip."""
+        return True
+
+
+Op: TypeAlias = OpOverload | Primitive
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Eqn:
+    """``outs = op(*args, **kwargs)`` with the place in the user's code and the role it plays there.
+
+    Attributes:
+        site: For captured equations, the loop iterations it ran in (see :mod:`mlc.frames`).
+        tag: ``"forward"``, ``"update"`` or a name that a pass gives.
+    """
+
+    op: Op
+    args: tuple[Arg, ...]
+    outs: tuple[Var, ...]
+    kwargs: tuple[tuple[str, Arg], ...] = ()
+    loc: Loc | None = None
+    tag: str = ""
+    site: Any = None
+
+    @property
+    def inputs(self) -> list[Var]:
+        """The values it reads, in order, with repetitions."""
+        return flat_vars(self.args, self.kwargs)
+
+    @property
+    def impure(self) -> bool:
+        """Whether it must run exactly once, in order."""
+        return isinstance(self.op, Primitive) and self.op.impure
+
+    def with_(self, **changes: Any) -> Eqn:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A pure function: inputs, equations in order, outputs.  ``names`` label inputs for readers."""
+
+    inputs: tuple[Var, ...]
+    eqns: tuple[Eqn, ...]
+    outputs: tuple[Var, ...]
+    names: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.eqns)
+
+    def walk(self) -> Iterator[Eqn]:
+        """Every equation, those of nested loop bodies included."""
+        for e in self.eqns:
+            yield e
+            if isinstance(e.op, Loop):
+                yield from e.op.body.walk()
+
+    def __repr__(self) -> str:
+        return f"<Region {len(self.inputs)} -> {len(self.outputs)}, {len(self.eqns)} equations>"
+
+
+def _collect(a: Arg, into: list[Var]) -> None:
+    if type(a) is Var:
+        into.append(a)
+    elif type(a) in (tuple, list):
+        for x in a:
+            _collect(x, into)
+    elif type(a) is dict:
+        for x in a.values():
+            _collect(x, into)
+
+
+def flat_vars(args: Arg, kwargs: tuple[tuple[str, Arg], ...] = ()) -> list[Var]:
+    """Vars in an argument structure, in order."""
+    out: list[Var] = []
+    _collect(args, out)
+    for _, v in kwargs:
+        _collect(v, out)
+    return out
+
+
+def map_vars(a: Arg, f: Any) -> Arg:
+    """The same structure with ``f(var)`` for each Var."""
+    t = type(a)
+    if t is Var:
+        return f(a)
+    if t is tuple:
+        return tuple([map_vars(x, f) for x in a])
+    if t is list:
+        return [map_vars(x, f) for x in a]
+    if t is dict:
+        return {k: map_vars(v, f) for k, v in a.items()}
+    return a
+
+
+def elem_type(t: Type) -> Type:
+    """Element type of a sequence type."""
+    assert isinstance(t, SeqType)
+    return t.elem
+
+
+def aten(name: str, overload: str = "default") -> OpOverload:
+    """``torch.ops.aten.<name>.<overload>``."""
+    op = getattr(getattr(torch.ops.aten, name), overload)
+    assert isinstance(op, OpOverload)
+    return op

@@ -1,0 +1,93 @@
+"""From mutating operators to functional ones.
+
+PyTorch names in-place overloads ``op_.overload`` and out-variants ``op.overload_out``; the functional overload
+computes the same value.  The few that differ are listed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+__all__ = ["Schema", "functional_variant", "like_to_fill", "schema_of"]
+
+_A: Any = torch.ops.aten
+
+# Operators whose result depends only on the layout of their tensor argument: the in-place fill that draws alike.
+_LIKE = {
+    "aten::rand_like": ("uniform_", "default", (0.0, 1.0)),
+    "aten::randn_like": ("normal_", "default", (0.0, 1.0)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What the recorder needs to know of an operator."""
+
+    name: str
+    random: bool
+    view: bool
+    inplace: bool  # writes its first argument and returns it
+    inplace_view: bool  # changes only metadata of its first argument
+    out: tuple[str, ...]  # names of ``out=`` arguments
+    foreach: bool
+    prim: bool
+    hidden: bool  # writes arguments other than the first
+
+
+@cache
+def schema_of(op: OpOverload) -> Schema:
+    """Classify an operator by its schema (aliases and tags)."""
+    s = op._schema
+    writes = [a for a in s.arguments if a.alias_info is not None and a.alias_info.is_write]
+    out = tuple(a.name for a in writes if a.kwarg_only)
+    positional = [a for a in writes if not a.kwarg_only]
+    inplace = bool(positional) and positional[0].name == s.arguments[0].name
+    view = not writes and any(r.alias_info is not None for r in s.returns)
+    return Schema(
+        s.name,
+        torch.Tag.nondeterministic_seeded in op.tags,
+        view or op in (_A._unsafe_view.default, _A.lift_fresh.default),
+        inplace and len(positional) == 1,
+        torch.Tag.inplace_view in op.tags,
+        out,
+        s.name.startswith("aten::_foreach_"),
+        op.namespace == "prim",
+        len(positional) > 1 or (bool(positional) and not inplace),
+    )
+
+
+@cache
+def functional_variant(op: OpOverload) -> OpOverload | None:
+    """The overload that returns what ``op`` writes; None when PyTorch has none."""
+    ns, name = op._schema.name.split("::")
+    packet = getattr(getattr(torch.ops, ns), name.removesuffix("_"), None)
+    if packet is None:
+        return None
+    overload = op._overloadname
+    wanted = [overload, overload.removesuffix("_out"), "default" if overload in ("out", "") else overload]
+    if overload == "out":
+        wanted += ["Tensor"]
+    for w in wanted:
+        found = getattr(packet, w, None)
+        if isinstance(found, OpOverload) and not any(
+            a.alias_info is not None and a.alias_info.is_write for a in found._schema.arguments
+        ):
+            return found
+    return None
+
+
+def like_to_fill(op: OpOverload, args: tuple[Any, ...]) -> tuple[OpOverload, tuple[Any, ...]] | None:
+    """In-place fill equivalent to a ``*_like`` random operator, with its arguments; None when it is not one."""
+    name = op._schema.name
+    if name in _LIKE:
+        packet, overload, fill_args = _LIKE[name]
+        return getattr(getattr(_A, packet), overload), fill_args
+    if name == "aten::randint_like" and op._overloadname in ("default", "low_dtype"):
+        low, high = (0, args[1]) if op._overloadname == "default" else args[1:3]
+        return _A.random_["from"], (low, high)
+    return None

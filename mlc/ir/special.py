@@ -1,0 +1,125 @@
+"""Operators that the recorder does not take literally: hidden mutation, hidden randomness, checks, constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from mlc.errors import CaptureError
+from mlc.ir.types import TensorType
+
+if TYPE_CHECKING:
+    from mlc.ir.record import Recorder
+
+__all__ = ["SPECIAL"]
+
+_A: Any = torch.ops.aten
+Handler = Callable[["Recorder", Any, Any, Any], Any]
+
+
+def _batch_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Train-mode batch norm: the pure normalisation, then the running statistics as ordinary in-place updates."""
+    x, weight, bias, mean, var, training, momentum, eps = args[:8]
+    with rec:
+        if not training:
+            return _plain(rec, _A.native_batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps), {})
+        out = _plain(rec, _A.native_batch_norm.default, (x, weight, bias, None, None, True, momentum, eps), {})
+        if mean is not None:
+            with torch.no_grad():
+                dims = [d for d in range(x.dim()) if d != 1]
+                mean.mul_(1 - momentum).add_(out[1].to(mean.dtype), alpha=momentum)
+                spread = torch.var(x, dims, correction=1).to(var.dtype)
+                var.mul_(1 - momentum).add_(spread, alpha=momentum)
+    return out
+
+
+def _plain(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    from mlc.ir.inplace import schema_of
+    from mlc.ir.trees import map_tensors
+
+    with torch.utils._python_dispatch._disable_current_modes(), rec.fake_mode:
+        out = func(*map_tensors(args, rec.twin), **map_tensors(kwargs, rec.twin))
+    return rec._plain(func, schema_of(func), args, kwargs, out)
+
+
+def _dropout(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Fused dropout as a product with a mask that is drawn as the fused operator draws it."""
+    x, p, train = args[0], args[1], args[2] if len(args) > 2 else kwargs.get("train", True)
+    with rec:
+        if not train:
+            return x.clone(), torch.ones_like(x, dtype=torch.bool)
+        ty = TensorType.of(rec.twin(x))
+        mask_type = TensorType(torch.bool, ty.shape, ty.stride, ty.device)
+        layout = (list(ty.shape), list(ty.stride), ty.dtype, ty.device)
+        from mlc.ir.core import Random
+
+        (v,) = rec._emit(Random(_A.native_dropout.default, fill=True), (*layout, p), (mask_type,))
+        mask = rec.fresh(v)
+        return x * mask * (0.0 if p == 1 else 1.0 / (1.0 - p)), mask
+
+
+def _zeros(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    kw = {k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}
+    with rec:
+        return torch.zeros(list(args[0]), **kw)
+
+
+def _literal(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """``torch.tensor(...)``: a constant; single numbers are kept as literals."""
+    t = args[0]
+    if isinstance(t, FakeTensor) or id(t) in rec.handles:
+        return t
+    with torch.utils._python_dispatch._disable_current_modes():
+        value = t.item() if t.numel() == 1 and not t.dtype.is_complex else None
+        shape, dtype, device = list(t.shape), t.dtype, t.device
+    if value is None:
+        rec.external(t)
+        with rec:
+            return t.clone()
+    with rec:
+        return torch.full(shape, value, dtype=dtype, device=device)
+
+
+def _nothing(rec: Recorder, func: Any, args: Any, kwargs: Any) -> None:
+    return None
+
+
+def _set(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    raise CaptureError(
+        f"{func} replaces the memory of a tensor", loc=rec.locate()[0], advice="copy values with copy_() instead"
+    )
+
+
+def _resize(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    t: Tensor = args[0]
+    if list(t.shape) == list(args[1]):
+        return t
+    return _set(rec, func, args, kwargs)
+
+
+def _scaler(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    raise CaptureError(
+        "GradScaler decides on data whether to step", loc=rec.locate()[0],
+        advice="use bfloat16 autocast without a GradScaler inside the compiled function",
+    )  # fmt: skip
+
+
+SPECIAL: dict[Any, Handler] = {
+    _A.native_batch_norm.default: _batch_norm,
+    _A.cudnn_batch_norm.default: lambda r, f, a, k: _batch_norm(r, f, (*a[:5], a[5], a[6], a[7]), k),
+    _A.native_dropout.default: _dropout,
+    _A._efficientzerotensor.default: _zeros,
+    _A.lift_fresh.default: _literal,
+    _A._assert_async.msg: _nothing,
+    _A._assert_async.default: _nothing,
+    _A._assert_tensor_metadata.default: _nothing,
+    _A.set_.source_Storage: _set,
+    _A.set_.source_Tensor: _set,
+    _A.set_.source_Storage_storage_offset: _set,
+    _A.resize_.default: _resize,
+    _A._amp_foreach_non_finite_check_and_unscale_.default: _scaler,
+}

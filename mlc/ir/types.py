@@ -1,0 +1,88 @@
+"""Types of IR values and places in the user's source.
+
+A value is a tensor (:class:`TensorType`) or a sequence of values, one per trip of a loop (:class:`SeqType`).
+Shapes are concrete; element layout (strides) is part of the type because derivative rules are recorded
+for one layout.
+"""
+
+from __future__ import annotations
+
+import linecache
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+__all__ = ["Loc", "SeqType", "TensorType", "Type", "nbytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Loc:
+    """A place in the user's code: absolute file name, 1-based line, function name."""
+
+    file: str
+    line: int
+    function: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}"
+        return f"{where} in {self.function}" if self.function else where
+
+    def source(self) -> str:
+        """The text of the line, stripped; empty when the file cannot be read."""
+        return linecache.getline(self.file, self.line).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """dtype, shape (elements), stride (elements) and device of a tensor value."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    device: torch.device
+
+    @staticmethod
+    def of(t: torch.Tensor) -> TensorType:
+        """Type of a strided tensor (real or fake)."""
+        return TensorType(t.dtype, tuple(t.shape), tuple(t.stride()), t.device)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether values of this type can carry a derivative (floating point or complex)."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class SeqType:
+    """A sequence with one value of type ``elem`` per trip; ``length`` is None when known only at run time."""
+
+    elem: Type
+    length: int | None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its elements can carry a derivative."""
+        return self.elem.is_float
+
+
+Type: TypeAlias = TensorType | SeqType
+
+
+def nbytes(t: Type) -> int:
+    """Bytes of storage that a value of type ``t`` needs when materialised (holes of strided layouts excluded)."""
+    if isinstance(t, SeqType):
+        return nbytes(t.elem) * (t.length or 1)
+    span = 1
+    for size, stride in zip(t.shape, t.stride, strict=True):
+        if size == 0:
+            return 0
+        if stride != 0:
+            span *= size
+    return span * t.dtype.itemsize

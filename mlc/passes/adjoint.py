@@ -1,0 +1,224 @@
+"""Adjoint of a region with inner gradients: the heart of the compiler.
+
+Reverse mode over ordinary equations; at an inner gradient g = dL/dtheta with cotangent v, one *mixed* product
+
+    (d/dtheta, d/du) <v, dL/dtheta>  =  jvp( grad_{theta,u} L )(v, 0)            (symmetry of second derivatives)
+
+that is a forward sweep over the gradient of L, instead of a second reverse sweep over its first (reverse over
+reverse).  u are the values from outside that L reads; stopped values are inputs of L too, so L is a true scalar
+function of all of them (Pearlmutter 1994; MixFlow-MG, Kemaev et al. 2025).  Where a rule is not symmetric
+(custom ``autograd.Function``) or an operator has no forward rule, the gradient is lowered first and differentiated
+in reverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from mlc.ir.builder import Builder
+from mlc.ir.core import Alias, Eqn, Grad, Region, Stop, Var
+from mlc.passes.forward import pushforward
+from mlc.passes.reverse import active_vars, pull_eqn, pullback
+from mlc.passes.rules import NoRule
+
+__all__ = ["GradRecord", "Policy", "Tape", "lower_grads"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the adjoint may do.
+
+    Attributes:
+        mode: ``"mixed"`` or ``"reverse"`` for inner gradients (mixed falls back where it must).
+        stop: ``"all"``: a stop holds at every level; ``"inner"``: only for the gradient it stands in.
+        note: Called with (gradient equation, reason) when a gradient falls back to reverse over reverse.
+    """
+
+    mode: str = "mixed"
+    stop: str = "all"
+    note: Callable[[Eqn, str], None] = field(default=lambda e, why: None)
+
+
+@dataclass
+class GradRecord:
+    """One inner gradient on a tape: values of the builder."""
+
+    losses: list[Var]
+    wrt: list[Var]
+    seeds: list[Var]
+    slice: list[Eqn]
+    cut: frozenset[Eqn] | None
+
+
+class Tape:
+    """A copy of a region in a builder, ready to be differentiated."""
+
+    def __init__(self, b: Builder, region: Region, env: dict[Var, Var], policy: Policy, *,
+                 saved: dict[Var, Var] | None = None, reverse_over: frozenset[Eqn] = frozenset()) -> None:  # fmt: skip
+        self.b = b
+        self.policy = policy
+        self.records: dict[Eqn, GradRecord] = {}
+        self.owned: set[Eqn] = set()
+        self._reverse_over = reverse_over
+        start = len(b.eqns)
+        saved = saved or {}
+        for e in region.eqns:
+            if isinstance(e.op, Grad):
+                self._grad(e, env, saved)
+            elif e.outs and all(v in saved for v in e.outs):
+                env.update((v, saved[v]) for v in e.outs)
+            else:
+                b.copy_eqn(e, env)
+        self.env = env
+        self.eqns = b.eqns[start:]
+        self.sources: dict[Eqn, Eqn] = {}
+
+    def _grad(self, e: Eqn, env: dict[Var, Var], saved: dict[Var, Var]) -> None:
+        b, op = self.b, e.op
+        assert isinstance(op, Grad)
+        args = [env[v] for v in e.args]
+        losses, rest = args[: op.n_loss], args[op.n_loss :]
+        wrt, seeds = rest[: op.n_wrt], rest[op.n_wrt :]
+        cut = self._cuts(losses, wrt)
+        rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut), cut)
+        mixed = self.policy.mode == "mixed" and e not in self._reverse_over
+        if mixed and all(v in saved for v in e.outs):
+            values = [saved[v] for v in e.outs]
+        else:
+            values = lower_grad(b, rec)
+        if mixed:
+            marker = Eqn(Alias(), tuple(values + losses + wrt + seeds), tuple(Var(v.type) for v in values), tag="grad")
+            b.append(marker)
+            self.records[marker] = rec
+            self.origin = getattr(self, "origin", {})
+            self.origin[marker] = e
+            env.update(zip(e.outs, marker.outs, strict=True))
+        else:
+            env.update(zip(e.outs, values, strict=True))
+
+    def _cuts(self, losses: list[Var], wrt: list[Var]) -> frozenset[Eqn] | None:
+        """The stops that hold for a gradient taken here; under "inner" each belongs to its first gradient."""
+        if self.policy.stop == "all":
+            return None
+        mine = {e for e in _ancestors(self.b, losses, set(wrt)) if isinstance(e.op, Stop) and e not in self.owned}
+        self.owned |= mine
+        return frozenset(mine)
+
+    def outer_cut(self) -> frozenset[Eqn] | None:
+        """The stops that hold for the gradient of the whole region."""
+        if self.policy.stop == "all":
+            return None
+        return frozenset(e for e in self.eqns if isinstance(e.op, Stop) and e not in self.owned)
+
+    def pull(self, seeds: dict[Var, Var], wrt: Sequence[Var]) -> dict[Var, Var]:
+        """Cotangents of ``wrt`` given those of results (all are values of the builder)."""
+        b = self.b
+        cut = self.outer_cut()
+        passing = frozenset(e for e in self.eqns if cut is not None and isinstance(e.op, Stop) and e not in cut)
+        active = active_vars(self.eqns, wrt, through_stops=passing)
+        cts = {v: c for v, c in seeds.items() if v in active}
+        for e in reversed(self.eqns):
+            if not any(v in cts for v in e.outs):
+                continue
+            rec = self.records.get(e)
+            if rec is None:
+                e = b.current(e)
+                pull_eqn(b, e, cts, active, passing=e in passing)
+            else:
+                try:
+                    self._product(rec, e, cts, active)
+                except NoRule as why:
+                    raise FallBack(self.origin[e], str(why)) from why
+        return cts
+
+    def _product(self, rec: GradRecord, marker: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:
+        """Mixed product of one inner gradient (see the module's head)."""
+        b = self.b
+        directions: dict[Var, Var] = {}
+        for theta, out in zip(rec.wrt, marker.outs, strict=True):
+            if out in cts:
+                directions[theta] = b.add(directions.get(theta), cts[out])
+        inside = {v for e in rec.slice for v in e.outs}
+        stopped = {e.outs[0] for e in rec.slice if isinstance(e.op, Stop) and (rec.cut is None or e in rec.cut)}
+        roots = [t for t in dict.fromkeys(rec.wrt) if t not in inside]
+        others = [
+            v for v in dict.fromkeys(v for e in rec.slice for v in e.inputs)
+            if v in active and v not in roots and (v not in inside or v in stopped)
+        ]  # fmt: skip
+        found = pullback(b, rec.slice, _seeds(b, rec), [*dict.fromkeys(rec.wrt), *others], cut=rec.cut)
+        targets = [v for v in (*roots, *others) if v in found and v in active]
+        seeded = [s for s in rec.seeds if s in active]
+        fence = {*roots, *others, *rec.seeds}
+        wanted = [found[v] for v in targets] + (rec.losses if seeded else [])
+        between = _ancestors(b, wanted, fence)
+        start = {v: t for v, t in directions.items() if v in roots}
+        more = {v: t for v, t in directions.items() if v not in roots}
+        tangents = pushforward(b, between, start, extra=more)
+        for v in targets:
+            t = tangents.get(found[v])
+            if t is not None:
+                cts[v] = b.add(cts.get(v), t)
+        for loss, seed in zip(rec.losses, rec.seeds, strict=True):
+            if seed in active and loss in tangents:
+                cts[seed] = b.add(cts.get(seed), tangents[loss])
+
+
+class FallBack(Exception):
+    """A gradient must be differentiated in reverse over reverse; carries its source equation and the reason."""
+
+    def __init__(self, eqn: Eqn, reason: str) -> None:
+        super().__init__(reason)
+        self.eqn = eqn
+        self.reason = reason
+
+
+def _seeds(b: Builder, rec: GradRecord) -> dict[Var, Var]:
+    seeds: dict[Var, Var] = {}
+    for loss, seed in zip(rec.losses, rec.seeds, strict=True):
+        seeds[loss] = b.add(seeds.get(loss), seed)
+    return seeds
+
+
+def _ancestors(b: Builder, of: Sequence[Var], fence: set[Var]) -> list[Eqn]:
+    """Equations of ``b`` that ``of`` depends on, in order, not looking behind ``fence``."""
+    seen: set[int] = set()
+    todo = [v for v in of if v not in fence]
+    while todo:
+        e = b.producer(todo.pop())
+        if e is None:
+            continue
+        where = b.position[e.outs[0]]
+        if where in seen:
+            continue
+        seen.add(where)
+        todo.extend(v for v in e.inputs if v not in fence)
+    return [b.eqns[i] for i in sorted(seen)]
+
+
+def _slice(b: Builder, losses: list[Var], wrt: list[Var], cut: frozenset[Eqn] | None) -> list[Eqn]:
+    """Equations between ``wrt`` and ``losses``, stops on the way included."""
+    back = _ancestors(b, losses, set())
+    through = False if cut is None else frozenset(e for e in back if isinstance(e.op, Stop) and e not in cut)
+    active = active_vars(back, wrt, through_stops=through)
+    return [e for e in back if any(v in active for v in e.inputs)]
+
+
+def lower_grad(b: Builder, rec: GradRecord) -> list[Var]:
+    """The gradient as ordinary equations (first order); zeros where the loss does not depend on a value."""
+    found = pullback(b, rec.slice, _seeds(b, rec), rec.wrt, cut=rec.cut)
+    return [found[v] if v in found else b.zero(v.type) for v in rec.wrt]
+
+
+def lower_grads(region: Region, policy: Policy) -> Region:
+    """The region with every inner gradient lowered, loop bodies included."""
+    from mlc.passes.loops import map_bodies
+
+    b = Builder(policy=policy)
+    env = {v: b.input(v.type, n) for v, n in zip(region.inputs, _names(region), strict=True)}
+    Tape(b, region, env, Policy("reverse", policy.stop))
+    return map_bodies(b.region([env[v] for v in region.outputs]), lambda r: lower_grads(r, policy))
+
+
+def _names(r: Region) -> tuple[str, ...]:
+    return r.names or tuple("" for _ in r.inputs)

@@ -1,0 +1,148 @@
+"""Reverse mode over equations: cotangents of results become cotangents of inputs, last equation first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from mlc.errors import DifferentiationError
+from mlc.ir.builder import Builder
+from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Var, aten
+from mlc.ir.types import SeqType, TensorType
+from mlc.passes.rules import NoRule, reverse_rule
+
+__all__ = ["active_vars", "pullback", "pull_eqn"]
+
+
+def active_vars(eqns: Iterable[Eqn], wrt: Iterable[Var], *, through_stops: frozenset[Eqn] | bool = False) -> set[Var]:
+    """Values that depend on ``wrt`` differentiably (``wrt`` included)."""
+    active = set(wrt)
+    for e in eqns:
+        if isinstance(e.op, Stop) and not (through_stops is True or (through_stops and e in through_stops)):
+            continue
+        if e.impure:
+            continue
+        if any(v in active for v in e.inputs):
+            active.update(v for v in e.outs if v.type.is_float)
+    return active
+
+
+def pullback(b: Builder, eqns: Sequence[Eqn], seeds: dict[Var, Var], wrt: Sequence[Var],
+             *, cut: frozenset[Eqn] | None = None) -> dict[Var, Var]:  # fmt: skip
+    """Vector-Jacobian product over ``eqns`` (equations of ``b``, in order).
+
+    Args:
+        b: Where derivative equations are emitted.
+        eqns: The equations to differentiate.
+        seeds: Cotangents of results.
+        wrt: Values whose cotangents are wanted.
+        cut: The stops that hold (None: all of them).
+
+    Returns:
+        Cotangents found; a value without one has derivative zero.
+    """
+    through = False if cut is None else frozenset(e for e in eqns if isinstance(e.op, Stop) and e not in cut)
+    active = active_vars(eqns, wrt, through_stops=through)
+    cts = {v: c for v, c in seeds.items() if v in active}
+    for e in reversed(eqns):
+        if any(v in cts for v in e.outs):
+            pull_eqn(b, e, cts, active, passing=bool(through) and e in through)
+    return cts
+
+
+def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passing: bool = False) -> None:
+    """Reverse rule of one equation, any operator; adds to ``cts``."""
+    op = e.op
+    if isinstance(op, Alias) or (isinstance(op, Stop) and passing):
+        _give(b, cts, e.args[0], cts[e.outs[0]], active)
+    elif isinstance(op, (Stop,)) or e.impure:
+        return
+    elif isinstance(op, SafeSqrt):
+        _give(b, cts, e.args[0], _safe_sqrt(b, e, cts[e.outs[0]]), active)
+    elif isinstance(op, Loop):
+        from mlc.passes.loops import pull_loop
+
+        pull_loop(b, e, cts, active)
+    elif isinstance(op, Pack):
+        ct = cts[e.outs[0]]
+        assert isinstance(ct.type, SeqType)
+        for i, v in enumerate(e.args):
+            if v in active:
+                _give(b, cts, v, b.emit(Index(i), (ct,), (ct.type.elem,))[0], active)
+    elif isinstance(op, Index):
+        _pull_index(b, e, cts, active)
+    elif isinstance(op, Custom):
+        _pull_custom(b, e, cts, active)
+    else:
+        _pull_aten(b, e, cts, active)
+
+
+def _give(b: Builder, cts: dict[Var, Var], v: Var, ct: Var, active: set[Var]) -> None:
+    if v in active:
+        cts[v] = _sum(b, cts.get(v), ct)
+
+
+def _sum(b: Builder, a: Var | None, c: Var) -> Var:
+    if a is None or not isinstance(c.type, SeqType):
+        return b.add(a, c)
+    from mlc.passes.loops import add_sequences
+
+    return add_sequences(b, a, c)
+
+
+def _safe_sqrt(b: Builder, e: Eqn, ct: Var) -> Var:
+    """0.5 * ct / y where y > 0, else 0."""
+    y = e.outs[0]
+    t = y.type
+    assert isinstance(t, TensorType)
+    mask_type = TensorType(torch.bool, t.shape, t.stride, t.device)
+    (zero,) = b.emit(aten("eq", "Scalar"), (y, 0), (mask_type,))
+    (half,) = b.emit(aten("mul", "Scalar"), (ct, 0.5), (ct.type,))
+    (quotient,) = b.emit(aten("div", "Tensor"), (half, y), (t,))
+    (out,) = b.emit(aten("masked_fill", "Scalar"), (quotient, zero, 0), (t,))
+    return out
+
+
+def _pull_index(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:
+    """Cotangent of a sequence of which one element is used: zeros elsewhere."""
+    seq = e.args[0]
+    if seq not in active:
+        return
+    assert isinstance(seq.type, SeqType) and isinstance(e.op, Index)
+    n = seq.type.length
+    if n is None:
+        raise DifferentiationError("an element of a sequence of unknown length is differentiated", loc=e.loc)
+    ct = cts[e.outs[0]]
+    zero = b.zero(seq.type.elem)
+    at = e.op.at % n
+    packed = b.emit(Pack(), tuple(ct if i == at else zero for i in range(n)), (seq.type,))[0]
+    cts[seq] = _sum(b, cts.get(seq), packed)
+
+
+def _pull_custom(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:
+    op = e.op
+    assert isinstance(op, Custom)
+    given = [cts[v] if v in cts else b.zero(v.type) for v in e.outs]
+    ins = [*e.args[: op.n_in], *e.outs, *e.args[op.n_in + op.n_out :], *given]
+    grads = iter(b.inline(op.backward, ins, loc=e.loc))
+    for v, has in zip(e.args[: op.n_in], op.present, strict=True):
+        if has:
+            g = next(grads)
+            if type(v) is Var:
+                _give(b, cts, v, g, active)
+
+
+def _pull_aten(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:
+    ins = e.inputs
+    grads_in = [cts[v] for v in e.outs if v in cts]
+    try:
+        rule = reverse_rule(e, tuple([v in active for v in ins]), tuple([cts[v].type if v in cts else None for v in e.outs]))
+    except NoRule as err:
+        raise DifferentiationError(
+            f"no derivative: {err}", loc=e.loc, advice="detach the input of this operator, or compute it differently"
+        ) from err
+    outs = iter(b.inline(rule.region, [*ins, *e.outs, *grads_in], tag="backward", loc=e.loc))
+    for v, has in zip([v for v in ins if v in active], rule.present, strict=True):
+        if has:
+            _give(b, cts, v, next(outs), active)

@@ -1,0 +1,1 @@
+"""Executing plans: stage graphs, loops, draws, the autograd node."""

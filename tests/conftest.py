@@ -1,0 +1,33 @@
+"""What every test stands on: one thread, no network, fixed seeds, and markers that skip by themselves."""
+
+import os
+
+# Before transformers is imported: models are built with random weights, and nothing may look for a hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hypothesis
+import pytest
+import torch
+
+# One thread: sums come in one order on every machine, and the small graphs of the tests run faster so.
+torch.set_num_threads(1)
+
+# Compile times differ by machine, so no deadline; the same examples at every run.
+hypothesis.settings.register_profile("mlc", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("mlc")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Start every test from the same random state, whichever tests ran before it."""
+    torch.manual_seed(0)

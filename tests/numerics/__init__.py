@@ -1,0 +1,1 @@
+"""Numerics and semantics acceptance: compiled loops against independent float64 references."""

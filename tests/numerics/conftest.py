@@ -1,0 +1,25 @@
+"""Everything here runs in float64: also the constants that optimizers and modules create themselves."""
+
+import importlib
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _double_precision() -> Iterator[None]:
+    before, threads = torch.get_default_dtype(), torch.get_num_threads()
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(before)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def mlc() -> ModuleType:
+    """The compiler under test, imported late so that the references can be validated without it."""
+    return importlib.import_module("mlc")
