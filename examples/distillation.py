@@ -8,12 +8,11 @@ opponents are ten real images, one per digit, and the ten class means, with the 
     mlc run examples/distillation.py          # the images go to build/distillation.png
 """
 
-import struct
-import zlib
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -77,26 +76,14 @@ def load():
     return (x[:1300], y[:1300]), (x[1300:], y[1300:])
 
 
-def save_png(rows, path, zoom=16):
-    """Rows of ten 8x8 images as a grey PNG file, each image stretched from black to white."""
+def save_picture(rows, path, zoom=16):
+    """Rows of ten 8x8 images, each image stretched from black to white."""
     low, high = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
     tiles = ((rows - low) / (high - low) * 255).byte().view(-1, 10, 8, 8)
     tiles = F.pad(tiles, (1, 1, 1, 1), value=128)
-    grey = tiles.transpose(1, 2).reshape(-1, 100)
-    grey = grey.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
-    height, width = grey.shape
-    lines = b"".join(b"\0" + bytes(line) for line in grey.tolist())
-    chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0),
-        b"IDAT": zlib.compress(lines),
-        b"IEND": b"",
-    }
+    picture = Image.fromarray(tiles.transpose(1, 2).reshape(-1, 100).numpy())
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        for kind, body in chunks.items():
-            file.write(struct.pack(">I", len(body)) + kind + body)
-            file.write(struct.pack(">I", zlib.crc32(kind + body)))
+    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)
 
 
 def example_args():
@@ -118,7 +105,7 @@ def main(outer_steps=300, seed=0, picture=PICTURE):
     result = {name: evaluate(model, images, *test) for name, images in sets.items()}
     for name, accuracy in result.items():
         print(f"test accuracy after training on {name:20s}{accuracy:.3f}")
-    save_png(torch.stack([sets["ten real images"], sets["ten learned images"]]), Path(picture))
+    save_picture(torch.stack([sets["ten real images"], sets["ten learned images"]]), Path(picture))
     print(f"real (above) and learned images: {picture}")
     return result
 

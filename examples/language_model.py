@@ -24,6 +24,8 @@ import mlc
 
 SOURCES = "docstrings", "code", "tables", "shuffled"
 ALPHABET = "\n" + string.printable[:95]
+MODULES = """argparse ast bdb configparser contextlib dataclasses difflib doctest enum functools heapq
+    inspect optparse pickle random shutil statistics string subprocess tarfile textwrap threading typing"""
 CONTEXT = 48
 
 
@@ -64,7 +66,7 @@ class Block(nn.Module):
 class CharacterModel(nn.Module):
     """A decoder-only transformer over characters."""
 
-    def __init__(self, width=48, heads=4, layers=2):
+    def __init__(self, width=32, heads=4, layers=2):
         super().__init__()
         self.embed = nn.Embedding(len(ALPHABET), width)
         self.position = nn.Parameter(0.02 * torch.randn(CONTEXT, width))
@@ -75,29 +77,26 @@ class CharacterModel(nn.Module):
         return self.head(self.norm(self.blocks(self.embed(text) + self.position)))
 
 
-def load(seed=0):
+def load():
     """({source: characters}, validation characters, test characters), each a 1-d tensor."""
     library = Path(sysconfig.get_path("stdlib"))
-    names = "argparse ast bdb cgitb configparser dataclasses difflib doctest functools heapq inspect "
-    names += "pathlib pickle random shutil statistics subprocess textwrap threading typing zipfile"
     docs, code = [], []
-    for path in [library / f"{name}.py" for name in names.split()]:
-        if not path.exists():
-            continue
+    for name in MODULES.split():
+        path = library / f"{name}.py"
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                if text := ast.get_docstring(node):
-                    docs.append(text)
-                    node.body[0] = ast.Pass()
+            named = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            if named and (text := ast.get_docstring(node)):
+                docs.append(text)
+                node.body[0] = ast.Pass()
         code.append(ast.unparse(tree))
     tables = [path.read_text(encoding="utf-8") for path in sorted(library.glob("encodings/cp*.py"))]
     shuffled = list("\n\n".join(docs))
-    random.Random(seed).shuffle(shuffled)
+    random.Random(0).shuffle(shuffled)
     texts = ["\n\n".join(docs), "\n\n".join(code), "".join(tables), "".join(shuffled)]
     manual = encode("\n\n".join(pydoc_data.topics.topics.values()))
     half = len(manual) // 2
-    return dict(zip(SOURCES, map(encode, texts))), manual[:half], manual[half:]
+    return dict(zip(SOURCES, map(encode, texts), strict=True)), manual[:half], manual[half:]
 
 
 def encode(text):
@@ -111,7 +110,7 @@ def cut(text, count):
     return text[start + torch.arange(CONTEXT + 1)]
 
 
-def draw_batches(sources, steps, size=8):
+def draw_batches(sources, steps, size=6):
     """Batches of (text, source) with ``size`` rows from each source."""
     source = torch.arange(len(sources)).repeat_interleave(size)
     return [(torch.cat([cut(t, size) for t in sources.values()]), source) for _ in range(steps)]
@@ -121,5 +120,41 @@ def example_args():
     torch.manual_seed(0)
     sources, val, _ = load()
     model, logits = CharacterModel(), torch.zeros(len(sources), requires_grad=True)
-    opt = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    return model, opt, logits, draw_batches(sources, 3, size=2), cut(val, 8)
+    opt = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    return model, opt, logits, draw_batches(sources, 3, size=4), cut(val, 8)
+
+
+def fit(sources, val, windows, learn_weights, seed=0):
+    """Train a model for ``windows`` x 5 steps; returns it and the weights of the sources."""
+    torch.manual_seed(seed)
+    model, logits = CharacterModel(), torch.zeros(len(sources), requires_grad=True)
+    opt = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    meta_opt = torch.optim.Adam([logits], lr=0.2)
+    for _ in range(windows):
+        batches, val_text = draw_batches(sources, 5), cut(val, 32)
+        if learn_weights:
+            meta_opt.zero_grad()
+            validate_after_training(model, opt, logits, batches, val_text).backward()
+            meta_opt.step()
+        else:
+            train(model, opt, logits.detach(), batches, val_text)
+    return model, torch.softmax(logits, 0).tolist()
+
+
+def main(windows=60, seed=0):
+    sources, val, test = load()
+    torch.manual_seed(1)
+    test_text = cut(test, 512)
+    result = {}
+    for name, learn_weights in (("equal weights", False), ("learned weights", True)):
+        model, weights = fit(sources, val, windows, learn_weights, seed)
+        with torch.no_grad():
+            loss = sequence_losses(model, test_text).mean().item()
+        print(f"{name:16s} manual {loss:.3f} nats per character, weights: ", end="")
+        print("  ".join(f"{s} {w:.3f}" for s, w in zip(sources, weights, strict=True)))
+        result[name] = {"loss": loss, "weights": dict(zip(sources, weights, strict=True))}
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -57,9 +57,8 @@ def evaluate(model, rates, data, held_out, runs=10):
 
 
 def make_net():
-    sizes = [64, 64, 64, 64, 10]
-    layers = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.Tanh())]
-    return nn.Sequential(*layers[:-1])
+    hidden = [layer for _ in range(3) for layer in (nn.Linear(64, 64), nn.Tanh())]
+    return nn.Sequential(*hidden, nn.Linear(64, 10))
 
 
 def reset(model):

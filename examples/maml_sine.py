@@ -47,7 +47,8 @@ def meta_train(model, outer_steps):
 def train_jointly(model, outer_steps):
     opt = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(outer_steps):
-        x, y, query_x, query_y = (torch.cat(t) for t in zip(*[draw_task() for _ in range(4)]))
+        tasks = [draw_task() for _ in range(4)]
+        x, y, query_x, query_y = (torch.cat(t) for t in zip(*tasks, strict=True))
         opt.zero_grad()
         F.mse_loss(model(torch.cat([x, query_x])), torch.cat([y, query_y])).backward()
         opt.step()

@@ -38,9 +38,7 @@ def train_reweighted(data, windows, seed=0):
     meta_opt = torch.optim.Adam([logits], lr=0.3)
     for _ in range(windows):
         meta_opt.zero_grad()
-        loss = validate_after_training(
-            model, opt, logits, draw_batches(data, 5), data.val_x, data.val_y
-        )
+        loss = validate_after_training(model, opt, logits, draw_batches(data, 5), data.val_x, data.val_y)
         loss.backward()  # logits.grad is the gradient through the five steps just taken
         meta_opt.step()
     return model, torch.sigmoid(logits).detach()

@@ -8,6 +8,13 @@ import pytest
 import torch
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for a `program` runs on every program of its module's SUITE."""
+    if "program" in metafunc.fixturenames:
+        programs = metafunc.module.SUITE
+        metafunc.parametrize("program", programs, ids=[program.name for program in programs])
+
+
 @pytest.fixture(autouse=True)
 def _double_precision() -> Iterator[None]:
     before, threads = torch.get_default_dtype(), torch.get_num_threads()

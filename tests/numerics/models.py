@@ -91,6 +91,11 @@ def train_loss(model: Any, meta: Meta, x: Tensor, y: Tensor) -> Tensor:
     return meta(F.cross_entropy(model(x), y, reduction="none"), y) + meta.penalty(model.parameters())
 
 
+def val_loss(model: Any, val: tuple[Tensor, Tensor]) -> Tensor:
+    """The outer loss."""
+    return F.cross_entropy(model(val[0]), val[1])
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, CLASSES))
 

@@ -6,7 +6,7 @@ only through it.
 
 from typing import Any
 
-import torch.optim as O  # noqa: N812
+import torch.optim as O
 
 EPS = 1e-3
 
@@ -33,11 +33,17 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "adamw_fused": (O.AdamW, {"lr": 0.05, "eps": EPS, "fused": True, "weight_decay": 0.1}),
     "nadam": (O.NAdam, {"lr": 0.05, "eps": EPS}),
     "nadam_decay": (O.NAdam, {"lr": 0.05, "eps": EPS, "weight_decay": 0.05, "momentum_decay": 0.1}),
-    "nadam_decoupled": (O.NAdam, {"lr": 0.05, "eps": EPS, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "nadam_decoupled": (
+        O.NAdam,
+        {"lr": 0.05, "eps": EPS, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ),
     "nadam_maximize": (O.NAdam, {"lr": 0.01, "eps": EPS, "maximize": True}),
     "radam": (O.RAdam, {"lr": 0.05, "eps": EPS, "betas": (0.9, 0.99)}),
     "radam_decay": (O.RAdam, {"lr": 0.05, "eps": EPS, "weight_decay": 0.05, "betas": (0.5, 0.9)}),
-    "radam_decoupled": (O.RAdam, {"lr": 0.05, "eps": EPS, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "radam_decoupled": (
+        O.RAdam,
+        {"lr": 0.05, "eps": EPS, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ),
     "radam_maximize": (O.RAdam, {"lr": 0.01, "eps": EPS, "maximize": True}),
     "adamax": (O.Adamax, {"lr": 0.05, "eps": EPS}),
     "adamax_decay": (O.Adamax, {"lr": 0.05, "eps": EPS, "weight_decay": 0.05, "betas": (0.8, 0.7)}),

@@ -86,9 +86,6 @@ class Suite(list[Program]):
 
         return keep
 
-    def parametrize(self) -> pytest.MarkDecorator:
-        return pytest.mark.parametrize("program", list(self), ids=lambda program: program.name)
-
 
 def total(out: Any) -> Tensor:
     """One scalar that depends on every differentiable output, each with its own factor."""
@@ -116,7 +113,7 @@ def moved(program: Program, direction: Mapping[str, Tensor], step: float) -> flo
     for n, t in setup.meta.items():
         t.data.add_(direction[n], alpha=step)
     run = setup.loop if program.referee == "loop" else setup.reference
-    return float(total(run(**setup.args)))
+    return float(total(run(**setup.args)).detach())
 
 
 def check_reference(program: Program) -> None:
@@ -128,7 +125,9 @@ def check_reference(program: Program) -> None:
     assert any(g.abs().max() > 0 for g in grads.values()), "the reference has no gradient at all"
     if program.eager:
         plain = program.fresh()
-        assert float(total(plain.loop(**plain.args))) == pytest.approx(float(value), rel=1e-11, abs=1e-13)
+        assert float(total(plain.loop(**plain.args)).detach()) == pytest.approx(
+            float(value.detach()), rel=1e-11, abs=1e-13
+        )
         assert torch.equal(torch.get_rng_state(), state), "the reference draws otherwise than the loop"
     if program.referee == "none":
         return
@@ -151,7 +150,9 @@ def check_compiled(program: Program, mlc: ModuleType) -> None:
         same(describe(out), describe(expected), "output", rel=max(1e-10, program.tolerance))
         assert torch.equal(draws, torch.get_rng_state()), "the random state differs from the loop's"
         for name in plain.args:
-            same(describe(setup.args[name]), describe(plain.args[name]), name, rel=max(1e-9, program.tolerance))
+            same(
+                describe(setup.args[name]), describe(plain.args[name]), name, rel=max(1e-9, program.tolerance)
+            )
     assert all(t.grad is None for t in setup.meta.values() if t.is_leaf), "meta-parameters got an inner .grad"
     error, name = worst(gradients(value, setup.meta), reference_gradients(program))
     assert error <= program.tolerance, f"{name}: relative error {error:.2e}"
@@ -172,7 +173,9 @@ def same(one: Any, two: Any, where: str, rel: float = 1e-9) -> None:
         assert one.shape == two.shape, where
         assert one.dtype == two.dtype, where
         assert one.requires_grad == two.requires_grad, f"{where}.requires_grad"
-        torch.testing.assert_close(one.detach(), two.detach(), rtol=rel, atol=1e-12, msg=lambda m: f"{where}: {m}")
+        torch.testing.assert_close(
+            one.detach(), two.detach(), rtol=rel, atol=1e-12, msg=lambda m: f"{where}: {m}"
+        )
     elif isinstance(two, Mapping):
         assert one.keys() == two.keys(), where
         for k in two:

@@ -9,6 +9,7 @@ so that neither round-off nor curvature nor one kink decides. Nothing here impor
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -116,11 +117,10 @@ def directional(f: Callable[[float], float], steps: Sequence[float] = STEP_SIZES
     Neighbouring step sizes are also extrapolated (Richardson), which removes the quadratic term.
     """
     slopes = [(f(h) - f(-h)) / (2 * h) for h in steps]
-    better = [
-        (fine * (a / b) ** 2 - coarse) / ((a / b) ** 2 - 1)
-        for (a, coarse), (b, fine) in zip(zip(steps, slopes), zip(steps[1:], slopes[1:]))
-    ]
-    candidates = [*zip(slopes, slopes[1:]), *zip(better, better[1:])]
+    ratios = [(a / b) ** 2 for a, b in pairwise(steps)]
+    pairs = zip(ratios, pairwise(slopes), strict=True)
+    better = [(r * fine - coarse) / (r - 1) for r, (coarse, fine) in pairs]
+    candidates = [*pairwise(slopes), *pairwise(better)]
     one, two = min(candidates, key=lambda pair: abs(pair[0] - pair[1]))
     return (one + two) / 2, abs(one - two)
 

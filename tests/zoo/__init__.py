@@ -1,0 +1,1 @@
+"""Tiny copies of real architectures, and the hypergradient through each."""

@@ -1,0 +1,354 @@
+"""From one call of the user's function to a flat recording: equations, outside tensors, outputs, effects."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
+
+from mlc.errors import CaptureError, MlcError
+from mlc.frames import Sites
+from mlc.ir.core import Eqn, Var
+from mlc.ir.types import Loc
+from mlc.iterables import Source, Sources, loader_patches, substitute
+from mlc.optimizers import restore_flags
+from mlc.patches import _ours, _set, patched
+from mlc.roots import Path, Roots, walk
+from mlc.scalars import TracedScalar
+from mlc.state import Change, Watch
+from mlc.tracer import External, Step, Tracer
+
+__all__ = ["Recording", "record"]
+
+
+@dataclass
+class Effect:
+    """Something of the user's that the call leaves changed.
+
+    ``kind``: ``"copy"`` (write the value into ``owner``, a tensor), ``"grad"`` (set ``owner.grad``), or the kinds of
+    :class:`~mlc.state.Change`.  ``value`` is a tree whose tensors are replaced by :class:`Ref`.
+    """
+
+    kind: str
+    owner: Any
+    path: Path | None
+    key: Any
+    value: Any
+    key_path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Position of a value among the results of the program; ``number``: as a Python number; ``same``: this object."""
+
+    index: int
+    number: bool = False
+    param: bool = False
+
+
+@dataclass
+class Recording:
+    """One traced call."""
+
+    eqns: list[Eqn]
+    externals: list[External]
+    results: list[Var]
+    n_outputs: int
+    out_spec: Any
+    out_leaves: list[Any]
+    effects: list[Effect]
+    sources: list[Source]
+    steps: list[Step]
+    roots: Roots
+    reusable: bool
+    notes: list[str]
+    guards: list[tuple[External, Any]]
+    grad_guards: list[tuple[Path | None, Tensor, bool]]
+    function: str
+    loc: Loc | None
+    stops: list[Eqn] = field(default_factory=list)
+    ignore: set[Path] = field(default_factory=set)
+    bits: list[Var] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def _iterators_elsewhere(fn: Any, roots: Roots, sources: Sources) -> Iterator[None]:
+    """Iterators in closures, globals and attributes, replaced for the time of the trace."""
+    undo: list[Callable[[], None]] = []
+
+    def cell(c: Any, old: Any) -> Callable[[], None]:
+        def put() -> None:
+            c.cell_contents = old
+
+        return put
+
+    def put_global(scope: dict[str, Any], name: str, old: Any) -> Callable[[], None]:
+        return lambda: scope.__setitem__(name, old)
+
+    try:
+        f = fn.__func__ if isinstance(fn, types.MethodType) else fn
+        for path, x in [*roots.iterators.items(), *roots.batches.items()]:
+            if path[0] == "args" or not isinstance(f, types.FunctionType):
+                continue
+            new = substitute(x, path, roots.batches, roots.iterators, sources)
+            if new is x:
+                continue
+            if path[:2] == ("fn", "closure") and len(path) == 3:
+                c = (f.__closure__ or ())[f.__code__.co_freevars.index(path[2])]
+                undo.append(cell(c, x))
+                c.cell_contents = new
+            elif path[0] == "globals" and len(path) == 3 and f.__globals__.get(path[2]) is x:
+                undo.append(put_global(f.__globals__, path[2], x))
+                f.__globals__[path[2]] = new
+        yield
+    finally:
+        for u in undo:
+            u()
+
+
+@contextlib.contextmanager
+def _zero_grad(tracer: Tracer, active: Callable[[], bool]) -> Iterator[None]:
+    opt_zero, mod_zero = torch.optim.Optimizer.zero_grad, torch.nn.Module.zero_grad
+
+    def zero(original: Any, params: Callable[[Any], Iterator[Tensor]]) -> Any:
+        def run(self: Any, set_to_none: bool = True) -> None:
+            if not active() or not set_to_none:
+                original(self, set_to_none)
+                return
+            for p in params(self):
+                tracer.set_grad(p, None)
+
+        return run
+
+    with (
+        _set(torch.optim.Optimizer, "zero_grad", zero(opt_zero, lambda o: (p for g in o.param_groups for p in g["params"]))),
+        _set(torch.nn.Module, "zero_grad", zero(mod_zero, lambda m: m.parameters())),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _rng_kept() -> Iterator[None]:
+    """Leave every default generator as it was."""
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    py = random.getstate()
+    np = sys.modules.get("numpy")
+    host = np.random.get_state() if np is not None else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        random.setstate(py)
+        if np is not None:
+            np.random.set_state(host)
+
+
+def _call(tracer: Tracer, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    tracer.sites.begin(sys._getframe())
+    return fn(*args, **kwargs)
+
+
+def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], roots: Roots | None = None) -> Recording:
+    """Trace one call.  Nothing of the user's is changed, whether it succeeds or not.
+
+    Raises:
+        CaptureError: when something in the loop cannot be represented exactly.
+    """
+    roots = roots or walk(fn, args, kwargs)
+    tracer = Tracer(roots.tensors)
+    sources = Sources(tracer, roots.loaders)
+    sources.known_objects = {id(o) for o in roots.objects.values()} | {id(o) for o in roots.modules.values()}  # type: ignore[attr-defined]
+    watch = Watch(roots)
+    active = _ours(tracer)
+    iterate, length = loader_patches(sources, roots.loaders, active)
+    batches, iterators = roots.batches, roots.iterators
+    new_args = tuple(substitute(a, ("args", i), batches, iterators, sources) for i, a in enumerate(args))
+    new_kwargs = {k: substitute(v, ("args", k), batches, iterators, sources) for k, v in kwargs.items()}
+    host = None
+    try:
+        with contextlib.ExitStack() as stack:
+            put = stack.enter_context
+            put(_quiet())
+            put(_rng_kept())
+            put(patched(tracer))
+            put(_zero_grad(tracer, active))
+            put(_set(DataLoader, "__iter__", iterate))
+            put(_set(DataLoader, "__len__", length))
+            put(_iterators_elsewhere(fn, roots, sources))
+            put(sdpa_kernel(SDPBackend.MATH))
+            put(torch.backends.mkldnn.flags(enabled=False))
+            put(torch.enable_grad())
+            put(_eager_dynamo())
+            with tracer:
+                out = _call(tracer, fn, new_args, new_kwargs)
+                sources.check_random()
+                tracer.sites.end()
+                host = _finish(tracer, fn, out, roots, watch, sources)
+    except MlcError:
+        raise
+    except Exception as e:
+        raise _explain(e, tracer) from e
+    finally:
+        for saved in tracer.flags:
+            restore_flags(saved)
+        watch.restore()
+        tracer.sites.end()
+    after = walk(fn, args, kwargs)
+    host.ignore = _changed(roots, after)
+    _clean(tracer)
+    return host
+
+
+@contextlib.contextmanager
+def _eager_dynamo() -> Iterator[None]:
+    stance = getattr(torch.compiler, "set_stance", None)
+    if stance is None:
+        yield
+        return
+    with stance("force_eager"):
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Schedulers warn when optimizer.step was not called through their wrapper; ours is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+        warnings.filterwarnings("ignore", message=".*TF32 acceleration on top of oneDNN.*")
+        warnings.filterwarnings("ignore", message=".*The .grad attribute of a Tensor that is not a leaf.*")
+        yield
+
+
+def _explain(e: Exception, tracer: Tracer) -> CaptureError:
+    """An exception of the user's code or of torch while tracing, with the user's line."""
+    from mlc.frames import is_user_code
+
+    loc = None
+    tb = e.__traceback__
+    while tb is not None:
+        code = tb.tb_frame.f_code
+        if is_user_code(code):
+            loc = Loc(code.co_filename, tb.tb_lineno, code.co_name)
+        tb = tb.tb_next
+    text = str(e).strip().split("\n")[0]
+    advice = "run the function without mlc to see whether it fails there as well"
+    if "grad can be implicitly created only for scalar" in text:
+        advice = "reduce the loss to a scalar (.mean() or .sum()) before backward()"
+    return CaptureError(f"{type(e).__name__} while tracing: {text}", loc=loc, advice=advice)
+
+
+def _changed(before: Roots, after: Roots) -> set[Path]:
+    """Paths of Python state that the traced body itself changed (other than optimizers' and schedulers')."""
+    a = {k[0]: k[1:] for k in before.key}
+    b = {k[0]: k[1:] for k in after.key}
+    kept = [*before.optimizers, *before.schedulers]
+    out = set()
+    for path in {*a, *b}:
+        if a.get(path) != b.get(path) and not any(path[: len(p)] == p for p in kept):
+            out.add(path)
+    return out
+
+
+def _clean(tracer: Tracer) -> None:
+    """Drop what only tracing needed."""
+    tracer.handles.clear()
+    tracer.grads.clear()
+
+
+def _finish(tracer: Tracer, fn: Any, out: Any, roots: Roots, watch: Watch, sources: Sources) -> Recording:
+    """Collect results and effects (still under the tracer, so that views can be derived)."""
+    results: list[Var] = []
+
+    def ref(x: Any) -> Any:
+        if isinstance(x, TracedScalar):
+            results.append(tracer.value(tracer.handle(x.tensor)))
+            return Ref(len(results) - 1, number=True)
+        if isinstance(x, Tensor):
+            h = tracer.handle(x)
+            v = tracer.value(h)
+            if not tracer.carries(x, h) and v.mask and v.type.is_float:
+                v = tracer._stop(v, h)
+            results.append(v)
+            return Ref(len(results) - 1)
+        return x
+
+    leaves, spec = pytree.tree_flatten(out)
+    out_leaves = [ref(x) for x in leaves]
+    n_outputs = len(results)
+    effects = _effects(tracer, roots, watch, results)
+    reusable, notes = _reuse(sources)
+    code = getattr(fn, "__code__", None) or getattr(getattr(fn, "__func__", None), "__code__", None)
+    loc = Loc(code.co_filename, code.co_firstlineno, code.co_name) if code is not None else None
+    grad_guards = [(roots.tensors.get(id(t)), t, none) for t, none in tracer.grad_reads.values()]
+    return Recording(
+        tracer.builder.eqns, list(tracer.externals.values()), results, n_outputs, spec, out_leaves, effects,
+        sources.all, tracer.steps, roots, reusable, notes, tracer.guards, grad_guards,
+        getattr(fn, "__name__", "program"), loc, tracer.stop_log, set(), tracer.bit_var,
+    )  # fmt: skip
+
+
+def _reuse(sources: Sources) -> tuple[bool, list[str]]:
+    notes = []
+    if sources.host_random:
+        notes.append("traced anew at every call: the loop draws from Python's or NumPy's random generator")
+    if any(s.mixed for s in sources.all):
+        notes.append("traced anew at every call: an iterable yields values that are not tensors, or is made in the call")
+    return not notes, notes
+
+
+def _effects(tracer: Tracer, roots: Roots, watch: Watch, results: list[Var]) -> list[Effect]:
+    """Final values of everything of the user's that the loop wrote."""
+    effects: list[Effect] = []
+
+    def value(x: Any) -> Any:
+        if isinstance(x, TracedScalar):
+            x_t, number = x.tensor, True
+        elif isinstance(x, Tensor):
+            x_t, number = x, False
+        elif isinstance(x, dict):
+            return {k: value(v) for k, v in x.items()}
+        elif isinstance(x, (list, tuple)):
+            return type(x)(value(v) for v in x)
+        else:
+            return x
+        if id(x_t) in tracer.externals and not number:
+            return x_t
+        results.append(tracer.value(tracer.handle(x_t)))
+        return Ref(len(results) - 1, number=number, param=x_t.requires_grad)
+
+    for ext in list(tracer.externals.values()):
+        if ext.written:
+            results.append(ext.handle.storage.var)
+            effects.append(Effect("copy", ext.tensor, ext.path, None, Ref(len(results) - 1)))
+    for t, g in list(tracer.grads.values()):
+        ext_ = tracer.externals.get(id(t))
+        if ext_ is None or not t.is_leaf or not ext_.written:
+            continue
+        effects.append(Effect("grad", t, ext_.path, None, None if g is None else value(g)))
+    for c in watch.changes():
+        effects.append(_effect_of(c, roots, value))
+    return effects
+
+
+def _effect_of(c: Change, roots: Roots, value: Callable[[Any], Any]) -> Effect:
+    if c.kind == "state":
+        p, name = c.key
+        return Effect("state", c.owner, c.path, (p, name), value(c.value), roots.tensors.get(id(p)))
+    return Effect(c.kind, c.owner, c.path, c.key, value(c.value))
+
+
+_ = Sites

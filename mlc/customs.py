@@ -1,0 +1,116 @@
+"""Custom ``autograd.Function``: the forward is recorded as it runs, the user's backward becomes its gradient rule.
+
+The backward is traced with gradients enabled, so its own derivative is PyTorch's double backward: saved inputs and
+outputs carry derivatives, intermediate results that the forward saved under ``no_grad`` do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mlc.errors import CaptureError, MlcError
+from mlc.ir.builder import Builder
+from mlc.ir.core import Custom, Eqn, Region, Var
+from mlc.ir.record import Storage
+from mlc.ir.types import TensorType
+
+if TYPE_CHECKING:
+    from mlc.tracer import Tracer
+
+__all__ = ["apply_custom"]
+
+
+def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """``cls.apply(*args)`` while tracing."""
+    ins = [a for a in args if isinstance(a, Tensor)]
+    tracked = torch.is_grad_enabled() and any(tracer.carries(t, tracer.handle(t)) for t in ins)
+    in_vars = [tracer.read(t, tracked) for t in ins]
+    out = apply(cls, *args, **kwargs)
+    outs = [t for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor)]
+    found = next((t.grad_fn for t in outs if t.grad_fn is not None), None)
+    if not tracked or found is None or not hasattr(found, "saved_tensors"):
+        return out
+    if getattr(cls.backward, "__code__", None) is not None and cls.backward.__code__.co_filename.endswith(
+        "torch/autograd/function.py"
+    ):
+        raise CaptureError(
+            f"{cls.__name__} is marked once_differentiable: its gradient has no derivative", loc=tracer.place(),
+            advice="write a backward made of differentiable torch operators and remove the mark",
+        )  # fmt: skip
+    raw = [tracer.value(tracer.handle(t)) for t in outs]
+    mask = 0
+    for v in in_vars:
+        mask |= v.mask
+    results = []
+    for t, r in zip(outs, raw, strict=True):
+        v = Var(r.type, mask if r.type.is_float else 0)
+        h = tracer.handle(t)
+        if h.chain or any(h.storage is tracer.handle(i).storage for i in ins):
+            h.storage, h.chain = Storage(v), ()
+        else:
+            h.storage.var = v
+        h.cached = None
+        results.append(v)
+    backward, extra, present = _trace_backward(tracer, cls, found, args, in_vars, results)
+    loc, site = tracer.locate()
+    op = Custom(cls.__name__, backward, len(in_vars), len(results), present)
+    tracer.builder.append(Eqn(op, (*in_vars, *raw, *extra), tuple(results), (), loc, tracer.tag, site))
+    return out
+
+
+def _trace_backward(tracer: Tracer, cls: Any, ctx: Any, args: Any, in_vars: list[Var], results: list[Var],
+                    ) -> tuple[Region, list[Var], tuple[bool, ...]]:  # fmt: skip
+    saved = tracer.builder, tracer._stops, tracer._views
+    tracer.builder, tracer._stops, tracer._views = Builder(merge=False), dict(saved[1]), dict(saved[2])
+    try:
+        cts = [tracer.fresh(Var(_plain(v.type))) for v in results]
+        ct_vars = [tracer.value(tracer.handle(t)) for t in cts]
+        with torch.enable_grad():
+            grads = cls.backward(ctx, *cts)
+        grads = grads if isinstance(grads, tuple) else (grads,)
+        wanted = [g for a, g in zip(args, grads, strict=False) if isinstance(a, Tensor)]
+        outputs = []
+        for g, v in zip(wanted, in_vars, strict=True):
+            if g is not None:
+                assert isinstance(v.type, TensorType)
+                outputs.append(tracer._fit(tracer.value(tracer.handle(g)), v.type))
+        eqns = tuple(tracer.builder.eqns)
+    except MlcError:
+        raise
+    except Exception as e:
+        raise CaptureError(
+            f"the backward of {cls.__name__} cannot be traced: {e}", loc=tracer.place(),
+            advice="write it with torch operators on the saved tensors",
+        ) from e  # fmt: skip
+    finally:
+        tracer.builder, tracer._stops, tracer._views = saved
+    inside = {o for e in eqns for o in e.outs}
+    given = {*in_vars, *results, *ct_vars}
+    free = dict.fromkeys(v for e in eqns for v in e.inputs if v not in inside and v not in given)
+    free.update((v, None) for v in outputs if v not in inside and v not in given)
+    region = _region(in_vars, results, list(free), ct_vars, eqns, outputs)
+    return region, list(free), tuple(g is not None for g in wanted)
+
+
+def _plain(t: Any) -> TensorType:
+    from mlc.ir.builder import contiguous
+
+    assert isinstance(t, TensorType)
+    return TensorType(t.dtype, t.shape, contiguous(t.shape), t.device)
+
+
+def _region(ins: list[Var], outs: list[Var], free: list[Var], cts: list[Var], eqns: tuple[Eqn, ...],
+            outputs: list[Var]) -> Region:  # fmt: skip
+    """Close over values: fresh input for each (an input may be given twice)."""
+    b = Builder(merge=False)
+    env: dict[Var, Var] = {}
+    for v in (*ins, *outs, *free, *cts):
+        fresh = b.input(v.type)
+        env.setdefault(v, fresh)
+    for e in eqns:
+        b.copy_eqn(e, env)
+    return b.region([env[v] for v in outputs])

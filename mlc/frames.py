@@ -1,0 +1,154 @@
+"""Where the user's code is, and which iteration of which of their loops it is in.
+
+Loops are found from the running frames: a backward jump in the bytecode of a user's frame starts a new iteration.
+That needs no source transformation and no tracing function, sees ``for`` and ``while`` alike, and ignores loops of
+libraries (layers of ``nn.Sequential``, parameters of an optimizer), which are not loops of the program.
+"""
+
+from __future__ import annotations
+
+import dis
+import itertools
+import os
+import site as _site
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from functools import cache
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+
+from mlc.ir.types import Loc
+
+__all__ = ["Site", "Sites", "is_user_code"]
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_LIBRARIES = tuple(
+    os.path.realpath(p) + os.sep
+    for p in {*sysconfig.get_paths().values(), *_site.getsitepackages(), os.path.dirname(os.__file__)}
+    if p and p not in ("/", sys.prefix, sys.base_prefix)
+)
+_DISPATCH = (_HERE, os.path.join(os.path.dirname(torch.__file__), "_compile.py"))  # under which an operator runs
+_COROUTINE = 0x20 | 0x80 | 0x100 | 0x200
+
+
+@cache
+def is_user_code(code: CodeType) -> bool:
+    """Whether code belongs to the user (not to mlc, an installed package or the standard library)."""
+    file = code.co_filename
+    if file.startswith("<") and "ipython" not in file and file not in ("<stdin>", "<string>"):
+        return False
+    real = os.path.realpath(file)
+    return not (real.startswith(_HERE) or real.startswith(_LIBRARIES))
+
+
+@cache
+def _loops(code: CodeType) -> tuple[tuple[int, int], ...]:
+    """Byte ranges of the loops of a code object, outermost first."""
+    ends: dict[int, int] = {}
+    if code.co_flags & _COROUTINE:
+        return ()
+    for i in dis.get_instructions(code):
+        if "JUMP_BACKWARD" in i.opname and "NO_INTERRUPT" not in i.opname and isinstance(i.argval, int):
+            ends[i.argval] = max(ends.get(i.argval, 0), i.offset)
+    return tuple(sorted(ends.items(), key=lambda r: (r[0], -r[1])))
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Loop iterations around an equation, outermost first, and its place in the innermost.
+
+    Attributes:
+        path: ``(loop instance, iteration)`` pairs.
+        key: Byte offsets of the user's frames: equal for the same instruction in different iterations.
+    """
+
+    path: tuple[tuple[int, int], ...]
+    key: tuple[Any, ...]
+
+
+@dataclass
+class _Frame:
+    frame: FrameType
+    last: int = -1
+    loops: list[list[int]] = field(default_factory=list)  # [start, end, instance, iteration]
+
+
+class Sites:
+    """Follows the user's frames between recorded events."""
+
+    def __init__(self) -> None:
+        self.base: FrameType | None = None
+        self._stack: list[_Frame] = []
+        self._under: FrameType | None = None
+        self._ids = itertools.count()
+        self._cached: tuple[Any, Site, Loc | None] | None = None
+
+    def begin(self, base: FrameType) -> None:
+        """Frames called from ``base`` are the user's."""
+        self.base = base
+
+    def end(self) -> None:
+        """Forget all frames."""
+        self.base = self._under = self._cached = None
+        self._stack.clear()
+
+    def here(self) -> tuple[Loc | None, Site | None]:
+        """Place of the running user code and its loop iterations."""
+        frames: list[FrameType] = []
+        f: FrameType | None = sys._getframe(1)
+        while f is not None and f is not self.base:
+            frames.append(f)
+            f = f.f_back
+        if f is None:
+            return None, None
+        chain: list[FrameType] = []
+        under: FrameType | None = None
+        for g in reversed(frames):
+            if is_user_code(g.f_code):
+                chain.append(g)
+            elif chain:
+                under = None if g.f_code.co_filename.startswith(_DISPATCH) else g
+                break
+        if not chain:
+            return None, None
+        key = (tuple((id(g), g.f_lasti) for g in chain), under)
+        if self._cached is not None and self._cached[0] == key:
+            return self._cached[2], self._cached[1]
+        site = self._advance(chain, under)
+        inner = next((g for g in frames if is_user_code(g.f_code)), chain[-1])
+        loc = Loc(inner.f_code.co_filename, inner.f_lineno or 0, inner.f_code.co_name)
+        self._cached = (key, site, loc)
+        return loc, site
+
+    def _advance(self, chain: list[FrameType], under: FrameType | None) -> Site:
+        stack = self._stack
+        same = 0
+        while same < len(stack) and same < len(chain) and stack[same].frame is chain[same]:
+            same += 1
+        renewed = same < len(stack) or under is not self._under
+        del stack[same:]
+        for g in chain[same:]:
+            stack.append(_Frame(g))
+        for depth, s in enumerate(stack):
+            deepest_known = depth == same - 1
+            self._move(s, chain[depth].f_lasti, renewed and deepest_known)
+        self._under = under
+        path = tuple((loop[2], loop[3]) for s in stack for loop in s.loops)
+        return Site(path, tuple((id(s.frame.f_code), s.last) for s in stack))
+
+    def _move(self, s: _Frame, at: int, renewed: bool) -> None:
+        kept = [loop for loop in s.loops if loop[0] <= at <= loop[1]]
+        back = at < s.last or (at == s.last and renewed)
+        if back and kept and len(kept) <= len(s.loops):
+            inner = kept[-1]
+            if inner[0] <= s.last <= inner[1]:
+                inner[3] += 1
+        known = {loop[0] for loop in kept}
+        for start, end in _loops(s.frame.f_code):
+            if start <= at <= end and start not in known:
+                kept.append([start, end, next(self._ids), 0])
+        s.loops = kept
+        s.last = at

@@ -1,0 +1,240 @@
+"""Iterables of the user's: drawn for real, one ``draw`` equation per item, never baked into the program."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.data import DataLoader
+
+from mlc.roots import Path, _leaves
+from mlc.tracer import Tracer
+
+__all__ = ["Source", "Sources", "batch_tensors", "substitute"]
+
+
+def batch_tensors(item: Any) -> list[Tensor]:
+    """Tensors in an item, in a fixed order."""
+    return [t for _, t in _leaves(item, ())]
+
+
+def _plain(item: Any) -> bool:
+    """Whether an item holds nothing but tensors (other values would be baked into the program)."""
+    if isinstance(item, Tensor) or item is None:
+        return True
+    if isinstance(item, (list, tuple)):
+        return all(_plain(x) for x in item)
+    if isinstance(item, dict):
+        return all(_plain(x) for x in item.values())
+    if hasattr(item, "__dict__"):
+        return all(_plain(x) for x in vars(item).values())
+    return False
+
+
+@dataclass
+class Source:
+    """One iterable: the object, where it is found at a later call (None: this very object), what was seen of it.
+
+    Attributes:
+        once: An iterator: it cannot be iterated again.
+        lengths: The length was asked for, so it is part of what must be equal.
+        visits: Items drawn per iteration over it, and whether it was exhausted.
+    """
+
+    object: Any
+    path: Path | None
+    once: bool = False
+    length_used: bool = False
+    indexed: bool = False
+    mixed: bool = False
+    visits: list[tuple[list[Any], bool]] = field(default_factory=list)
+    changing: bool = False
+
+
+def _python_random() -> Any:
+    np = sys.modules.get("numpy")
+    state: list[Any] = [hash(random.getstate())]
+    if np is not None:
+        s = np.random.get_state()
+        state.append((hash(s[1].tobytes()), s[2]))
+    return tuple(state)
+
+
+class Sources:
+    """All iterables of one trace."""
+
+    def __init__(self, tracer: Tracer, loaders: dict[int, Path]) -> None:
+        self.tracer = tracer
+        self.all: list[Source] = []
+        self._by_id: dict[int, int] = {}
+        self._loaders = loaders
+        self._random = _python_random()
+        self.host_random = False
+        self._locals: dict[tuple[int, int], dict[str, Any]] = {}
+
+    def add(self, obj: Any, path: Path | None, *, once: bool = False) -> int:
+        """Index of the source for ``obj``."""
+        at = self._by_id.get(id(obj))
+        if at is None:
+            at = self._by_id[id(obj)] = len(self.all)
+            self.all.append(Source(obj, path, once))
+        return at
+
+    def check_random(self) -> None:
+        """Python's or NumPy's generator moved while user code ran: the trace cannot be used again."""
+        now = _python_random()
+        self.host_random |= now != self._random
+
+    def iterate(self, source: int, make: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+        """Draw items for real and tell the tracer of each."""
+        src = self.all[source]
+        visit = len(src.visits)
+        src.visits.append(([], False))
+        items = src.visits[visit][0]
+        self.check_random()
+        with _disable_current_modes():
+            it = make()
+        self._random = _python_random()
+        while True:
+            self.check_random()
+            try:
+                with _disable_current_modes():
+                    item = next(it)
+            except StopIteration:
+                self._random = _python_random()
+                src.visits[visit] = (items, True)
+                return
+            self._random = _python_random()
+            self._watch(src, source, visit, len(items))
+            items.append(item)
+            src.mixed |= not _plain(item)
+            self.tracer.drawn(source, visit, batch_tensors(item))
+            yield item
+
+    def _watch(self, src: Source, source: int, visit: int, k: int) -> None:
+        """Python numbers of the user's frame that change from item to item make the length matter."""
+        if k == 0:
+            return
+        f = sys._getframe(2)
+        while f is not None and f is not self.tracer.sites.base:
+            from mlc.frames import is_user_code
+
+            if is_user_code(f.f_code):
+                now = {n: v for n, v in f.f_locals.items() if type(v) in (int, float, bool, str)}
+                before = self._locals.get((source, visit))
+                if before is not None and any(before.get(n, v) != v for n, v in now.items()):
+                    src.changing = True
+                self._locals[(source, visit)] = now
+                return
+            f = f.f_back  # type: ignore[assignment]
+
+
+class _TracedList(list):  # type: ignore[type-arg]
+    """A list of batches while tracing."""
+
+    def _bind(self, sources: Sources, source: int) -> _TracedList:
+        self._sources, self._source = sources, source
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._sources.iterate(self._source, lambda: list.__iter__(self))
+
+    def __len__(self) -> int:
+        self._sources.all[self._source].length_used = True
+        return list.__len__(self)
+
+    def __getitem__(self, i: Any) -> Any:
+        self._sources.all[self._source].indexed = True
+        return list.__getitem__(self, i)
+
+
+class _TracedTuple(tuple):  # type: ignore[type-arg]
+    """A tuple of batches while tracing."""
+
+    def _bind(self, sources: Sources, source: int) -> _TracedTuple:
+        self._sources, self._source = sources, source
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._sources.iterate(self._source, lambda: tuple.__iter__(self))
+
+    def __len__(self) -> int:
+        self._sources.all[self._source].length_used = True
+        return tuple.__len__(self)
+
+    def __getitem__(self, i: Any) -> Any:
+        self._sources.all[self._source].indexed = True
+        return tuple.__getitem__(self, i)
+
+
+class _TracedIterator:
+    """An iterator of the user's while tracing."""
+
+    def __init__(self, sources: Sources, source: int, it: Any) -> None:
+        self._it = sources.iterate(source, lambda: it)
+
+    def __iter__(self) -> _TracedIterator:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._it)
+
+
+def substitute(x: Any, path: Path, batches: dict[Path, Any], iterators: dict[Path, Any], sources: Sources) -> Any:
+    """Arguments with lists of batches and iterators replaced by ones that tell the tracer."""
+    if path in iterators:
+        return _TracedIterator(sources, sources.add(x, path, once=True), x)
+    if path in batches:
+        cls = _TracedList if isinstance(x, list) else _TracedTuple
+        if type(x) in (list, tuple):
+            return cls(x)._bind(sources, sources.add(x, path))
+        return x
+    if type(x) in (list, tuple):
+        parts = [substitute(v, (*path, i), batches, iterators, sources) for i, v in enumerate(x)]
+        return x if all(a is b for a, b in zip(parts, x, strict=True)) else type(x)(parts)
+    if type(x) is dict:
+        new = {k: substitute(v, (*path, k), batches, iterators, sources) for k, v in x.items()}
+        return x if all(new[k] is x[k] for k in x) else new
+    return x
+
+
+def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[[], bool]) -> Any:
+    """Replacements for ``DataLoader.__iter__`` and ``__len__`` while tracing."""
+    original_iter, original_len = DataLoader.__iter__, DataLoader.__len__
+
+    def source_of(loader: Any) -> int:
+        return sources.add(loader, loaders.get(id(loader)))
+
+    def iterate(loader: Any) -> Any:
+        if not active():
+            return original_iter(loader)
+        source = source_of(loader)
+        if loaders.get(id(loader)) is None and not _rooted(loader.dataset, sources, loaders):
+            sources.all[source].mixed = True
+        return sources.iterate(source, lambda: iter_real(loader))
+
+    def iter_real(loader: Any) -> Iterator[Any]:
+        with _disable_current_modes():
+            return original_iter(loader)  # type: ignore[no-any-return]
+
+    def length(loader: Any) -> int:
+        if active():
+            sources.all[source_of(loader)].length_used = True
+        with _disable_current_modes():
+            return original_len(loader)
+
+    return iterate, length
+
+
+def _rooted(dataset: Any, sources: Sources, loaders: dict[int, Path]) -> bool:
+    """Whether a dataset was there before the call (then its loader may be iterated again as it is)."""
+    return id(dataset) in getattr(sources, "known_objects", {})
+
+
+_ = torch

@@ -1,0 +1,91 @@
+"""Optimizer steps while tracing: which are differentiable, and how their step is made visible.
+
+For the duration of a recorded step the groups' flags select PyTorch's plain all-tensor path (``foreach``, ``fused``
+and host-side scalars off); the flags and everything else of the user's optimizer are put back afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import optim
+
+from mlc.errors import CaptureError
+
+if TYPE_CHECKING:
+    from mlc.tracer import Tracer
+
+__all__ = ["after_step", "before_step", "restore_flags"]
+
+_REFUSED: dict[str, tuple[str, str]] = {
+    "LBFGS": (
+        "LBFGS evaluates its closure a data-dependent number of times and branches on the results",
+        "use a first-order optimizer in the inner loop",
+    ),
+    "Rprop": (
+        "Rprop steps by the sign of the gradient: its derivative is zero almost everywhere",
+        "use an optimizer whose step depends smoothly on the gradient",
+    ),
+    "SparseAdam": ("SparseAdam works on sparse gradients", "use Adam with Embedding(sparse=False)"),
+    "Muon": (
+        "Muon orthogonalises its update in bfloat16, which has no exact derivative",
+        "use SGD with momentum or Adam for the inner loop",
+    ),
+}
+
+
+def _flags(group: dict[str, Any]) -> dict[str, Any]:
+    wanted: dict[str, Any] = {"foreach": False, "fused": False, "differentiable": True}
+    return {k: v for k, v in wanted.items() if k in group}
+
+
+def before_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., None]:
+    """Hook that prepares an optimizer for a recorded step."""
+
+    def hook(opt: optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not active():
+            return
+        for cls in type(opt).__mro__:
+            if cls.__module__.startswith("torch.optim") and cls.__name__ in _REFUSED:
+                what, advice = _REFUSED[cls.__name__]
+                raise CaptureError(f"{what}; it cannot be differentiated through", loc=tracer.place(), advice=advice)
+        saved = []
+        for group in opt.param_groups:
+            flags = _flags(group)
+            saved.append((group, {k: group[k] for k in flags}))
+            group.update(flags)
+            if isinstance(opt, optim.SGD):
+                _start_momentum(opt, group)
+        tracer.flags.append(saved)
+        tracer.step_begins(opt)
+
+    return hook
+
+
+def _start_momentum(opt: optim.Optimizer, group: dict[str, Any]) -> None:
+    """Without dampening the first buffer, the gradient itself, is what a buffer of zeros gives: one loop body."""
+    if not group["momentum"] or group["dampening"]:
+        return
+    for p in group["params"]:
+        if p.grad is not None and opt.state[p].get("momentum_buffer") is None:
+            with torch.no_grad():
+                opt.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def after_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., None]:
+    """Hook that ends a recorded step."""
+
+    def hook(opt: optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if active() and tracer.flags:
+            restore_flags(tracer.flags.pop())
+            tracer.step_ends(opt)
+
+    return hook
+
+
+def restore_flags(saved: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Put the user's group flags back."""
+    for group, flags in saved:
+        group.update(flags)

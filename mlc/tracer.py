@@ -1,0 +1,328 @@
+"""The tracer: a recorder that knows the user's tensors, optimizers, losses and loops.
+
+The user's own objects stay in their hands while tracing: a real tensor that reaches an operator is looked up by
+identity and its fake twin takes part instead, so modules and optimizers need no change.  ``backward``,
+``autograd.grad`` become one first-class ``grad`` equation each; optimizer steps are recorded as the updates they make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from mlc.errors import CaptureError
+from mlc.frames import Site, Sites
+from mlc.ir.core import Draw, Eqn, Grad, Var
+from mlc.ir.record import Handle, Recorder, Storage
+from mlc.ir.types import Loc, TensorType
+from mlc.scalars import TracedScalar
+
+__all__ = ["External", "Tracer"]
+
+
+@dataclass
+class External:
+    """A tensor from outside: the object itself, where it was found, and its first value."""
+
+    tensor: Tensor
+    path: tuple[Any, ...] | None
+    var: Var
+    handle: Handle
+    fake: FakeTensor
+    written: bool = False
+    read: Loc | None = None
+
+
+@dataclass
+class Step:
+    """One optimizer step seen while tracing."""
+
+    optimizer: torch.optim.Optimizer
+    first: int
+    last: int
+    loc: Loc | None
+
+
+class Tracer(Recorder):
+    """Records one call of the user's function."""
+
+    def __init__(self, paths: dict[int, tuple[Any, ...]]) -> None:
+        super().__init__(merge=False)
+        self.sites = Sites()
+        self.paths = paths
+        self.externals: dict[int, External] = {}
+        self.grads: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self.grad_reads: dict[int, tuple[Tensor, bool]] = {}
+        self.steps: list[Step] = []
+        self.flags: list[Any] = []
+        self._open: list[tuple[str, bool, int]] = []
+        self.grad_eqns: list[Eqn] = []
+        self.leaves: dict[int, Tensor] = {}
+        self.guards: list[tuple[External, Any]] = []
+        self._fakes: dict[int, FakeTensor] = {}
+        self._by_storage: dict[int, External] = {}
+        self._leaf_of_bit: dict[Var, Tensor] = {}
+        self._mode_depth = 0
+
+    # ---- places
+
+    def locate(self) -> tuple[Loc | None, Site | None]:
+        """See :class:`~mlc.frames.Sites`."""
+        return self.sites.here()
+
+    def place(self) -> Loc | None:
+        """The user's line now."""
+        return self.sites.here()[0]
+
+    # ---- tensors from outside
+
+    def external(self, t: Tensor) -> Handle:
+        """Register a real tensor of the user's."""
+        if t.layout is not torch.strided:
+            raise CaptureError(
+                f"a {t.layout} tensor is used", loc=self.place(), advice="convert it with .to_dense() before the call"
+            )
+        if t._backward_hooks:
+            raise CaptureError(
+                "a tensor used in the loop has a backward hook", loc=self.place(),
+                advice="remove the hook, or do what it does in the loop itself",
+            )  # fmt: skip
+        same = self._by_storage.get(t.untyped_storage()._cdata)
+        fake = self._fake_twin(t)
+        if same is not None and TensorType.of(same.fake) == TensorType.of(fake):
+            h = Handle(same.handle.storage)
+            self.handles[id(t)] = (t, h)
+            self._fakes[id(t)] = fake
+            return h
+        var = Var(TensorType.of(fake))
+        ext = External(t, self.paths.get(id(t)), var, Handle(Storage(var)), fake, read=self.place())
+        ext.handle.storage.external = ext
+        self.adopt(t, ext)
+        if t.requires_grad:
+            self.new_bit(var)
+            ext.handle.leaf = True
+            if t.is_leaf:
+                self.leaves[id(t)] = t
+        return ext.handle
+
+    def adopt(self, t: Tensor, ext: External) -> None:
+        """Enter a real tensor into the tables."""
+        self.handles[id(t)] = (t, ext.handle)
+        self._fakes[id(t)] = ext.fake
+        self.externals[id(t)] = ext
+        self._by_storage[t.untyped_storage()._cdata] = ext
+
+    def draw_tensor(self, t: Tensor, var: Var) -> None:
+        """A tensor that an iterable of the user's just produced."""
+        fake = self._fake_twin(t)
+        h = Handle(Storage(var))
+        h.storage.external = "draw"
+        self.handles[id(t)] = (t, h)
+        self._fakes[id(t)] = fake
+
+    def _fake_twin(self, t: Tensor) -> FakeTensor:
+        with torch.utils._python_dispatch._disable_current_modes(), self.fake_mode:
+            f = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
+        assert isinstance(f, FakeTensor)
+        return f
+
+    def fake_of(self, t: Tensor) -> FakeTensor:
+        """The fake twin of a registered tensor."""
+        return self._fakes[id(t)]
+
+    def wrote(self, h: Handle) -> None:
+        """Remember writes to the user's memories."""
+        ext = h.storage.external
+        if isinstance(ext, External):
+            ext.written = True
+
+    def read(self, t: Tensor, tracking: bool) -> Var:
+        """As :meth:`Recorder.read`; notes leaves."""
+        var = super().read(t, tracking)
+        if t.requires_grad and t.is_leaf:
+            self.leaves[id(t)] = t
+        return var
+
+    # ---- Python numbers
+
+    def scalar(self, t: Tensor) -> Any:
+        """``.item()`` and relatives reached the dispatcher (C++ code asked for a number)."""
+        known = self.known(t)
+        if known is not None:
+            return known
+        raise CaptureError(
+            "the value of a tensor decides what the program does", loc=self.place(),
+            advice="use torch.where, or take the decision outside the compiled function",
+        )  # fmt: skip
+
+    def known(self, t: Tensor) -> Any:
+        """The value of a one-element tensor from outside that the loop has not written (then a guard), else None."""
+        ext = self.externals.get(id(t))
+        if isinstance(t, FakeTensor):
+            return self._constant(t)
+        if ext is None and id(t) not in self.handles:
+            self.external(t)
+            ext = self.externals.get(id(t))
+        if ext is None or ext.written or t.numel() != 1:
+            return None
+        with torch.utils._python_dispatch._disable_current_modes():
+            value = torch.Tensor.tolist(t.detach()) if t.dim() == 0 else t.detach().reshape(()).tolist()
+        self.guards.append((ext, value))
+        return value
+
+    def _constant(self, t: Tensor) -> Any:
+        h = self.handle(t)
+        if h.chain:
+            return None
+        return self.fold(h.storage.var, 64)
+
+    def fold(self, v: Var, depth: int) -> Any:
+        """Value of a one-element result that follows from literals alone, else None."""
+        e = self.builder.producer(v)
+        t = v.type
+        if e is None or depth == 0 or not isinstance(t, TensorType) or t.numel != 1 or e.impure or isinstance(e.op, Grad):
+            return None
+        known = {}
+        for x in e.inputs:
+            value = self.fold(x, depth - 1)
+            if value is None:
+                return None
+            known[x] = value
+        from mlc.ir.core import Alias, map_vars
+
+        with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+            def real(x: Var) -> Tensor:
+                assert isinstance(x.type, TensorType)
+                return torch.full(x.type.shape, known[x], dtype=x.type.dtype)
+
+            if isinstance(e.op, Alias):
+                return known[e.args[0]]
+            if not callable(e.op):
+                return None
+            kw = {k: map_vars(a, real) for k, a in e.kwargs}
+            out = e.op(*map_vars(e.args, real), **kw)
+            return out.item() if isinstance(out, Tensor) else None
+
+    def item(self, t: Tensor) -> Any:
+        """What ``t.item()`` gives the user while tracing."""
+        known = self.known(t)
+        if known is not None:
+            return known
+        with torch.no_grad():
+            return TracedScalar(t.detach())
+
+    # ---- gradients
+
+    def reachable_leaves(self, losses: Sequence[Tensor]) -> list[Tensor]:
+        """Leaves whose present value a loss depends on."""
+        mask = 0
+        for t in losses:
+            mask |= self.value(self.handle(t)).mask
+        out = []
+        for t in self.leaves.values():
+            if not t.requires_grad:
+                continue
+            v = self.value(self.handle(t))
+            bit = self._bit_of.get(v)
+            if bit is not None and mask & bit:
+                out.append(t)
+        return out
+
+    def gradient(self, losses: Sequence[Tensor], wrt: Sequence[Tensor], seeds: Sequence[Tensor | None],
+                 ) -> list[Tensor | None]:  # fmt: skip
+        """One ``grad`` equation; None for values that no loss depends on."""
+        loc, site = self.locate()
+        pairs = []
+        for t, s in zip(losses, seeds, strict=True):
+            h = self.handle(t)
+            if not self.carries(t, h):
+                continue
+            if s is None:
+                with torch.no_grad(), self:
+                    s = torch.ones_like(t)
+            pairs.append((self.value(h), self.read(s, False)))
+        if not pairs:
+            raise CaptureError(
+                "backward() or grad() of a loss that does not depend on anything that requires grad", loc=loc,
+                advice="check for detach() or no_grad() between the parameters and the loss",
+            )  # fmt: skip
+        mask = 0
+        for v, _ in pairs:
+            mask |= v.mask
+        targets: list[Var | None] = []
+        for t in wrt:
+            h = self.handle(t)
+            v = self.value(h)
+            self.new_bit(v) if v not in self._bit_of else None
+            targets.append(v if self._depends(mask, v, pairs) else None)
+        live = [v for v in targets if v is not None]
+        outs = tuple(Var(v.type, mask) for v in live)
+        n = len(pairs)
+        eqn = Eqn(Grad(n, len(live)), (*[v for v, _ in pairs], *live, *[s for _, s in pairs]), outs, (), loc, "grad", site)
+        if live:
+            self.builder.append(eqn)
+            self.grad_eqns.append(eqn)
+        it = iter(outs)
+        return [None if v is None else self.fresh(next(it), taint=True) for v in targets]
+
+    def _depends(self, mask: int, v: Var, pairs: Sequence[tuple[Var, Var]]) -> bool:
+        """Whether a loss depends on ``v`` differentiably."""
+        bit = self._bit_of[v]
+        if mask & bit:
+            return True
+        from mlc.passes.reverse import active_vars
+
+        where = self.builder.position.get(v, -1)
+        act = active_vars(self.builder.eqns[where + 1 :], [v])
+        return any(p in act for p, _ in pairs)
+
+    def accumulate(self, t: Tensor, g: Tensor) -> None:
+        """``t.grad += g`` as backward() does."""
+        old = self.get_grad(t)
+        if old is None:
+            self.set_grad(t, g)
+            return
+        with torch.no_grad(), self:
+            old.add_(g)
+        self.handle(old).taint = True
+
+    def get_grad(self, t: Tensor) -> Tensor | None:
+        """The ``.grad`` that the user sees while tracing."""
+        entry = self.grads.get(id(t))
+        if entry is not None:
+            return entry[1]
+        real: Tensor | None = torch._C.TensorBase.grad.__get__(t)  # type: ignore[attr-defined]
+        if not isinstance(t, FakeTensor):
+            self.grad_reads.setdefault(id(t), (t, real is None))
+        return real
+
+    def set_grad(self, t: Tensor, g: Tensor | None) -> None:
+        """Set ``.grad``."""
+        self.grads[id(t)] = (t, g)
+
+    # ---- optimizer steps
+
+    def step_begins(self, opt: torch.optim.Optimizer) -> None:
+        """Everything until :meth:`step_ends` is an update."""
+        self._open.append((self.tag, self.safe_sqrt, len(self.builder.eqns)))
+        self.tag, self.safe_sqrt = "update", True
+
+    def step_ends(self, opt: torch.optim.Optimizer) -> None:
+        """The update is complete."""
+        self.tag, self.safe_sqrt, first = self._open.pop()
+        self.steps.append(Step(opt, first, len(self.builder.eqns), self.place()))
+
+    # ---- draws
+
+    def drawn(self, source: int, visit: int, tensors: Sequence[Tensor]) -> None:
+        """An iterable produced an item: one equation, one value per tensor in it."""
+        loc, site = self.locate()
+        outs = tuple(Var(TensorType.of(t)) for t in tensors)
+        self.builder.append(Eqn(Draw(source, visit), (), outs, (), loc, "draw", site))
+        for t, v in zip(tensors, outs, strict=True):
+            self.draw_tensor(t, v)
