@@ -77,6 +77,11 @@ class CharacterModel(nn.Module):
         return self.head(self.norm(self.blocks(self.embed(text) + self.position)))
 
 
+def make_optimizer(model):
+    """AdamW; with the default eps its first step is a mere sign, which has no useful derivative."""
+    return torch.optim.AdamW(model.parameters(), lr=5e-3, eps=1e-5)
+
+
 def load():
     """({source: characters}, validation characters, test characters), each a 1-d tensor."""
     library = Path(sysconfig.get_path("stdlib"))
@@ -120,7 +125,7 @@ def example_args():
     torch.manual_seed(0)
     sources, val, _ = load()
     model, logits = CharacterModel(), torch.zeros(len(sources), requires_grad=True)
-    opt = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    opt = make_optimizer(model)
     return model, opt, logits, draw_batches(sources, 3, size=4), cut(val, 8)
 
 
@@ -128,7 +133,7 @@ def fit(sources, val, windows, learn_weights, seed=0):
     """Train a model for ``windows`` x 5 steps; returns it and the weights of the sources."""
     torch.manual_seed(seed)
     model, logits = CharacterModel(), torch.zeros(len(sources), requires_grad=True)
-    opt = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    opt = make_optimizer(model)
     meta_opt = torch.optim.Adam([logits], lr=0.2)
     for _ in range(windows):
         batches, val_text = draw_batches(sources, 5), cut(val, 32)

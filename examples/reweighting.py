@@ -34,7 +34,7 @@ def train_reweighted(data, windows, seed=0):
     weights are learned. Returns the model and the weights."""
     torch.manual_seed(seed)
     model, logits = make_net(), torch.zeros(len(data.train_y), requires_grad=True)
-    opt = torch.optim.Adam(model.parameters(), lr=3e-3)
+    opt = make_optimizer(model)
     meta_opt = torch.optim.Adam([logits], lr=0.3)
     for _ in range(windows):
         meta_opt.zero_grad()
@@ -48,7 +48,7 @@ def train_plain(x, y, steps, seed=0):
     """The same net and optimizer without weights."""
     torch.manual_seed(seed)
     model = make_net()
-    opt = torch.optim.Adam(model.parameters(), lr=3e-3)
+    opt = make_optimizer(model)
     for _ in range(steps):
         index = torch.randperm(len(y))[:100]
         opt.zero_grad()
@@ -66,6 +66,11 @@ def make_net():
         nn.Flatten(),
         nn.Linear(32 * 4 * 4, 10),
     )
+
+
+def make_optimizer(model):
+    """Adam; with the default eps its first step is a mere sign, which has no useful derivative."""
+    return torch.optim.Adam(model.parameters(), lr=3e-3, eps=1e-5)
 
 
 class Digits(NamedTuple):
@@ -106,7 +111,7 @@ def accuracy(model, data):
 def example_args():
     data = load()
     model, logits = make_net(), torch.zeros(len(data.train_y), requires_grad=True)
-    opt = torch.optim.Adam(model.parameters(), lr=3e-3)
+    opt = make_optimizer(model)
     return model, opt, logits, draw_batches(data, 5, size=20), data.val_x, data.val_y
 
 

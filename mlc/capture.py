@@ -18,11 +18,10 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from mlc.errors import CaptureError, MlcError
-from mlc.frames import Sites
 from mlc.ir.core import Eqn, Var
 from mlc.ir.types import Loc
 from mlc.iterables import Source, Sources, loader_patches, substitute
-from mlc.optimizers import restore_flags
+from mlc.optimizers import narrow_counts, restore_flags
 from mlc.patches import _ours, _set, patched
 from mlc.roots import Path, Roots, walk
 from mlc.scalars import TracedScalar
@@ -79,7 +78,7 @@ class Recording:
     loc: Loc | None
     stops: list[Eqn] = field(default_factory=list)
     ignore: set[Path] = field(default_factory=set)
-    bits: list[Var] = field(default_factory=list)
+    arg_names: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -183,6 +182,7 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         with contextlib.ExitStack() as stack:
             put = stack.enter_context
             put(_quiet())
+            put(_default_dtype_kept())
             put(_rng_kept())
             put(patched(tracer))
             put(_zero_grad(tracer, active))
@@ -193,10 +193,12 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
             put(torch.backends.mkldnn.flags(enabled=False))
             put(torch.enable_grad())
             put(_eager_dynamo())
+            put(_current(tracer))
             with tracer:
                 out = _call(tracer, fn, new_args, new_kwargs)
                 sources.check_random()
                 tracer.sites.end()
+                narrow_counts(tracer)
                 host = _finish(tracer, fn, out, roots, watch, sources)
     except MlcError:
         raise
@@ -211,6 +213,24 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     host.ignore = _changed(roots, after)
     _clean(tracer)
     return host
+
+
+@contextlib.contextmanager
+def _default_dtype_kept() -> Iterator[None]:
+    dtype = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+@contextlib.contextmanager
+def _current(tracer: Tracer) -> Iterator[None]:
+    before, Tracer.current = Tracer.current, tracer
+    try:
+        yield
+    finally:
+        Tracer.current = before
 
 
 @contextlib.contextmanager
@@ -297,8 +317,12 @@ def _finish(tracer: Tracer, fn: Any, out: Any, roots: Roots, watch: Watch, sourc
     return Recording(
         tracer.builder.eqns, list(tracer.externals.values()), results, n_outputs, spec, out_leaves, effects,
         sources.all, tracer.steps, roots, reusable, notes, tracer.guards, grad_guards,
-        getattr(fn, "__name__", "program"), loc, tracer.stop_log, set(), tracer.bit_var,
+        getattr(fn, "__name__", "program"), loc, tracer.stop_log, set(), _arg_names(code),
     )  # fmt: skip
+
+
+def _arg_names(code: Any) -> tuple[str, ...]:
+    return tuple(code.co_varnames[: code.co_argcount]) if code is not None else ()
 
 
 def _reuse(sources: Sources) -> tuple[bool, list[str]]:
@@ -350,5 +374,3 @@ def _effect_of(c: Change, roots: Roots, value: Callable[[Any], Any]) -> Effect:
         return Effect("state", c.owner, c.path, (p, name), value(c.value), roots.tensors.get(id(p)))
     return Effect(c.kind, c.owner, c.path, c.key, value(c.value))
 
-
-_ = Sites

@@ -55,6 +55,7 @@ class Source:
     mixed: bool = False
     visits: list[tuple[list[Any], bool]] = field(default_factory=list)
     changing: bool = False
+    generic: bool = False
 
 
 def _python_random() -> Any:

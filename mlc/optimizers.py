@@ -17,7 +17,7 @@ from mlc.errors import CaptureError
 if TYPE_CHECKING:
     from mlc.tracer import Tracer
 
-__all__ = ["after_step", "before_step", "restore_flags"]
+__all__ = ["after_step", "before_step", "narrow_counts", "restore_flags"]
 
 _REFUSED: dict[str, tuple[str, str]] = {
     "LBFGS": (
@@ -60,6 +60,9 @@ def before_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., Non
                 _start_momentum(opt, group)
         tracer.flags.append(saved)
         tracer.step_begins(opt)
+        _widen_counts(tracer, opt)
+        tracer.dtypes.append(torch.get_default_dtype())
+        torch.set_default_dtype(torch.float64)
 
     return hook
 
@@ -74,12 +77,38 @@ def _start_momentum(opt: optim.Optimizer, group: dict[str, Any]) -> None:
                 opt.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
+def _widen_counts(tracer: Tracer, opt: optim.Optimizer) -> None:
+    """Step counts in float64 while tracing: PyTorch's eager path computes with them as Python numbers."""
+    before = tracer.counts.setdefault(id(opt), (opt, {}))[1]
+    with torch.no_grad():
+        for p, state in opt.state.items():
+            count = state.get("step")
+            if isinstance(count, torch.Tensor) and count.dtype == torch.float32 and count.dim() == 0:
+                before[p] = count
+                state["step"] = count.to(torch.float64)
+
+
+def narrow_counts(tracer: Tracer) -> None:
+    """At the end of a trace: step counts in the type that the user's optimizer keeps them in."""
+    dtype = torch.get_default_dtype()
+    with torch.no_grad():
+        for opt, before in tracer.counts.values():
+            for p, state in opt.state.items():
+                count = state.get("step")
+                if p in before:
+                    before[p].copy_(count)
+                    state["step"] = before[p]
+                elif isinstance(count, torch.Tensor) and count.dim() == 0 and count.dtype == torch.float64 != dtype:
+                    state["step"] = count.to(dtype)
+
+
 def after_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., None]:
     """Hook that ends a recorded step."""
 
     def hook(opt: optim.Optimizer, args: Any, kwargs: Any) -> None:
         if active() and tracer.flags:
             restore_flags(tracer.flags.pop())
+            torch.set_default_dtype(tracer.dtypes.pop())
             tracer.step_ends(opt)
 
     return hook

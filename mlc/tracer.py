@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from mlc.errors import CaptureError
 from mlc.frames import Site, Sites
-from mlc.ir.core import Draw, Eqn, Grad, Var
+from mlc.ir.core import Alias, Draw, Eqn, Grad, Var, map_vars
 from mlc.ir.record import Handle, Recorder, Storage
 from mlc.ir.types import Loc, TensorType
 from mlc.scalars import TracedScalar
@@ -51,6 +51,8 @@ class Step:
 class Tracer(Recorder):
     """Records one call of the user's function."""
 
+    current: ClassVar[Tracer | None] = None
+
     def __init__(self, paths: dict[int, tuple[Any, ...]]) -> None:
         super().__init__(merge=False)
         self.sites = Sites()
@@ -60,6 +62,8 @@ class Tracer(Recorder):
         self.grad_reads: dict[int, tuple[Tensor, bool]] = {}
         self.steps: list[Step] = []
         self.flags: list[Any] = []
+        self.counts: dict[int, Any] = {}
+        self.dtypes: list[torch.dtype] = []
         self._open: list[tuple[str, bool, int]] = []
         self.grad_eqns: list[Eqn] = []
         self.leaves: dict[int, Tensor] = {}
@@ -108,6 +112,7 @@ class Tracer(Recorder):
             ext.handle.leaf = True
             if t.is_leaf:
                 self.leaves[id(t)] = t
+                ext.handle.storage.leaf = True
         return ext.handle
 
     def adopt(self, t: Tensor, ext: External) -> None:
@@ -193,8 +198,6 @@ class Tracer(Recorder):
             if value is None:
                 return None
             known[x] = value
-        from mlc.ir.core import Alias, map_vars
-
         with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
             def real(x: Var) -> Tensor:
                 assert isinstance(x.type, TensorType)
@@ -316,6 +319,27 @@ class Tracer(Recorder):
         """The update is complete."""
         self.tag, self.safe_sqrt, first = self._open.pop()
         self.steps.append(Step(opt, first, len(self.builder.eqns), self.place()))
+
+    def leaf_copy(self, t: Tensor, is_parameter: bool) -> Tensor:
+        """A fresh leaf whose value is that of ``t``, derivative included."""
+        v = self.value(self.handle(t))
+        if t.requires_grad and t.is_leaf:
+            self.read(t, False)
+            v = self.value(self.handle(t))
+        (new,) = self._emit(Alias(), (v,), (v.type,))
+        f = self.fresh(new)
+        if not is_parameter:
+            return f
+        with torch.utils._python_dispatch._disable_current_modes(), self.fake_mode:
+            p = torch.nn.Parameter(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device),
+                                   requires_grad=t.requires_grad)  # fmt: skip
+        self.wrap(p, new)  # type: ignore[arg-type]
+        if p.requires_grad:
+            h = self.handle(p)
+            h.leaf = h.storage.leaf = True
+            self.new_bit(new)
+            self.leaves[id(p)] = p
+        return p
 
     # ---- draws
 

@@ -78,7 +78,7 @@ class Builder:
         loc: Loc | None = None, tag: str = "", *, simplify: bool = True,
     ) -> tuple[Var, ...]:  # fmt: skip
         """Append an equation (or find it, or simplify it away) and return its results."""
-        if simplify and self.zeros:
+        if simplify:
             short = self._simplify(op, args, types)
             if short is not None:
                 return short
@@ -136,7 +136,7 @@ class Builder:
             if op is _ADD and type(a) is Var and a in self.zeros and type(b) is Var and b.type == types[0]:
                 return (b,)
         elif op is _MUL:
-            if any(type(a) is Var and a in self.zeros for a in args):
+            if any((type(a) is Var and a in self.zeros) or (type(a) in (int, float) and a == 0) for a in args):
                 return (self.zero(types[0]),)
         elif (op is _DIV or op in _LINEAR) and type(args[0]) is Var and args[0] in self.zeros:
             return (self.zero(types[0]),)

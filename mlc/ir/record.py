@@ -30,7 +30,7 @@ from mlc.ir import views
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Eqn, Random, Region, SafeSqrt, Stop, Var, aten, flat_vars
 from mlc.ir.inplace import functional_variant, like_to_fill, schema_of
-from mlc.ir.special import SPECIAL
+from mlc.ir.special import FILLED, SPECIAL, factory
 from mlc.ir.trees import each_tensor, flatten, map_tensors, substitute
 from mlc.ir.types import Loc, TensorType
 
@@ -42,12 +42,13 @@ _A: Any = torch.ops.aten
 class Storage:
     """One memory of the recorded program: its current value and how often it was written."""
 
-    __slots__ = ("external", "var", "version")
+    __slots__ = ("external", "leaf", "var", "version")
 
     def __init__(self, var: Var, external: Any = None) -> None:
         self.var = var
         self.version = 0
         self.external = external
+        self.leaf = False  # memory of a leaf that requires grad: each value it takes is one to differentiate by
 
 
 class Handle:
@@ -73,12 +74,13 @@ class Recorder(TorchDispatchMode):
         self.fake_mode = fake_mode or FakeTensorMode(allow_non_fake_inputs=False)
         self.builder = Builder(merge=merge)
         self.handles: dict[int, tuple[Tensor, Handle]] = {}  # real tensors by identity
+        self.literals: dict[int, FakeTensor] = {}
         self.tag = "forward"
         self.safe_sqrt = False
         self._bits = 0
         self._bit_of: dict[Var, int] = {}
         self.bit_var: list[Var] = []
-        self._stops: dict[Var, Var] = {}
+        self._stops: dict[Any, Var] = {}
         self._views: dict[Any, tuple[Var, ...]] = {}
         self.stop_log: list[Eqn] = []
 
@@ -87,6 +89,11 @@ class Recorder(TorchDispatchMode):
     def locate(self) -> tuple[Loc | None, Any]:
         """The user's place now, and the loop iterations it is in."""
         return None, None
+
+    def scope(self) -> Any:
+        """Loop iterations now: derived values are not shared between iterations, which keeps these alike."""
+        site = self.locate()[1]
+        return None if site is None else site.path
 
     def external(self, t: Tensor) -> Handle:
         """A real tensor met for the first time."""
@@ -129,10 +136,12 @@ class Recorder(TorchDispatchMode):
             return s.var
         if h.version != s.version or h.cached is None:
             var = s.var
+            if s.leaf:
+                self.new_bit(var)
             for op, args, kwargs, index, types, loc in h.chain:
                 if op in views.IDENTITY_VIEWS:
                     continue
-                key = (var, op, repr(args), repr(kwargs))
+                key = (self.scope(), var, op, repr(args), repr(kwargs))
                 outs = self._views.get(key)
                 if outs is None:
                     outs = self._emit(op, (var, *args), types, kwargs, loc=loc)
@@ -155,6 +164,7 @@ class Recorder(TorchDispatchMode):
                 if var.mask and h.storage.external is None:
                     var = self._stop(var, h)
                     self._own(h, var)
+                h.storage.leaf = h.storage.leaf or not h.chain
             self.new_bit(var)
         elif tracking and var.mask and not self.carries(t, h) and t.dtype.is_floating_point | t.dtype.is_complex:
             return self._stop(var, h)
@@ -168,14 +178,15 @@ class Recorder(TorchDispatchMode):
             h.storage.var = var
 
     def _stop(self, var: Var, h: Handle) -> Var:
-        known = self._stops.get(var)
+        key = (self.scope(), var)
+        known = self._stops.get(key)
         if known is None:
             known = Var(var.type)
             loc, site = self.locate()
             eqn = Eqn(Stop(), (var,), (known,), (), h.origin or loc, self.tag, site)
             self.builder.eqns.append(eqn)
             self.stop_log.append(eqn)
-            self._stops[var] = known
+            self._stops[key] = known
         return known
 
     def _emit(self, op: Any, args: Any, types: Sequence[Any], kwargs: Any = (), loc: Loc | None = None) -> Any:
@@ -265,6 +276,9 @@ class Recorder(TorchDispatchMode):
         """The fake tensor that stands for ``t``."""
         if isinstance(t, FakeTensor):
             return t
+        literal = self.literals.get(id(t))
+        if literal is not None:
+            return literal
         if id(t) not in self.handles:
             self.external(t)
         return self.fake_of(t)
@@ -340,6 +354,8 @@ class Recorder(TorchDispatchMode):
             return self._random(func, a, kw, out, flat, types)
         if func is _A.sqrt.default and self.safe_sqrt:
             func = SafeSqrt()
+        if func in FILLED:
+            func, a, kw = factory(func, a, kw, types[0])
         vars_ = self._emit(func, a, types, kw)
         origin = None if tracking else self.locate()[0]
         for t, v in zip(flat, vars_, strict=True):

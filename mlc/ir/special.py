@@ -15,7 +15,7 @@ from mlc.ir.types import TensorType
 if TYPE_CHECKING:
     from mlc.ir.record import Recorder
 
-__all__ = ["SPECIAL"]
+__all__ = ["FILLED", "SPECIAL", "factory"]
 
 _A: Any = torch.ops.aten
 Handler = Callable[["Recorder", Any, Any, Any], Any]
@@ -65,7 +65,15 @@ def _dropout(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 def _zeros(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     kw = {k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}
     with rec:
-        return torch.zeros(list(args[0]), **kw)
+        zero = torch.zeros(list(args[0]), **kw)
+    if list(args[0]):
+        return zero
+    # autograd may mark it as a Python number and read it: that needs memory
+    with torch.utils._python_dispatch._disable_current_modes():
+        real = torch.zeros([], **{**kw, "device": "cpu"})
+    rec.handles[id(real)] = (real, rec.handle(zero))
+    rec.literals[id(real)] = zero
+    return real
 
 
 def _literal(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
@@ -106,6 +114,23 @@ def _scaler(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         "GradScaler decides on data whether to step", loc=rec.locate()[0],
         advice="use bfloat16 autocast without a GradScaler inside the compiled function",
     )  # fmt: skip
+
+
+# Factories that look at a tensor only for its layout, with the value they fill in (None: it is an argument).
+FILLED: dict[Any, float | None] = {
+    _A.zeros_like.default: 0, _A.ones_like.default: 1, _A.empty_like.default: 0, _A.full_like.default: None,
+    _A.new_zeros.default: 0, _A.new_ones.default: 1, _A.new_empty.default: 0, _A.new_full.default: None,
+    _A.new_empty_strided.default: 0,
+}  # fmt: skip
+
+
+def factory(func: Any, args: Any, kwargs: Any, ty: TensorType) -> tuple[Any, Any, Any]:
+    """A factory as ``full(shape, value)``, which depends on no tensor."""
+    value = FILLED[func]
+    if value is None:
+        value = args[-1] if type(args[-1]) in (int, float, bool) else dict(kwargs)["fill_value"]
+    kw = (("dtype", ty.dtype), ("device", ty.device), ("pin_memory", False))
+    return _A.full.default, (list(ty.shape), value), kw
 
 
 SPECIAL: dict[Any, Handler] = {

@@ -120,7 +120,8 @@ def forward_rule(e: Eqn, active: Given) -> Rule:
     key = ("jvp", e.op, _skeleton(e.args), _skeleton(dict(e.kwargs)), active)
 
     def make() -> Rule:
-        ways = _reverse_ways(e.op)
+        own = legality.DECOMPOSITIONS.get(e.op)
+        ways = [own] if own is not None else [e.op]
         if not legality.forward_formula_trusted(e.op, e.args, e.kwargs):
             ways = []
         try:
@@ -229,6 +230,8 @@ def _record_forward(e: Eqn, active: Given, way: Callable[..., Any]) -> Rule:
             forward_ad.make_dual(t, tangents.pop(0)) if a is not None else t for t, a in zip(tape.ins, active, strict=True)
         ]
         results = [forward_ad.unpack_dual(t).tangent for t in tape.call(way, duals)]
+    if not any(r is not None for r in results):
+        raise NoRule(f"{e.op}: no tangent")  # not to be trusted: the reverse rule decides whether it is zero
     return tape.rule(results, [v.type for v in e.outs])
 
 

@@ -1,4 +1,4 @@
-"""Where the gradient stops: `detach`, `no_grad` and `.data` cut what a tracked operation reads, at every level.
+"""Where the gradient stops: `detach`, `no_grad` and `.data` cut what a tracked operation reads.
 
 Writes into a trained leaf are updates and never cut; gradients are differentiable whether or not a graph of
 them was asked for.
@@ -76,10 +76,7 @@ def data_is_cut() -> Setup:
     """`.data` of a parameter read in a loss is a constant of it."""
 
     def loss_of(model, meta, x, y):
-        near = sum(
-            (p - 0.9 * (p.data if isinstance(p, nn.Parameter) else p.detach())).square().sum()
-            for p in model.parameters()
-        )
+        near = sum((p - 0.9 * p.data).square().sum() for p in model.parameters())
         return train_loss(model, meta, x, y) + near
 
     return stepping(loss_of)

@@ -1,0 +1,34 @@
+"""mlc: a graph compiler for multilevel optimization programs in PyTorch.
+
+    @mlc.compile
+    def validate_after_training(model, weight_net, batches, val):
+        opt = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for x, y in batches:
+            opt.zero_grad()
+            losses = F.cross_entropy(model(x), y, reduction="none")
+            (weight_net(x) * losses).mean().backward()
+            opt.step()
+        return F.cross_entropy(model(val.x), val.y)
+
+The result is connected to autograd: ``loss.backward()`` gives the exact gradient *through* the training.
+"""
+
+from mlc.compiled import CompiledFunction, compile
+from mlc.errors import (
+    BudgetError,
+    CaptureError,
+    DifferentiationError,
+    MlcError,
+    PlanError,
+    VerifyError,
+)
+from mlc.modules import clone
+from mlc.passes.plan import Plan
+from mlc.ir.program import Program
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetError", "CaptureError", "CompiledFunction", "DifferentiationError", "MlcError", "Plan", "PlanError",
+    "Program", "VerifyError", "clone", "compile",
+]  # fmt: skip

@@ -1,0 +1,301 @@
+"""The front door: :func:`compile` turns a training loop into a function with an exact hypergradient."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from mlc.capture import Recording, Ref, record
+from mlc.commit import commit, storages
+from mlc.errors import DifferentiationError, MlcError
+from mlc.iterables import batch_tensors
+from mlc.passes.plan import Plan, make_plan, stages_for
+from mlc.program import build_program
+from mlc.report import Report
+from mlc.roots import Path, Roots, walk
+from mlc.runtime.call import Executor, Run
+from mlc.runtime.feeds import Drawer, Stale
+from mlc.ir.program import Program
+
+__all__ = ["CompiledFunction", "compile"]
+
+
+@dataclass
+class _Entry:
+    """One traced program with everything needed to use it again."""
+
+    key: list[Any]
+    recording: Recording
+    program: Program
+    plan: Plan
+    executor: Executor
+    lengths: dict[Path, int]
+    fast: int = 0
+    calls: int = 0
+    filtered: list[Any] = field(default_factory=list)
+
+
+class _Node(torch.autograd.Function):
+    """The result in autograd: meta-parameters in, outputs out."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *metas: Tensor) -> Any:
+        outs = call.run()
+        ctx.call = call
+        ctx.save_for_backward(*metas)
+        differentiable = {i for i in call.entry.executor.stages.cotangents}
+        ctx.mark_non_differentiable(*[t for i, t in enumerate(outs) if i not in differentiable])
+        ctx.set_materialize_grads(True)
+        return tuple(outs)
+
+    @staticmethod
+    def backward(ctx: Any, *cts: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise DifferentiationError(
+                "create_graph=True on the result of a compiled function",
+                advice="put the level that differentiates this hypergradient inside the compiled function",
+            )
+        _ = ctx.saved_tensors  # raises as autograd does when the graph was freed or a meta-parameter changed
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        return (None, *ctx.call.gradients(cts, keep))
+
+
+class _Call:
+    """One call of a compiled function."""
+
+    def __init__(self, owner: CompiledFunction, entry: _Entry, roots: Roots, first: bool) -> None:
+        self.owner = owner
+        self.entry = entry
+        self.roots = roots
+        self.first = first
+        self.inputs = _inputs(entry, roots)
+        self.done: Run | None = None
+        self.drawer = Drawer(self._open, batch_tensors)
+
+    def metas(self) -> list[Tensor]:
+        return [self.inputs[i] for i in self.entry.program.metas]
+
+    def _open(self, source: int, visit: int) -> Iterator[Any]:
+        src = self.entry.recording.sources[source]
+        obj = src.object
+        if self.first and src.once:
+            return itertools.chain(src.visits[visit][0], obj if not src.visits[visit][1] else ())
+        if src.path is not None:
+            found = self.roots.batches.get(src.path)
+            found = self.roots.iterators.get(src.path) if found is None else found
+            found = self.roots.objects.get(src.path) if found is None else found
+            obj = obj if found is None else found
+        return iter(obj)
+
+    def run(self) -> list[Tensor]:
+        """Forward stage, then the user's objects are brought to their final state."""
+        entry = self.entry
+        written = {id(self.roots.at.get(e.path, e.owner)) for e in entry.recording.effects if e.kind == "copy"}
+        own = [t.detach().clone() if id(t) in written else t for t in self.inputs]
+        run = entry.executor.forward(own, self.drawer)
+        for s, src in enumerate(entry.recording.sources):
+            for v, (_, exhausted) in enumerate(src.visits):
+                if exhausted and not src.indexed and not self.drawer.finished(s, v):
+                    raise Stale("an iterable has more items than before")
+        n = entry.program.n_outputs
+        kept = storages([*run.saved, *self.inputs])
+        outs = [t.clone() if t.untyped_storage()._cdata in kept else t for t in run.results[:n]]
+        commit(entry.recording.effects, run.results, self.roots, kept)
+        run.results = []
+        self.done = run
+        self.owner.report = Report.of(entry.plan, run)
+        return outs
+
+    def gradients(self, cts: Sequence[Tensor], keep: bool) -> list[Tensor | None]:
+        """Hypergradient for every meta-parameter (None: no path)."""
+        assert self.done is not None
+        stages = self.entry.executor.stages
+        found = self.entry.executor.backward(self.done, [cts[i] for i in stages.cotangents], keep)
+        self.owner.report = Report.of(self.entry.plan, self.done)
+        by_input = dict(zip(stages.gradients, found, strict=True))
+        return [by_input.get(i) for i in self.entry.program.metas]
+
+
+def _inputs(entry: _Entry, roots: Roots) -> list[Tensor]:
+    out = []
+    for ext in entry.recording.externals:
+        t = roots.at.get(ext.path) if ext.path is not None else None
+        out.append(ext.tensor if t is None else t)
+    return out
+
+
+class CompiledFunction:
+    """A function that runs a traced training loop and can be differentiated through it.
+
+    Attributes:
+        program: The program of the last call (None before the first).
+        plan: Its plan.
+        report: What the last call measured.
+    """
+
+    def __init__(self, fn: Callable[..., Any], options: dict[str, Any]) -> None:
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self.options = options
+        self.report: Report | None = None
+        self._entries: list[_Entry] = []
+        self._last: _Entry | None = None
+
+    @property
+    def program(self) -> Program | None:
+        """The program of the last call."""
+        return None if self._last is None else self._last.program
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the last call."""
+        return None if self._last is None else self._last.plan
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the loop; the result has the structure that the function returns."""
+        roots = walk(self.fn, args, kwargs)
+        entry = self._find(roots)
+        fresh = entry is None
+        if entry is None:
+            entry = self._trace(args, kwargs, roots)
+        try:
+            return self._run(entry, roots, fresh)
+        except Stale:
+            return self._again(args, kwargs, entry)
+
+    def _again(self, args: Any, kwargs: Any, stale: _Entry) -> Any:
+        """The iterables gave something else than the trace saw: trace this call anew."""
+        if stale in self._entries:
+            self._entries.remove(stale)
+        roots = walk(self.fn, args, kwargs)
+        entry = self._trace(args, kwargs, roots)
+        try:
+            return self._run(entry, roots, True)
+        except Stale as e:
+            raise MlcError(
+                f"an iterable changes from one iteration over it to the next: {e}",
+                loc=entry.program.loc, advice="pass a list, or a loader that can be iterated twice",
+            ) from e  # fmt: skip
+
+    def _run(self, entry: _Entry, roots: Roots, fresh: bool) -> Any:
+        state = torch.get_rng_state()
+        call = _Call(self, entry, roots, fresh)
+        self._last = entry
+        entry.calls += 1
+        metas = call.metas()
+        try:
+            if torch.is_grad_enabled() and metas and entry.executor.stages.cotangents:
+                outs = list(_Node.apply(call, *metas))
+            else:
+                outs = call.run()
+        except BaseException:
+            torch.set_rng_state(state)
+            raise
+        rec = entry.recording
+        leaves = [_leaf(x, outs) for x in rec.out_leaves]
+        return pytree.tree_unflatten(leaves, rec.out_spec)
+
+    def _find(self, roots: Roots) -> _Entry | None:
+        for entry in self._entries:
+            if _fits(entry, roots):
+                return entry
+        return None
+
+    def _trace(self, args: Any, kwargs: Any, roots: Roots) -> _Entry:
+        rec = record(self.fn, args, kwargs, roots)
+        program = build_program(rec)
+        plan = make_plan(program, **self.options)
+        executor = Executor(stages_for(program, plan))
+        lengths = {
+            s.path: len(s.object) for s in rec.sources
+            if s.path is not None and hasattr(s.object, "__len__") and not s.generic
+        }  # fmt: skip
+        lengths.update({p: len(b) for p, b in roots.batches.items() if p not in {s.path for s in rec.sources}})
+        entry = _Entry(roots.key, rec, program, plan, executor, lengths)
+        entry.filtered = _filter(roots.key, rec.ignore)
+        if rec.reusable:
+            self._entries.append(entry)
+        return entry
+
+
+def _filter(key: list[Any], ignore: set[Path]) -> list[Any]:
+    if not ignore:
+        return key
+    return [k for k in key if not any(k[0][: len(p)] == p for p in ignore)]
+
+
+def _fits(entry: _Entry, roots: Roots) -> bool:
+    rec = entry.recording
+    if _filter(roots.key, rec.ignore) != entry.filtered:
+        return False
+    for path, n in entry.lengths.items():
+        found = roots.batches.get(path, roots.objects.get(path))
+        if found is not None and len(found) != n:
+            return False
+    for path, t, none in rec.grad_guards:
+        now = roots.at.get(path, t) if path is not None else t
+        if (now.grad is None) != none:
+            return False
+    for ext, value in rec.guards:
+        now = roots.at.get(ext.path, ext.tensor) if ext.path is not None else ext.tensor
+        if now.detach().reshape(()).tolist() != value:
+            return False
+    return True
+
+
+def _leaf(x: Any, outs: list[Tensor]) -> Any:
+    if not isinstance(x, Ref):
+        return x
+    return outs[x.index].item() if x.number else outs[x.index]
+
+
+@overload
+def compile(fn: Callable[..., Any], /) -> CompiledFunction: ...
+
+
+@overload
+def compile(
+    fn: None = None, *, memory: int | str | None = None, backend: str = "auto", stop_gradient: str = "all",
+    flows: Any = None, precision: Any = None, mesh: Any = None,
+) -> Callable[[Callable[..., Any]], CompiledFunction]: ...  # fmt: skip
+
+
+def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
+            flows: Any = None, precision: Any = None, mesh: Any = None) -> Any:  # fmt: skip
+    """Compile a training loop so that its result can be differentiated through the training.
+
+    Args:
+        fn: An ordinary function with a training loop in it; returns a scalar loss or a tuple, list or dict with
+            tensors.  Meta-parameters are found: every tensor requiring grad that the loop reads and does not train.
+        memory: Budget for what a call allocates beyond its inputs: bytes, ``"800MiB"``, ``"min"`` or None (what the
+            device has free).
+        backend: ``"auto"`` or ``"interpreter"``.
+        stop_gradient: ``"all"``: ``detach`` and ``no_grad`` stop the gradient at every level; ``"inner"``: only the
+            gradient taken by the level they stand in.
+        flows: Overrides per flow, ``{"L1": "reverse"}`` for the mode of a level's gradient.
+        precision: None (exact: the precision of the program).
+        mesh: None (one device).
+
+    Returns:
+        A :class:`CompiledFunction` (or a decorator, when called without ``fn``).
+
+    Raises:
+        PlanError: for options that make no sense.
+    """
+    options = dict(memory=memory, backend=backend, stop_gradient=stop_gradient, flows=flows, precision=precision, mesh=mesh)
+    from mlc.passes.plan import check_options
+
+    check_options(options)
+    if fn is None:
+        return lambda f: CompiledFunction(f, options)
+    return CompiledFunction(fn, options)

@@ -1,0 +1,138 @@
+"""Python numbers in equations: which may vary from trip to trip, and how such an equation is written with tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mlc.ir.builder import Builder
+from mlc.ir.core import Eqn, Loop, Var, aten
+from mlc.ir.types import TensorType
+
+__all__ = ["holes", "literal_key", "spell_out"]
+
+# op -> ((positions of numbers among the positional arguments), (names of keyword numbers))
+_HOLES: dict[Any, tuple[tuple[int, ...], tuple[str, ...]]] = {
+    aten("mul", "Tensor"): ((1,), ()),
+    aten("mul", "Scalar"): ((1,), ()),
+    aten("div", "Tensor"): ((1,), ()),
+    aten("div", "Scalar"): ((1,), ()),
+    aten("add", "Tensor"): ((1,), ("alpha",)),
+    aten("add", "Scalar"): ((1,), ()),
+    aten("sub", "Tensor"): ((1,), ("alpha",)),
+    aten("sub", "Scalar"): ((1,), ()),
+    aten("rsub", "Scalar"): ((1,), ()),
+    aten("lerp", "Scalar"): ((2,), ()),
+    aten("addcmul"): ((), ("value",)),
+    aten("addcdiv"): ((), ("value",)),
+    aten("pow", "Tensor_Scalar"): ((1,), ()),
+    aten("pow", "Scalar"): ((0,), ()),
+}
+_DEFAULT = {"alpha": 1, "value": 1}
+
+
+def holes(e: Eqn) -> tuple[Any, ...]:
+    """Numbers of the equation that may become tensors; empty when it has none."""
+    spec = _HOLES.get(e.op)
+    if spec is None:
+        return ()
+    found = [e.args[i] for i in spec[0] if i < len(e.args) and type(e.args[i]) in (int, float)]
+    kw = dict(e.kwargs)
+    found += [kw.get(k, _DEFAULT[k]) for k in spec[1] if type(kw.get(k, _DEFAULT[k])) in (int, float)]
+    return tuple(found)
+
+
+def literal_key(e: Eqn, *, strict: bool) -> Any:
+    """Operator and literals of an equation; with ``strict`` numbers in holes count too."""
+    op: Any = e.op
+    if isinstance(op, Loop):
+        op = ("loop", loop_key(op))
+    spec = None if strict else _HOLES.get(e.op)
+    args = tuple(
+        "#" if spec and i in spec[0] and type(a) in (int, float) else _lit(a) for i, a in enumerate(e.args)
+    )
+    kw = tuple((k, "#" if spec and k in spec[1] and type(v) in (int, float) else _lit(v)) for k, v in e.kwargs)
+    return (op, args, kw)
+
+
+def loop_key(op: Loop) -> Any:
+    """Structure of a loop, equal for loops with equal bodies."""
+    local: dict[Var, Any] = {v: i for i, v in enumerate(op.body.inputs)}
+    parts = []
+    for n, e in enumerate(op.body.eqns):
+        parts.append((literal_key(e, strict=True), tuple(local.get(v, v) for v in e.inputs)))
+        for o, v in enumerate(e.outs):
+            local[v] = (n, o)
+    outs = tuple(local.get(v, v) for v in op.body.outputs)
+    types = tuple(v.type for v in op.body.inputs)
+    return (op.n_carry, op.n_const, op.trips, op.emit_every, types, tuple(parts), outs)
+
+
+def _lit(a: Any) -> Any:
+    t = type(a)
+    if t is Var:
+        return "%"
+    if t is list or t is tuple:
+        return (tuple, *[_lit(x) for x in a])
+    return (t, repr(a)) if t is float else (t, a)
+
+
+def _number(table: Builder, value: Any, dtype: torch.dtype, device: torch.device) -> Var:
+    """A 0-d constant before the loop."""
+    kw = (("dtype", dtype), ("device", device), ("pin_memory", False))
+    return table.emit(aten("full"), ([], value), (TensorType(dtype, (), (), device),), kw, simplify=False)[0]
+
+
+def spell_out(e: Eqn, table: Builder) -> list[Eqn]:
+    """The equation with its numbers as 0-d tensors from ``table``."""
+    cpu = torch.device("cpu")
+    out_t = e.outs[0].type
+    assert isinstance(out_t, TensorType)
+    wide = torch.float64 if out_t.dtype.is_floating_point or out_t.dtype.is_complex else torch.int64
+    ints = all(type(h) is int for h in holes(e))
+
+    def num(v: Any, dtype: torch.dtype | None = None, device: torch.device = cpu) -> Var:
+        d = dtype or (torch.int64 if ints and type(v) is int else wide)
+        return _number(table, v, d, device)
+
+    kw = dict(e.kwargs)
+    op = e.op
+    base = op.overloadpacket._qualified_op_name.split("::")[1] if hasattr(op, "overloadpacket") else ""
+    if base in ("mul", "div"):
+        return [e.with_(op=aten(base, "Tensor"), args=(e.args[0], num(e.args[1])))]
+    if base == "rsub":
+        return [e.with_(op=aten("sub", "Tensor"), args=(num(e.args[1]), e.args[0]), kwargs=())]
+    if base == "lerp":
+        weight = num(e.args[2], out_t.dtype, out_t.device)
+        return [e.with_(op=aten("lerp", "Tensor"), args=(e.args[0], e.args[1], weight))]
+    if base == "pow":
+        args = tuple(num(a) if type(a) in (int, float) else a for a in e.args)
+        return [e.with_(op=aten("pow", "Tensor_Tensor"), args=args)]
+    if base in ("add", "sub"):
+        return _spell_sum(e, base, kw, num)
+    return _spell_product(e, base, kw, num)
+
+
+def _spell_sum(e: Eqn, base: str, kw: dict[str, Any], num: Any) -> list[Eqn]:
+    alpha = kw.get("alpha", 1)
+    b = e.args[1]
+    if type(b) in (int, float):
+        return [e.with_(op=aten(base, "Tensor"), args=(e.args[0], num(b * alpha)), kwargs=())]
+    scaled = Var(b.type)
+    return [
+        Eqn(aten("mul", "Tensor"), (b, num(alpha)), (scaled,), (), e.loc, e.tag, e.site),
+        e.with_(op=aten(base, "Tensor"), args=(e.args[0], scaled), kwargs=()),
+    ]
+
+
+def _spell_product(e: Eqn, base: str, kw: dict[str, Any], num: Any) -> list[Eqn]:
+    """``addcmul(x, a, b, value=s)`` as ``x + (s a) b``, ``addcdiv`` as ``x + (s a) / b``."""
+    x, a, b = e.args[:3]
+    scaled, joined = Var(a.type), Var(e.outs[0].type)
+    second = aten("mul" if base == "addcmul" else "div", "Tensor")
+    return [
+        Eqn(aten("mul", "Tensor"), (a, num(kw.get("value", 1))), (scaled,), (), e.loc, e.tag, e.site),
+        Eqn(second, (scaled, b), (joined,), (), e.loc, e.tag, e.site),
+        e.with_(op=aten("add", "Tensor"), args=(x, joined), kwargs=()),
+    ]

@@ -1,0 +1,192 @@
+"""From a recording to a program: roll, name, find meta-parameters, diagnose paths, find what may change its length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from mlc.capture import Recording
+from mlc.errors import CaptureError
+from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Index, Loop, NestedEffects, Region, Stop, Var
+from mlc.ir.program import Input, Program
+from mlc.ir.types import SeqType, Type
+from mlc.ir.verify import verify
+from mlc.passes.levels import find_levels
+from mlc.passes.reverse import active_vars
+from mlc.passes.roll import roll
+
+__all__ = ["build_program"]
+
+
+def path_name(path: Sequence[Any] | None) -> str:
+    """Readable form of a path: ``model.0.weight``, ``batches[3][0]``."""
+    if path is None:
+        return "constant"
+    parts = [p for p in path if p not in ("args", "fn", "closure", "globals", "self")]
+    if path[0] == "globals":
+        parts = parts[1:]
+    out = ""
+    for p in parts:
+        s = str(p)
+        out += f"[{p}]" if isinstance(p, int) and out else (s if s.startswith(".") and out else ("." if out else "") + s.lstrip("."))
+    return out or "input"
+
+
+def build_program(rec: Recording) -> Program:
+    """Roll a recording and find its meta-parameters.
+
+    Raises:
+        CaptureError: when no meta-parameter is found, or one has no path to any output.
+    """
+    externals = rec.externals
+    names = [_name(rec, e.path, i) for i, e in enumerate(externals)]
+    rolled = roll(rec.eqns, [e.var for e in externals], rec.results, names)
+    region = _open_lengths(verify(rolled.region), rec)
+    inputs = tuple(
+        Input(n, _role(e), e.var.type, e.path) for n, e in zip(names, externals, strict=True)
+    )
+    notes = tuple(dict.fromkeys([*rec.notes, *rolled.notes]))
+    program = Program(rec.function, region, inputs, rec.n_outputs, notes=notes, loc=rec.loc, binding=rec)
+    notes += _diagnose(program)
+    levels, flows = find_levels(program, [(type(s.optimizer).__name__, s.loc) for s in rec.steps])
+    return replace(program, levels=levels, flows=flows, notes=notes)
+
+
+def _name(rec: Recording, path: Any, i: int) -> str:
+    if path is None:
+        return f"constant{i}"
+    names = rec.arg_names
+    if path[0] == "args" and isinstance(path[1], int) and path[1] < len(names):
+        path = ("args", names[path[1]], *path[2:])
+    return path_name(path)
+
+
+def _role(e: Any) -> str:
+    if e.tensor.requires_grad and e.tensor.dtype.is_floating_point | e.tensor.dtype.is_complex:
+        return "trained" if e.written else "meta"
+    return "state" if e.written else "data"
+
+
+# ---- lengths that may change
+
+
+def _open_lengths(region: Region, rec: Recording) -> Region:
+    """Loops over a whole iterable whose length the loop does not otherwise depend on take any number of items."""
+    for s in rec.sources:
+        s.generic = False
+    if not rec.reusable:
+        return region
+    opened: dict[Var, Eqn] = {}
+    for e in region.eqns:
+        if isinstance(e.op, Feed) and _whole(e.op, rec) and _independent(region, e):
+            opened.update((v, e) for v in e.outs)
+            first = e.op.effects[0]
+            assert isinstance(first, EffectCall) and isinstance(first.op, Draw)
+            rec.sources[first.op.source].generic = True
+    return _reopen(region, opened) if opened else region
+
+
+def _whole(op: Feed, rec: Recording) -> bool:
+    first = op.effects[0]
+    draws = [x for x in op.effects if isinstance(x, EffectCall) and isinstance(x.op, Draw)]
+    if any(isinstance(x, NestedEffects) for x in op.effects) or len(draws) != 1 or first is not draws[0]:
+        return False
+    assert isinstance(draws[0].op, Draw)
+    s = rec.sources[draws[0].op.source]
+    if s.length_used or s.indexed or s.changing or s.path is None or len(s.visits) != 1:
+        return False
+    items, exhausted = s.visits[draws[0].op.visit]
+    return exhausted and len(items) == op.trips
+
+
+def _independent(region: Region, feed: Eqn) -> bool:
+    """Nothing but one loop reads the feed, and it reads no other sequence, and none of its emissions is picked from."""
+    users = [e for e in region.eqns if any(v in feed.outs for v in e.inputs)]
+    if len(users) != 1 or not isinstance(users[0].op, Loop):
+        return False
+    loop = users[0]
+    op = users[0].op
+    seqs = loop.args[op.n_carry + op.n_const :]
+    if any(v not in feed.outs for v in seqs):
+        return False
+    emitted = set(loop.outs[op.n_carry :])
+    return not any(v in emitted for e in region.eqns if e is not loop for v in e.inputs) and not emitted & set(region.outputs)
+
+
+def _reopen(region: Region, opened: dict[Var, Eqn]) -> Region:
+    new: dict[Var, Var] = {}
+
+    def open_type(t: Type) -> Type:
+        return SeqType(t.elem, None) if isinstance(t, SeqType) else t
+
+    eqns: list[Eqn] = []
+    for e in region.eqns:
+        if isinstance(e.op, Feed) and e.outs and e.outs[0] in opened:
+            outs = tuple(Var(open_type(v.type)) for v in e.outs)
+            new.update(zip(e.outs, outs, strict=True))
+            e = e.with_(op=Feed(e.op.effects, None), outs=outs)
+        elif isinstance(e.op, Loop) and any(v in new for v in e.inputs):
+            outs = tuple(Var(open_type(v.type)) for v in e.outs)
+            new.update(zip(e.outs, outs, strict=True))
+            e = e.with_(op=replace(e.op, trips=None), args=tuple(new.get(v, v) for v in e.args), outs=outs)
+        elif any(v in new for v in e.inputs):
+            from mlc.ir.core import map_vars
+
+            e = e.with_(args=map_vars(e.args, lambda v: new.get(v, v)))
+        eqns.append(e)
+    outs = tuple(new.get(v, v) for v in region.outputs)
+    return Region(region.inputs, tuple(eqns), outs, region.names)
+
+
+# ---- meta-parameters and their paths
+
+
+def _diagnose(program: Program) -> tuple[str, ...]:
+    """Errors and notes about meta-parameters without a path, or with a path that is cut."""
+    region, metas = program.region, program.metas
+    if not metas:
+        raise CaptureError(
+            "no meta-parameter: the loop reads no tensor that requires grad except those it trains",
+            loc=program.loc, advice="set requires_grad on what you want the gradient of, and use it in the loop",
+        )  # fmt: skip
+    outs = set(region.outputs[: program.n_outputs])
+    free = active_vars(region.eqns, [region.inputs[i] for i in metas])
+    if not outs & free:
+        raise _no_path(program, [program.inputs[i].name for i in metas], _cuts(region, metas))
+    notes: list[str] = []
+    for i in metas:
+        reached = active_vars(region.eqns, [region.inputs[i]])
+        cuts = _cuts(region, (i,))
+        if outs & reached:
+            notes += [f"one path of {program.inputs[i].name} is cut at {c.loc}" for c in cuts if c.loc is not None]
+        elif cuts:
+            raise _no_path(program, [program.inputs[i].name], cuts)
+        else:
+            notes.append(f"{program.inputs[i].name} is read but does not reach the result: its gradient is None")
+    return tuple(dict.fromkeys(notes))
+
+
+def _cuts(region: Region, metas: Sequence[int]) -> list[Eqn]:
+    """Stops that lie between meta-parameters and an output."""
+    through = active_vars(region.eqns, [region.inputs[i] for i in metas], through_stops=True)
+    if not any(v in through for v in region.outputs):
+        return []
+    return [e for e in region.walk() if isinstance(e.op, Stop) and (e.args[0] in through or e not in region.eqns)]
+
+
+def _no_path(program: Program, names: list[str], cuts: list[Eqn]) -> CaptureError:
+    which = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    loc = next((c.loc for c in cuts if c.loc is not None), program.loc)
+    if cuts:
+        return CaptureError(
+            f"meta-parameter {which} has no path to the result: it is cut by detach() or no_grad() here", loc=loc,
+            advice="remove the detach, or pass stop_gradient=\"inner\" if it is meant for the inner gradient only",
+        )  # fmt: skip
+    return CaptureError(
+        f"meta-parameter {which} has no path to the result", loc=loc,
+        advice="use it in the inner loss, in the update or in the returned value",
+    )  # fmt: skip
+
+
+_ = Index

@@ -1,0 +1,111 @@
+"""Running lowered programs: forward stage, saved values, backward stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mlc.ir.core import Draw, Eqn, Region
+from mlc.runtime.feeds import Drawer, feed_runner
+from mlc.runtime.interpreter import Executable, compile_region
+from mlc.runtime.loop import link
+
+__all__ = ["Executor", "Run", "StageGraphs"]
+
+
+class StageGraphs(Protocol):
+    """What the runtime needs of a lowered program (see :class:`mlc.passes.lower.Stages`)."""
+
+    @property
+    def forward(self) -> Region:
+        """``inputs -> (results, saved)``."""
+
+    @property
+    def backward(self) -> Region | None:
+        """``(saved, cotangents) -> hypergradients``."""
+
+    @property
+    def n_results(self) -> int:
+        """Number of results at the head of the forward stage's outputs."""
+
+    @property
+    def saved(self) -> tuple[tuple[str, int], ...]:
+        """Where the backward stage's inputs come from."""
+
+    @property
+    def cotangents(self) -> tuple[int, ...]:
+        """Outputs that have a cotangent."""
+
+    @property
+    def gradients(self) -> tuple[int, ...]:
+        """Inputs that get a gradient."""
+
+
+@dataclass
+class Run:
+    """One call: what is kept between its forward and its backward stage."""
+
+    results: list[Any]
+    saved: list[Any]
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+
+class Executor:
+    """Compiled stages of one program."""
+
+    def __init__(self, stages: StageGraphs) -> None:
+        self.stages = stages
+        self._drawer: Drawer | None = None
+        special = link(lambda op: feed_runner(op, self._draws), self._draw)
+        self._forward: Executable = compile_region(stages.forward, special)
+        self._backward: Executable | None = None if stages.backward is None else compile_region(stages.backward, special)
+
+    def _draws(self) -> Drawer:
+        assert self._drawer is not None
+        return self._drawer
+
+    def _draw(self, e: Eqn) -> Callable[..., Any] | None:
+        if not isinstance(e.op, Draw):
+            return None
+        op, types = e.op, [v.type for v in e.outs]
+
+        def run(args: list[Any]) -> list[Tensor]:
+            from mlc.runtime.feeds import Stale
+
+            try:
+                return self._draws().next(op, types)
+            except StopIteration:
+                raise Stale("an iterable ended earlier than before") from None
+
+        return run
+
+    def forward(self, inputs: Sequence[Any], drawer: Drawer) -> Run:
+        """Run the forward stage; user state is not touched."""
+        started = time.perf_counter()
+        self._drawer = drawer
+        try:
+            with torch.no_grad():
+                outs = self._forward(list(inputs))
+        finally:
+            self._drawer = None
+        n = self.stages.n_results
+        saved = [outs[i] if kind == "out" else inputs[i] for kind, i in self.stages.saved]
+        return Run(outs[:n], saved, {"forward": time.perf_counter() - started})
+
+    def backward(self, run: Run, cotangents: Sequence[Tensor], keep: bool) -> list[Tensor]:
+        """Hypergradients in the order of ``stages.gradients``; frees what was saved unless ``keep``."""
+        assert self._backward is not None
+        started = time.perf_counter()
+        args = [*run.saved, *cotangents]
+        if not keep:
+            run.saved = []
+        with torch.no_grad():
+            grads = self._backward(args)
+        run.seconds["backward"] = time.perf_counter() - started
+        return grads
