@@ -52,6 +52,7 @@ class Tracer(Recorder):
     """Records one call of the user's function."""
 
     current: ClassVar[Tracer | None] = None
+    stops = True
 
     def __init__(self, paths: dict[int, tuple[Any, ...]]) -> None:
         super().__init__(merge=False)
@@ -149,7 +150,7 @@ class Tracer(Recorder):
     def read(self, t: Tensor, tracking: bool) -> Var:
         """As :meth:`Recorder.read`; notes leaves."""
         var = super().read(t, tracking)
-        if t.requires_grad and t.is_leaf:
+        if t.requires_grad and t.is_leaf and not self.handle(t).hidden:
             self.leaves[id(t)] = t
         return var
 
@@ -246,7 +247,7 @@ class Tracer(Recorder):
             if not self.carries(t, h):
                 continue
             if s is None:
-                with torch.no_grad(), self:
+                with torch.no_grad(), self.active():
                     s = torch.ones_like(t)
             pairs.append((self.value(h), self.read(s, False)))
         if not pairs:
@@ -290,7 +291,7 @@ class Tracer(Recorder):
         if old is None:
             self.set_grad(t, g)
             return
-        with torch.no_grad(), self:
+        with torch.no_grad(), self.active():
             old.add_(g)
         self.handle(old).taint = True
 

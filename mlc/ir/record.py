@@ -12,6 +12,7 @@ detaches.  Operators under ``no_grad`` carry no stop themselves: an in-place wri
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from mlc.errors import CaptureError
 from mlc.ir import views
@@ -54,13 +55,14 @@ class Storage:
 class Handle:
     """One tensor: a storage seen through a chain of ``(op, args, kwargs, output index, types, loc)`` view steps."""
 
-    __slots__ = ("cached", "chain", "leaf", "origin", "storage", "taint", "version")
+    __slots__ = ("cached", "chain", "hidden", "leaf", "origin", "storage", "taint", "version")
 
     def __init__(self, storage: Storage, chain: tuple[Any, ...] = (), origin: Loc | None = None) -> None:
         self.storage = storage
         self.chain = chain
         self.taint = False  # carries a derivative although PyTorch's flag says no (results of inner gradients)
         self.leaf = False
+        self.hidden = False  # a view made under no_grad: PyTorch's flag says it requires grad, but nothing flows
         self.origin = origin
         self.version = -1
         self.cached: Var | None = None
@@ -68,6 +70,8 @@ class Handle:
 
 class Recorder(TorchDispatchMode):
     """Records what runs under it.  Subclasses say where code comes from and what unknown tensors are."""
+
+    stops = False  # whether differentiation is cut where autograd would (programs; not rules)
 
     def __init__(self, *, merge: bool = False, fake_mode: FakeTensorMode | None = None) -> None:
         super().__init__()
@@ -83,6 +87,10 @@ class Recorder(TorchDispatchMode):
         self._stops: dict[Any, Var] = {}
         self._views: dict[Any, tuple[Var, ...]] = {}
         self.stop_log: list[Eqn] = []
+
+    def active(self) -> Any:
+        """Context in which operators are recorded, whether or not they are already."""
+        return contextlib.nullcontext() if _get_current_dispatch_mode() is self else self
 
     # ---- what subclasses decide
 
@@ -152,13 +160,15 @@ class Recorder(TorchDispatchMode):
 
     def carries(self, t: Tensor, h: Handle) -> bool:
         """Whether the tensor carries a derivative here."""
-        return h.taint or t.requires_grad
+        return h.taint or (t.requires_grad and not h.hidden)
 
     def read(self, t: Tensor, tracking: bool) -> Var:
         """The value an operator reads from ``t``; a stop where differentiation is cut."""
         h = self.handle(t)
         var = self.value(h)
-        if t.requires_grad and t.is_leaf:
+        if not self.stops:
+            return var
+        if t.requires_grad and t.is_leaf and not h.hidden:
             if not h.leaf:
                 h.leaf = True
                 if var.mask and h.storage.external is None:
@@ -328,7 +338,7 @@ class Recorder(TorchDispatchMode):
 
         def look(t: Tensor) -> None:
             nonlocal found
-            found = found or t.requires_grad or self.handle(t).taint
+            found = found or self.carries(t, self.handle(t))
 
         each_tensor(args, look)
         each_tensor(kwargs, look)
@@ -390,6 +400,7 @@ class Recorder(TorchDispatchMode):
         for i, t in enumerate(flat):
             h = Handle(base.storage, (*base.chain, (func, tuple(args[1:]), kw, i, types, loc)))
             h.taint = base.taint and not detaches and torch.is_grad_enabled()
+            h.hidden = not detaches and not torch.is_grad_enabled()
             h.origin = loc if detaches or not torch.is_grad_enabled() else base.origin
             t._mlc = h
         return out
@@ -453,7 +464,7 @@ class Recorder(TorchDispatchMode):
         if pure is None:
             raise CaptureError(f"{func} has no functional form", loc=self.locate()[0])
         rest = {k: v for k, v in kwargs.items() if k not in s.out}
-        with self:
+        with self.active():
             result = pure(*args, **rest)
         targets = [kwargs[k] for k in s.out]
         values = [result] if isinstance(result, Tensor) else list(result)
@@ -468,7 +479,7 @@ class Recorder(TorchDispatchMode):
         packet = getattr(_A, {"norm": "linalg_vector_norm"}.get(base.rstrip("_"), base.rstrip("_")))
         n = len(args[0])
         results = []
-        with self:
+        with self.active():
             for i in range(n):
                 one = [a[i] if isinstance(a, (list, tuple)) and len(a) == n else a for a in args]
                 kw = {k: (v[i] if isinstance(v, (list, tuple)) and len(v) == n else v) for k, v in kwargs.items()}

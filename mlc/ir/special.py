@@ -24,7 +24,7 @@ Handler = Callable[["Recorder", Any, Any, Any], Any]
 def _batch_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """Train-mode batch norm: the pure normalisation, then the running statistics as ordinary in-place updates."""
     x, weight, bias, mean, var, training, momentum, eps = args[:8]
-    with rec:
+    with rec.active():
         if not training:
             return _plain(rec, _A.native_batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps), {})
         out = _plain(rec, _A.native_batch_norm.default, (x, weight, bias, None, None, True, momentum, eps), {})
@@ -49,7 +49,7 @@ def _plain(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 def _dropout(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """Fused dropout as a product with a mask that is drawn as the fused operator draws it."""
     x, p, train = args[0], args[1], args[2] if len(args) > 2 else kwargs.get("train", True)
-    with rec:
+    with rec.active():
         if not train:
             return x.clone(), torch.ones_like(x, dtype=torch.bool)
         ty = TensorType.of(rec.twin(x))
@@ -64,7 +64,7 @@ def _dropout(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _zeros(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     kw = {k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}
-    with rec:
+    with rec.active():
         zero = torch.zeros(list(args[0]), **kw)
     if list(args[0]):
         return zero
@@ -86,9 +86,9 @@ def _literal(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         shape, dtype, device = list(t.shape), t.dtype, t.device
     if value is None:
         rec.external(t)
-        with rec:
+        with rec.active():
             return t.clone()
-    with rec:
+    with rec.active():
         return torch.full(shape, value, dtype=dtype, device=device)
 
 
