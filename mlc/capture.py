@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import random
 import sys
 import types
@@ -17,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
+from mlc.concrete import Guard
 from mlc.errors import CaptureError, MlcError
 from mlc.ir.core import Eqn, Var
 from mlc.ir.types import Loc
@@ -24,7 +26,7 @@ from mlc.iterables import Source, Sources, loader_patches, substitute
 from mlc.optimizers import narrow_counts, restore_flags
 from mlc.patches import _ours, _set, patched
 from mlc.roots import Path, Roots, walk
-from mlc.scalars import TracedScalar
+from mlc.scalars import TracedScalar, traced_max, traced_min
 from mlc.state import Change, Watch
 from mlc.tracer import External, Step, Tracer
 
@@ -72,7 +74,7 @@ class Recording:
     roots: Roots
     reusable: bool
     notes: list[str]
-    guards: list[tuple[External, Any]]
+    guards: list[Guard]
     grad_guards: list[tuple[Path | None, Tensor, bool]]
     function: str
     loc: Loc | None
@@ -138,6 +140,19 @@ def _zero_grad(tracer: Tracer, active: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _numbers_in_optimizers() -> Iterator[None]:
+    """Optimizers that take ``max(1.0, norm.item())`` of traced numbers see differentiable ``min`` and ``max``."""
+    from torch.optim import _adafactor
+
+    scope = vars(_adafactor)
+    scope.update(min=traced_min, max=traced_max)
+    try:
+        yield
+    finally:
+        del scope["min"], scope["max"]
+
+
+@contextlib.contextmanager
 def _rng_kept() -> Iterator[None]:
     """Leave every default generator as it was."""
     cpu = torch.get_rng_state()
@@ -186,6 +201,7 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
             put(_rng_kept())
             put(patched(tracer))
             put(_zero_grad(tracer, active))
+            put(_numbers_in_optimizers())
             put(_set(DataLoader, "__iter__", iterate))
             put(_set(DataLoader, "__len__", length))
             put(_iterators_elsewhere(fn, roots, sources))
@@ -203,6 +219,8 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     except MlcError:
         raise
     except Exception as e:
+        if _users_own(e):
+            raise
         raise _explain(e, tracer) from e
     finally:
         for saved in tracer.flags:
@@ -251,6 +269,19 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*TF32 acceleration on top of oneDNN.*")
         warnings.filterwarnings("ignore", message=".*The .grad attribute of a Tensor that is not a leaf.*")
         yield
+
+
+def _users_own(e: Exception) -> bool:
+    """Whether an exception was raised by the user's own code (then it is theirs to see as it is)."""
+    from mlc.frames import is_user_code
+
+    tb = e.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    if tb is None or not is_user_code(tb.tb_frame.f_code):
+        return False
+    op = dis.opname[tb.tb_frame.f_code.co_code[tb.tb_lasti]]
+    return op in ("RAISE_VARARGS", "RERAISE", "ASSERT")
 
 
 def _explain(e: Exception, tracer: Tracer) -> CaptureError:

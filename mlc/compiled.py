@@ -22,6 +22,7 @@ from mlc.report import Report
 from mlc.roots import Path, Roots, walk
 from mlc.runtime.call import Executor, Run
 from mlc.runtime.feeds import Drawer, Stale
+from mlc.tracer import External
 from mlc.ir.program import Program
 
 __all__ = ["CompiledFunction", "compile"]
@@ -124,11 +125,7 @@ class _Call:
 
 
 def _inputs(entry: _Entry, roots: Roots) -> list[Tensor]:
-    out = []
-    for ext in entry.recording.externals:
-        t = roots.at.get(ext.path) if ext.path is not None else None
-        out.append(ext.tensor if t is None else t)
-    return out
+    return [_found(x, roots) for x in entry.recording.externals]
 
 
 class CompiledFunction:
@@ -246,11 +243,13 @@ def _fits(entry: _Entry, roots: Roots) -> bool:
         now = roots.at.get(path, t) if path is not None else t
         if (now.grad is None) != none:
             return False
-    for ext, value in rec.guards:
-        now = roots.at.get(ext.path, ext.tensor) if ext.path is not None else ext.tensor
-        if now.detach().reshape(()).tolist() != value:
-            return False
-    return True
+    return all(g.holds(lambda x: _found(x, roots)) for g in rec.guards)
+
+
+def _found(x: External, roots: Roots) -> Tensor:
+    """The tensor that now stands where ``x`` stood."""
+    now = roots.at.get(x.path) if x.path is not None else None
+    return x.tensor if now is None else now
 
 
 def _leaf(x: Any, outs: list[Tensor]) -> Any:

@@ -118,10 +118,7 @@ def _numbers(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, 
         def convert(t: Tensor) -> Any:
             if not active():
                 return original(t) if original is not None else kind(base.item(t))  # type: ignore[attr-defined]
-            value = tracer.known(t)
-            if value is None:
-                raise scalars._refuse(what)
-            return kind(value)
+            return tracer.decide(t, kind, what)
 
         return convert
 
@@ -164,8 +161,9 @@ def _data(tracer: Tracer, active: Callable[[], bool]) -> property:
         return base.__get__(t)
 
     def put(t: Tensor, value: Tensor) -> None:
-        if active() and (isinstance(t, FakeTensor) or id(t) in tracer.handles or not isinstance(value, FakeTensor)
-                         or True):  # fmt: skip
+        if active():
+            if isinstance(value, (FakeTensor, Tensor)) and tracer.same_memory(t, value):
+                return  # what `p.data -= g` does last
             raise CaptureError(
                 "assigning to .data replaces the memory of a tensor behind autograd's back", loc=tracer.place(),
                 advice="write `with torch.no_grad(): p.copy_(new)`",
@@ -210,7 +208,7 @@ def _checkpoint(active: Callable[[], bool]) -> Any:
 def patched(tracer: Tracer) -> Iterator[None]:
     """Install the replacements for the time of a trace."""
     active = _ours(tracer)
-    scalars.set_locator(tracer.place)
+    scalars.set_decider(tracer.decide)
     apply = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
 
     def custom(cls: Any, *args: Any, **kwargs: Any) -> Any:

@@ -2,11 +2,15 @@
 
 ``loss.item()`` has no value while tracing.  A :class:`TracedScalar` stands for it: it prints as ``<traced>``, takes
 part in arithmetic, and may be used as an operand of torch operators (it is the detached tensor then).  Whatever
-needs the number itself - a branch, an index, ``math`` - raises :class:`~mlc.errors.CaptureError`: never a wrong number.
+needs the number itself - a branch, an index, ``math`` - gets it if it is known (:mod:`mlc.concrete`) and raises
+:class:`~mlc.errors.CaptureError` otherwise: never a wrong number.
 """
 
 from __future__ import annotations
 
+import dis
+import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,22 +18,33 @@ from torch import Tensor
 
 from mlc.errors import CaptureError
 
-__all__ = ["TracedScalar"]
+__all__ = ["TracedScalar", "set_decider", "traced_max", "traced_min"]
 
-_locate: Callable[[], Any] = lambda: None  # noqa: E731
-
-
-def set_locator(f: Callable[[], Any]) -> None:
-    """Install the function that tells the user's place."""
-    global _locate
-    _locate = f
+Decide = Callable[[Tensor, Callable[[Any], Any], str], Any]
 
 
-def _refuse(what: str) -> CaptureError:
-    return CaptureError(
-        f"{what} depends on the value of a tensor, which is not known while tracing", loc=_locate(),
-        advice="use torch.where for a choice inside the program, or move the decision out of the compiled function",
-    )  # fmt: skip
+def _undecided(t: Tensor, kind: Callable[[Any], Any], what: str) -> Any:
+    raise CaptureError(f"{what} depends on a value that was read while tracing")
+
+
+_decide: Decide = _undecided
+
+
+def set_decider(f: Decide) -> None:
+    """Install the function that turns a traced value into a Python number, or refuses."""
+    global _decide
+    _decide = f
+
+
+def _formats() -> bool:
+    """Whether the caller is a ``"..." % value`` expression (logging): a placeholder is welcome there."""
+    f = sys._getframe(2)
+    code = f.f_code.co_code
+    at = f.f_lasti
+    return dis.opname[code[at]] == "BINARY_OP" and code[at + 1] in (_MODULO, _MODULO + 13)
+
+
+_MODULO = next(i for i, (_, symbol) in enumerate(dis._nb_ops) if symbol == "%")  # type: ignore[attr-defined]
 
 
 class TracedScalar:
@@ -102,29 +117,71 @@ class TracedScalar:
                 return type(a)(plain(x) for x in a)
             return a
 
-        return func(*plain(tuple(args)), **{k: plain(v) for k, v in (kwargs or {}).items()})
+        args, kwargs = list(args), dict(kwargs or {})
+        for name in ("alpha", "value"):  # these must be Python numbers: multiply instead
+            scale = kwargs.get(name)
+            if isinstance(scale, TracedScalar):
+                del kwargs[name]
+                args[1] = args[1] * scale.tensor.detach()
+        return func(*plain(tuple(args)), **{k: plain(v) for k, v in kwargs.items()})
 
     def __hash__(self) -> int:
         return id(self)
 
     def __bool__(self) -> bool:
-        raise _refuse("a branch")
+        return bool(_decide(self.tensor, bool, "a branch"))
 
     def __float__(self) -> float:
-        raise _refuse("a Python float")
+        if _formats():
+            return math.nan
+        return float(_decide(self.tensor, float, "a Python float"))
 
     def __int__(self) -> int:
-        raise _refuse("a Python int")
+        return int(_decide(self.tensor, int, "a Python int"))
 
     def __index__(self) -> int:
-        raise _refuse("an index")
+        return int(_decide(self.tensor, int, "an index"))
 
-    def __lt__(self, o: Any) -> bool:
-        raise _refuse("a comparison")
+    def __lt__(self, o: Any) -> Any:
+        return self._with(o, lambda a, b: a < b)
 
-    __le__ = __gt__ = __ge__ = __lt__
+    def __le__(self, o: Any) -> Any:
+        return self._with(o, lambda a, b: a <= b)
 
-    def __eq__(self, o: object) -> bool:
-        if o is self:
-            return True
-        raise _refuse("a comparison")
+    def __gt__(self, o: Any) -> Any:
+        return self._with(o, lambda a, b: a > b)
+
+    def __ge__(self, o: Any) -> Any:
+        return self._with(o, lambda a, b: a >= b)
+
+    def __ne__(self, o: object) -> Any:
+        return self._with(o, lambda a, b: a != b)
+
+    def __eq__(self, o: object) -> Any:
+        return True if o is self else self._with(o, lambda a, b: a == b)
+
+
+def _smaller(sign: int) -> Callable[..., Any]:
+    """``min`` and ``max`` that also take traced numbers (differentiable where they decide a step size)."""
+    builtin = min if sign > 0 else max
+
+    def pick(*args: Any, **kwargs: Any) -> Any:
+        if not any(isinstance(a, TracedScalar) for a in args):
+            return builtin(*args, **kwargs)
+        import torch
+
+        like = next(a.tensor for a in args if isinstance(a, TracedScalar))
+        with torch.no_grad():
+            parts = [
+                a.tensor if isinstance(a, TracedScalar) else torch.full([], float(a), dtype=like.dtype, device=like.device)
+                for a in args
+            ]
+            out = parts[0]
+            for p in parts[1:]:
+                out = torch.minimum(out, p) if sign > 0 else torch.maximum(out, p)
+        return TracedScalar(out)
+
+    return pick
+
+
+traced_min, traced_max = _smaller(1), _smaller(-1)

@@ -7,7 +7,7 @@ identity and its fake twin takes part instead, so modules and optimizers need no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,10 +16,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from mlc.errors import CaptureError
+from mlc.concrete import Guard, concrete
 from mlc.frames import Site, Sites
-from mlc.ir.core import Alias, Draw, Eqn, Grad, Var, map_vars
+from mlc.ir.core import Alias, Draw, Eqn, Grad, Var
 from mlc.ir.record import Handle, Recorder, Storage
 from mlc.ir.types import Loc, TensorType
+from mlc.ir.views import IDENTITY_VIEWS
 from mlc.scalars import TracedScalar
 
 __all__ = ["External", "Tracer"]
@@ -68,7 +70,7 @@ class Tracer(Recorder):
         self._open: list[tuple[str, bool, int]] = []
         self.grad_eqns: list[Eqn] = []
         self.leaves: dict[int, Tensor] = {}
-        self.guards: list[tuple[External, Any]] = []
+        self.guards: list[Guard] = []
         self._fakes: dict[int, FakeTensor] = {}
         self._by_storage: dict[int, External] = {}
         self._leaf_of_bit: dict[Var, Tensor] = {}
@@ -92,11 +94,6 @@ class Tracer(Recorder):
             raise CaptureError(
                 f"a {t.layout} tensor is used", loc=self.place(), advice="convert it with .to_dense() before the call"
             )
-        if t._backward_hooks:
-            raise CaptureError(
-                "a tensor used in the loop has a backward hook", loc=self.place(),
-                advice="remove the hook, or do what it does in the loop itself",
-            )  # fmt: skip
         same = self._by_storage.get(t.untyped_storage()._cdata)
         fake = self._fake_twin(t)
         if same is not None and TensorType.of(same.fake) == TensorType.of(fake):
@@ -145,6 +142,11 @@ class Tracer(Recorder):
         """Remember writes to the user's memories."""
         ext = h.storage.external
         if isinstance(ext, External):
+            if ext.tensor._backward_hooks:
+                raise CaptureError(
+                    "a tensor that the loop trains has a backward hook", loc=self.place(),
+                    advice="remove the hook, or do what it does in the loop itself",
+                )  # fmt: skip
             ext.written = True
 
     def read(self, t: Tensor, tracking: bool) -> Var:
@@ -157,66 +159,31 @@ class Tracer(Recorder):
     # ---- Python numbers
 
     def scalar(self, t: Tensor) -> Any:
-        """``.item()`` and relatives reached the dispatcher (C++ code asked for a number)."""
-        known = self.known(t)
-        if known is not None:
-            return known
-        raise CaptureError(
-            "the value of a tensor decides what the program does", loc=self.place(),
-            advice="use torch.where, or take the decision outside the compiled function",
-        )  # fmt: skip
+        """C++ code asks for the number in a tensor."""
+        return self.decide(t, lambda x: x, "a Python number")
 
-    def known(self, t: Tensor) -> Any:
-        """The value of a one-element tensor from outside that the loop has not written (then a guard), else None."""
-        ext = self.externals.get(id(t))
-        if isinstance(t, FakeTensor):
-            return self._constant(t)
-        if ext is None and id(t) not in self.handles:
-            self.external(t)
-            ext = self.externals.get(id(t))
-        if ext is None or ext.written or t.numel() != 1:
-            return None
-        with torch.utils._python_dispatch._disable_current_modes():
-            value = torch.Tensor.tolist(t.detach()) if t.dim() == 0 else t.detach().reshape(()).tolist()
-        self.guards.append((ext, value))
+    def decide(self, t: Tensor, kind: Callable[[Any], Any], what: str) -> Any:
+        """The value of a one-element tensor that follows from literals and tensors from outside, with a guard.
+
+        Raises:
+            CaptureError: when it depends on what the program computes or draws.
+        """
+        found = concrete(self, t)
+        if found is None:
+            raise CaptureError(
+                f"{what} depends on the value of a tensor, which is not known while tracing", loc=self.place(),
+                advice="use torch.where for a choice inside the program, or take the decision outside of it",
+            )  # fmt: skip
+        value = kind(found.value)
+        if found.externals:
+            self.guards.append(Guard(found.var, found.eqns, found.externals, kind, value))
         return value
 
-    def _constant(self, t: Tensor) -> Any:
-        h = self.handle(t)
-        if h.chain:
-            return None
-        return self.fold(h.storage.var, 64)
-
-    def fold(self, v: Var, depth: int) -> Any:
-        """Value of a one-element result that follows from literals alone, else None."""
-        e = self.builder.producer(v)
-        t = v.type
-        if e is None or depth == 0 or not isinstance(t, TensorType) or t.numel != 1 or e.impure or isinstance(e.op, Grad):
-            return None
-        known = {}
-        for x in e.inputs:
-            value = self.fold(x, depth - 1)
-            if value is None:
-                return None
-            known[x] = value
-        with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
-            def real(x: Var) -> Tensor:
-                assert isinstance(x.type, TensorType)
-                return torch.full(x.type.shape, known[x], dtype=x.type.dtype)
-
-            if isinstance(e.op, Alias):
-                return known[e.args[0]]
-            if not callable(e.op):
-                return None
-            kw = {k: map_vars(a, real) for k, a in e.kwargs}
-            out = e.op(*map_vars(e.args, real), **kw)
-            return out.item() if isinstance(out, Tensor) else None
-
     def item(self, t: Tensor) -> Any:
-        """What ``t.item()`` gives the user while tracing."""
-        known = self.known(t)
-        if known is not None:
-            return known
+        """What ``t.item()`` gives the user while tracing: a number if it is a literal, else a placeholder."""
+        found = concrete(self, t)
+        if found is not None and not found.externals:
+            return found.value
         with torch.no_grad():
             return TracedScalar(t.detach())
 
@@ -308,6 +275,12 @@ class Tracer(Recorder):
     def set_grad(self, t: Tensor, g: Tensor | None) -> None:
         """Set ``.grad``."""
         self.grads[id(t)] = (t, g)
+
+    def same_memory(self, a: Tensor, b: Tensor) -> bool:
+        """Whether two tensors are the whole of one memory."""
+        x, y = self.handle(a), self.handle(b)
+        whole = all(step[0] in IDENTITY_VIEWS for h in (x, y) for step in h.chain)
+        return x.storage is y.storage and whole and a.shape == b.shape
 
     # ---- optimizer steps
 

@@ -55,7 +55,7 @@ class Storage:
 class Handle:
     """One tensor: a storage seen through a chain of ``(op, args, kwargs, output index, types, loc)`` view steps."""
 
-    __slots__ = ("cached", "chain", "hidden", "leaf", "origin", "storage", "taint", "version")
+    __slots__ = ("cached", "chain", "copy", "hidden", "leaf", "origin", "storage", "taint", "version")
 
     def __init__(self, storage: Storage, chain: tuple[Any, ...] = (), origin: Loc | None = None) -> None:
         self.storage = storage
@@ -63,6 +63,7 @@ class Handle:
         self.taint = False  # carries a derivative although PyTorch's flag says no (results of inner gradients)
         self.leaf = False
         self.hidden = False  # a view made under no_grad: PyTorch's flag says it requires grad, but nothing flows
+        self.copy = False  # made by copy.deepcopy
         self.origin = origin
         self.version = -1
         self.cached: Var | None = None
@@ -193,8 +194,8 @@ class Recorder(TorchDispatchMode):
         if known is None:
             known = Var(var.type)
             loc, site = self.locate()
-            eqn = Eqn(Stop(), (var,), (known,), (), h.origin or loc, self.tag, site)
-            self.builder.eqns.append(eqn)
+            eqn = Eqn(Stop(), (var,), (known,), (), h.origin or loc, "copy" if h.copy else self.tag, site)
+            self.builder.append(eqn)
             self.stop_log.append(eqn)
             self._stops[key] = known
         return known
@@ -384,7 +385,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _fill(self, op: Any, ty: TensorType, args: Any, kwargs: Any) -> tuple[Var, ...]:
-        layout = (list(ty.shape), list(ty.stride), ty.dtype, ty.device)
+        layout = (ty.shape, ty.stride, ty.dtype, ty.device)
         outs: tuple[Var, ...] = self._emit(Random(op, fill=True), (*layout, *args), (ty,), kwargs)
         outs[0].mask = 0
         return outs

@@ -54,7 +54,7 @@ def _dropout(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
             return x.clone(), torch.ones_like(x, dtype=torch.bool)
         ty = TensorType.of(rec.twin(x))
         mask_type = TensorType(torch.bool, ty.shape, ty.stride, ty.device)
-        layout = (list(ty.shape), list(ty.stride), ty.dtype, ty.device)
+        layout = (ty.shape, ty.stride, ty.dtype, ty.device)
         from mlc.ir.core import Random
 
         (v,) = rec._emit(Random(_A.native_dropout.default, fill=True), (*layout, p), (mask_type,))

@@ -60,7 +60,7 @@ class Tape:
         self.policy = policy
         self.records: dict[Eqn, GradRecord] = {}
         self.owned: set[Eqn] = set()
-        self._reverse_over = reverse_over
+        self._reverse_over = reverse_over | _inner_gradients(region)
         start = len(b.eqns)
         saved = saved or {}
         for e in region.eqns:
@@ -171,6 +171,28 @@ class FallBack(Exception):
         super().__init__(reason)
         self.eqn = eqn
         self.reason = reason
+
+
+def _inner_gradients(region: Region) -> frozenset[Eqn]:
+    """Gradients that another gradient of the region differentiates (a penalty, SAM): these are lowered first."""
+    where = {v: i for i, e in enumerate(region.eqns) for v in e.outs}
+    grads = [(i, e) for i, e in enumerate(region.eqns) if isinstance(e.op, Grad)]
+    out: set[Eqn] = set()
+    for i, f in grads:
+        op = f.op
+        assert isinstance(op, Grad)
+        wrt = f.args[op.n_loss : op.n_loss + op.n_wrt]
+        first = min((where.get(v, -1) for v in wrt), default=i) + 1
+        between = [e for j, e in grads if first <= j < i]
+        if not between:
+            continue
+        act = active_vars(region.eqns[first:i], wrt, through_stops=True)
+        needed = set(f.args[: op.n_loss])
+        for e in reversed(region.eqns[first:i]):
+            if any(v in needed for v in e.outs):
+                needed.update(e.inputs)
+        out |= {e for e in between if any(v in act and v in needed for v in e.outs)}
+    return frozenset(out)
 
 
 def _seeds(b: Builder, rec: GradRecord) -> dict[Var, Var]:

@@ -47,7 +47,7 @@ def push_eqn(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     """Forward rule of one equation; enters tangents of its results into ``tan``."""
     op = e.op
     if isinstance(op, Alias):
-        tan[e.outs[0]] = tan[e.args[0]]
+        tan.update((o, tan[a]) for o, a in zip(e.outs, e.args, strict=False) if a in tan)
     elif isinstance(op, Stop) or e.impure:
         return
     elif isinstance(op, SafeSqrt):

@@ -400,7 +400,8 @@ class _Fold:
                 out.append(NestedEffects(e.op.effects, e.op.trips))
             else:
                 assert isinstance(e.op, (Random, Draw))
-                out.append(EffectCall(e.op, e.args, e.kwargs, tuple(v.type for v in e.outs)))
+                kwargs = tuple((k, _frozen(v)) for k, v in e.kwargs)
+                out.append(EffectCall(e.op, _frozen(e.args), kwargs, tuple(v.type for v in e.outs)))
         return out, {id(e) for e in loose}
 
     def leaving(self, template: list[Eqn], nexts: list[Var]) -> tuple[dict[Var, Any], list[Var], list[Var]]:
@@ -490,6 +491,11 @@ class _Fold:
                 r.uses[v].add(id(e))
         r.keep.extend(out)
         r.keep.extend(e for it in self.group for e in it)
+
+
+def _frozen(a: Any) -> Any:
+    """Literals with tuples in place of lists."""
+    return tuple(_frozen(x) for x in a) if isinstance(a, (list, tuple)) else a
 
 
 def _blank(b: Builder, v: Var) -> Var:

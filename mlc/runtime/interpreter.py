@@ -117,7 +117,7 @@ class _Writer:
         kw = "".join(f", {k}={self.literal(v)}" for k, v in e.kwargs)
         call = f"{self.const(fn)}({args}{kw if args else kw[2:]})"
         outs = [self.name(v) for v in e.outs]
-        if len(outs) == 1 and not _returns_many(e.op):
+        if len(outs) == 1 and not _returns_many(e.op) and not isinstance(e.op, Random):
             self.lines.append(f"    {outs[0]} = {call}")
         else:
             self.lines.append(f"    {''.join(o + ', ' for o in outs)}= flat({call})")
@@ -136,7 +136,7 @@ def _flat(result: Any) -> list[Tensor]:
 
 
 def _returns_many(op: Any) -> bool:
-    return isinstance(op, OpOverload) and (len(op._schema.returns) > 1 or "[]" in str(op._schema.returns[0].type))
+    return isinstance(op, OpOverload) and (len(op._schema.returns) > 1 or op._schema.returns[0].type.kind() == "ListType")
 
 
 def _as_strided(t: TensorType) -> Callable[..., Tensor]:

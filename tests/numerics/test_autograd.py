@@ -1,4 +1,4 @@
-"""The result is an ordinary autograd node: backward, grad, retain_graph, hooks, outer optimizers and graphs."""
+"""The result is an ordinary autograd node: backward, grad, retain_graph, hooks, and outer graphs."""
 
 from types import ModuleType
 

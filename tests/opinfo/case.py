@@ -1,0 +1,255 @@
+"""One operator as a bilevel program, and the verdict on its hypergradient.
+
+The inner level takes one gradient step (lr = 1) on ``sum(c * y + 0.5 * b * y * y)`` with ``y = op(w + eta * s)``, the
+outer loss is ``sum(d * w_new)``.  Its derivative by eta is ``-<d, H s>`` with H the Hessian of the inner loss, by w
+it is ``d - H d``: purely second order.  Referees, both float64: the plain unroll under ``create_graph=True``, and
+central differences of the eager program along eta.  Steps whose neighbours agree best are kept.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mlc
+
+STEPS = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
+SEED = 1234
+
+
+@dataclass
+class Verdict:
+    """What was found for one operator: ok, wrong, refused, raw or unusable."""
+
+    op: str
+    verdict: str
+    mode: str = ""
+    note: str = ""
+    seconds: float = 0.0
+
+
+class Case:
+    """One sample of one operator."""
+
+    def __init__(self, op: Any, sample: Any) -> None:
+        self.op = op
+        self.sample = sample
+        self.ws = [w.detach().clone() for w in self.parameters(sample)]
+        gen = torch.Generator().manual_seed(7)
+        self.d, self.s = ([_like(w, gen) for w in self.ws] for _ in range(2))
+        self.create_graph = False
+
+    @staticmethod
+    def parameters(sample: Any) -> list[Tensor]:
+        """The differentiable tensors of a sample."""
+        leaves = torch.utils._pytree.tree_leaves((sample.input, sample.args, sample.kwargs))
+        return [t for t in leaves if isinstance(t, Tensor) and t.requires_grad]
+
+    def _rebuild(self, a: Any, values: Iterator[Tensor]) -> Any:
+        if isinstance(a, Tensor):
+            return next(values) if a.requires_grad else a
+        if isinstance(a, (tuple, list)):
+            parts = [self._rebuild(x, values) for x in a]
+            return type(a)(*parts) if hasattr(a, "_fields") else type(a)(parts)
+        if isinstance(a, dict):
+            return {k: self._rebuild(v, values) for k, v in a.items()}
+        return a
+
+    def outputs(self, ws: list[Tensor]) -> list[Tensor]:
+        """Floating results of the operator, complex ones as real pairs."""
+        s = self.sample
+        x, args, kwargs = self._rebuild((s.input, s.args, s.kwargs), iter(ws))
+        out = self.op.gradcheck_wrapper(self.op.op, x, *args, **kwargs)
+        if s.output_process_fn_grad is not None:
+            out = s.output_process_fn_grad(out)
+        flat = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        flat = [t.to_dense() if t.layout is not torch.strided else t for t in flat]
+        flat = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in flat]
+        return [t for t in flat if t.is_floating_point() and t.requires_grad]
+
+    def program(self, ws: list[Tensor], eta: Tensor) -> Tensor:
+        """The unmodified user's loop; runs eagerly too."""
+        ys = self.outputs([w + eta * s for w, s in zip(ws, self.s, strict=True)])
+        loss = sum((y * _weights(y, 0.7) + 0.5 * _weights(y, 0.3) * y * y).sum() for y in ys)
+        grads = torch.autograd.grad(loss, ws, create_graph=self.create_graph, allow_unused=True)
+        new = [w if g is None else w - g for w, g in zip(ws, grads, strict=True)]
+        return sum(_real(w * d).sum() for w, d in zip(new, self.d, strict=True))
+
+    # ---- the three ways to the derivative
+
+    def fresh(self) -> tuple[list[Tensor], Tensor]:
+        torch.manual_seed(SEED)
+        ws = [w.clone().requires_grad_() for w in self.ws]
+        return ws, torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+    def gradient(self, fn: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+        """(d/d eta, H d) by autograd through ``fn``."""
+        ws, eta = self.fresh()
+        out = fn(ws, eta)
+        g = torch.autograd.grad(out, [eta, *ws], allow_unused=True)
+        second = [(d.conj() - (0 if x is None else x)).flatten() for d, x in zip(self.d, g[1:], strict=True)]
+        first = torch.zeros(()) if g[0] is None else g[0]
+        return first.detach(), torch.cat(second).detach()
+
+    def unrolled(self) -> tuple[Tensor, Tensor]:
+        self.create_graph = True
+        try:
+            return self.gradient(self.program)
+        finally:
+            self.create_graph = False
+
+    def differences(self) -> tuple[float, float]:
+        """Central differences along eta: the value and the relative disagreement of the best pair of steps."""
+        found = []
+        for h in STEPS:
+            ends = []
+            for sign in (1, -1):
+                ws, _ = self.fresh()
+                ends.append(self.program(ws, torch.tensor(sign * h, dtype=torch.float64)).item())
+            found.append((ends[0] - ends[1]) / (2 * h))
+        pairs = [(abs(a - b) / max(abs(a), abs(b), 1e-8), b) for a, b in zip(found, found[1:], strict=False)]
+        spread, value = min(pairs, key=lambda p: p[0] if p[0] == p[0] else float("inf"))
+        return value, spread
+
+    def smooth(self) -> bool:
+        """Whether the program has finite values and something to differentiate."""
+        ws, eta = self.fresh()
+        return bool(torch.isfinite(self.program(ws, eta)).all())
+
+
+def _real(t: Tensor) -> Tensor:
+    return t.real if t.is_complex() else t
+
+
+def _weights(y: Tensor, phase: float) -> Tensor:
+    n = y.numel()
+    return 0.6 + 0.4 * torch.cos(torch.arange(n, dtype=y.dtype) * 1.3 + phase).reshape(y.shape)
+
+
+def _like(w: Tensor, gen: torch.Generator) -> Tensor:
+    return torch.randn(w.shape, dtype=w.dtype, generator=gen)
+
+
+@contextmanager
+def limit(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError after so many seconds (main thread only)."""
+
+    def ring(*_: Any) -> None:
+        raise TimeoutError(f"more than {seconds} s")
+
+    old = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def samples(op: Any, most: int) -> list[Any]:
+    """A few small samples with something to differentiate, spread over the list."""
+    found = []
+    torch.manual_seed(0)
+    for s in op.sample_inputs("cpu", torch.float64, requires_grad=True):
+        ws = Case.parameters(s)
+        if ws and all(w.layout is torch.strided for w in ws) and 0 < sum(w.numel() for w in ws) <= 3000:
+            found.append(s)
+        if len(found) >= 60:
+            break
+    n = len(found)
+    return [found[i] for i in dict.fromkeys((n * (2 * k + 1)) // (2 * most) for k in range(most))] if n else []
+
+
+def name_of(op: Any) -> str:
+    return op.name + (f".{op.variant_test_name}" if op.variant_test_name else "")
+
+
+def judge(op: Any, most: int = 2, seconds: int = 60) -> Verdict:
+    """The worst verdict over the operator's samples."""
+    start = time.perf_counter()
+    order = ["unusable", "ok", "refused", "raw", "wrong"]
+    worst = Verdict(name_of(op), "unusable", note="no differentiable float64 sample")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with limit(seconds):
+                for s in samples(op, most):
+                    v = _judge(op, s)
+                    if not torch.is_grad_enabled():
+                        torch.set_grad_enabled(True)
+                        v = Verdict(v.op, "wrong", note=f"gradients were left disabled; {v.note}")
+                    if order.index(v.verdict) >= order.index(worst.verdict):
+                        worst = v
+        except TimeoutError as err:
+            worst = Verdict(name_of(op), "raw", note=f"TimeoutError: {err}")
+    worst.seconds = round(time.perf_counter() - start, 2)
+    return worst
+
+
+def _judge(op: Any, sample: Any) -> Verdict:
+    name = name_of(op)
+    case = Case(op, sample)
+    try:
+        if not case.smooth():
+            return Verdict(name, "unusable", note="value not finite")
+        value, spread = case.differences()
+    except TimeoutError:
+        raise
+    except Exception as err:
+        return Verdict(name, "unusable", note=f"first derivative: {_line(err)}")
+    try:
+        unrolled, why = case.unrolled(), ""
+    except TimeoutError:
+        raise
+    except Exception as err:
+        unrolled, why = None, _line(err)
+    try:
+        compiled = mlc.compile(case.program)
+        ours = case.gradient(compiled)
+    except TimeoutError:
+        raise
+    except mlc.MlcError as err:
+        if unrolled is None or not bool((unrolled[1] != 0).any()):
+            return Verdict(name, "unusable", note=f"no second derivative in PyTorch: {why or 'zero'}")
+        return Verdict(name, "refused", note=_line(err))
+    except Exception as err:
+        return Verdict(name, "raw", note=f"{type(err).__name__}: {_line(err)}")
+    v = _compare(name, ours, unrolled, value, spread)
+    v.mode = "reverse" if compiled.program.notes else "mixed"
+    return v
+
+
+def _line(err: BaseException) -> str:
+    return str(err).strip().split("\n")[0][:160]
+
+
+def _compare(
+    name: str, ours: tuple[Tensor, Tensor], unrolled: tuple[Tensor, Tensor] | None, value: float, spread: float
+) -> Verdict:
+    eta = float(ours[0])
+    scale = max(abs(value), 1e-6, 1e-6 * float(ours[1].abs().max()) if ours[1].numel() else 0)
+    gap = abs(eta - value) / scale
+    trusted = spread < 1e-4
+    same = None
+    if unrolled is not None:
+        both = [torch.cat([a.reshape(1).to(b.dtype), b]) for a, b in (ours, unrolled)]
+        same = float((both[0] - both[1]).abs().max() / max(float(both[1].abs().max()), 1e-6))
+    detail = f"unroll {'-' if same is None else f'{same:.0e}'}, differences {gap:.0e} (spread {spread:.0e})"
+    agrees = same is not None and same <= 1e-7
+    if gap <= max(1e-4, 10 * spread) and trusted:
+        verdict = "ok" if agrees or same is None else "wrong"
+        note = "" if agrees else f"PyTorch's double backward {'is missing' if same is None else 'disagrees: ' + detail}"
+        if same is not None and not agrees and not same == same:
+            verdict, note = "ok", "PyTorch's double backward is NaN"
+        return Verdict(name, verdict, note=note)
+    if agrees and not trusted:
+        return Verdict(name, "ok", note="differences not conclusive")
+    return Verdict(name, "wrong", note=detail)
