@@ -13,6 +13,8 @@
 The result is connected to autograd: ``loss.backward()`` gives the exact gradient *through* the training.
 """
 
+from mlc.api import plan, trace
+from mlc.check import CheckReport, check
 from mlc.compiled import CompiledFunction, compile
 from mlc.errors import (
     BudgetError,
@@ -29,6 +31,6 @@ from mlc.ir.program import Program
 __version__ = "0.1.0"
 
 __all__ = [
-    "BudgetError", "CaptureError", "CompiledFunction", "DifferentiationError", "MlcError", "Plan", "PlanError",
-    "Program", "VerifyError", "clone", "compile",
+    "BudgetError", "CaptureError", "CheckReport", "CompiledFunction", "DifferentiationError", "MlcError", "Plan", "PlanError",
+    "Program", "VerifyError", "check", "clone", "compile", "plan", "trace",
 ]  # fmt: skip

@@ -309,7 +309,7 @@ def _changed(before: Roots, after: Roots) -> set[Path]:
     kept = [*before.optimizers, *before.schedulers]
     out = set()
     for path in {*a, *b}:
-        if a.get(path) != b.get(path) and not any(path[: len(p)] == p for p in kept):
+        if a.get(path) != b.get(path) and not any(path[: len(p)] == p for p in kept) and path[-1] != "training":
             out.add(path)
     return out
 

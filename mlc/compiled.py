@@ -107,7 +107,11 @@ class _Call:
                     raise Stale("an iterable has more items than before")
         n = entry.program.n_outputs
         kept = storages([*run.saved, *self.inputs])
-        outs = [t.clone() if t.untyped_storage()._cdata in kept else t for t in run.results[:n]]
+        outs = []
+        for t in run.results[:n]:
+            mine = t.untyped_storage()._cdata
+            outs.append(t.clone() if mine in kept else t)
+            kept.add(mine)
         commit(entry.recording.effects, run.results, self.roots, kept)
         run.results = []
         self.done = run
@@ -210,7 +214,7 @@ class CompiledFunction:
 
     def _trace(self, args: Any, kwargs: Any, roots: Roots) -> _Entry:
         rec = record(self.fn, args, kwargs, roots)
-        program = build_program(rec)
+        program = build_program(rec, self.options.get("stop_gradient", "all"))
         plan = make_plan(program, **self.options)
         executor = Executor(stages_for(program, plan))
         lengths = {
@@ -226,9 +230,7 @@ class CompiledFunction:
 
 
 def _filter(key: list[Any], ignore: set[Path]) -> list[Any]:
-    if not ignore:
-        return key
-    return [k for k in key if not any(k[0][: len(p)] == p for p in ignore)]
+    return key if not ignore else [k for k in key if k[0] not in ignore and k[0][:-1] not in ignore]
 
 
 def _fits(entry: _Entry, roots: Roots) -> bool:

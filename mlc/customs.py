@@ -26,6 +26,11 @@ __all__ = ["apply_custom"]
 
 def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """``cls.apply(*args)`` while tracing."""
+    if cls.__name__ == "BackwardHookFunction":
+        raise CaptureError(
+            "a module with a backward hook is called: what the hook does is not an equation of the program",
+            loc=tracer.place(), advice="remove the hook, or change gradients after backward() in the loop itself",
+        )  # fmt: skip
     ins = [a for a in args if isinstance(a, Tensor)]
     tracked = torch.is_grad_enabled() and any(tracer.carries(t, tracer.handle(t)) for t in ins)
     in_vars = [tracer.read(t, tracked) for t in ins]

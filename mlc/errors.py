@@ -36,6 +36,8 @@ class MlcError(Exception):
             source = self.loc.source()
             if source:
                 lines.append(f"    {source}")
+            if self.loc.caller is not None:
+                lines.append(f"  called from {self.loc.caller}")
         if self.advice:
             lines.append(f"  try: {self.advice}")
         return "\n".join(lines)

@@ -69,6 +69,10 @@ class Site:
     key: tuple[Any, ...]
 
 
+def _loc(f: FrameType, caller: Loc | None) -> Loc:
+    return Loc(f.f_code.co_filename, f.f_lineno or 0, f.f_code.co_name, caller)
+
+
 @dataclass
 class _Frame:
     frame: FrameType
@@ -84,7 +88,7 @@ class Sites:
         self._stack: list[_Frame] = []
         self._under: FrameType | None = None
         self._ids = itertools.count()
-        self._cached: tuple[Any, Site, Loc | None] | None = None
+        self._cached: tuple[Any, Site] | None = None
 
     def begin(self, base: FrameType) -> None:
         """Frames called from ``base`` are the user's."""
@@ -116,12 +120,13 @@ class Sites:
             return None, None
         key = (tuple((id(g), g.f_lasti) for g in chain), under)
         if self._cached is not None and self._cached[0] == key:
-            return self._cached[2], self._cached[1]
-        site = self._advance(chain, under)
+            site = self._cached[1]
+        else:
+            site = self._advance(chain, under)
+            self._cached = (key, site)
         inner = next((g for g in frames if is_user_code(g.f_code)), chain[-1])
-        loc = Loc(inner.f_code.co_filename, inner.f_lineno or 0, inner.f_code.co_name)
-        self._cached = (key, site, loc)
-        return loc, site
+        caller = None if inner is chain[0] else _loc(chain[0], None)
+        return _loc(inner, caller), site
 
     def _advance(self, chain: list[FrameType], under: FrameType | None) -> Site:
         stack = self._stack

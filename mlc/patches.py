@@ -65,11 +65,11 @@ def _engine(tracer: Tracer, active: Callable[[], bool]) -> Any:
                 raise _hook(tracer)
         if accumulate_grad:
             leaves = list(inputs) or tracer.reachable_leaves(outputs)
-            for t, g in zip(leaves, tracer.gradient(outputs, leaves, grad_tensors), strict=True):
+            for t, g in zip(leaves, tracer.gradient(outputs, leaves, grad_tensors, create_graph), strict=True):
                 if g is not None:
                     tracer.accumulate(t, g)
             return None
-        grads = tracer.gradient(outputs, list(inputs), grad_tensors)
+        grads = tracer.gradient(outputs, list(inputs), grad_tensors, create_graph)
         if not allow_unreachable and any(g is None for g in grads):
             which = next(i for i, g in enumerate(grads) if g is None)
             raise CaptureError(
@@ -191,6 +191,15 @@ def _grad(tracer: Tracer, active: Callable[[], bool]) -> property:
     return property(get, put, drop)
 
 
+def _seed(tracer: Tracer, active: Callable[[], bool], original: Any) -> Any:
+    def manual_seed(seed: Any) -> Any:
+        if active():
+            tracer.seed(int(seed))
+        return original(seed)
+
+    return manual_seed
+
+
 def _checkpoint(active: Callable[[], bool]) -> Any:
     original = torch.utils.checkpoint.checkpoint
 
@@ -233,6 +242,8 @@ def patched(tracer: Tracer) -> Iterator[None]:
         for name in ("register_full_backward_hook", "register_full_backward_pre_hook", "register_backward_hook"):
             put(nn.Module, name, _refuse(hook, active, getattr(nn.Module, name)))
         put(torch.utils.checkpoint, "checkpoint", _checkpoint(active))
+        for owner in (torch, torch.random):
+            put(owner, "manual_seed", _seed(tracer, active, torch.random.manual_seed))
         pre = register_optimizer_step_pre_hook(before_step(tracer, active))
         stack.callback(pre.remove)
         post = register_optimizer_step_post_hook(after_step(tracer, active))

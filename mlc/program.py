@@ -33,8 +33,12 @@ def path_name(path: Sequence[Any] | None) -> str:
     return out or "input"
 
 
-def build_program(rec: Recording) -> Program:
+def build_program(rec: Recording, stop: str = "all") -> Program:
     """Roll a recording and find its meta-parameters.
+
+    Args:
+        rec: One traced call.
+        stop: Meaning of stops (see :func:`mlc.compile`), for the diagnosis of paths.
 
     Raises:
         CaptureError: when no meta-parameter is found, or one has no path to any output.
@@ -48,7 +52,7 @@ def build_program(rec: Recording) -> Program:
     )
     notes = tuple(dict.fromkeys([*rec.notes, *rolled.notes]))
     program = Program(rec.function, region, inputs, rec.n_outputs, notes=notes, loc=rec.loc, binding=rec)
-    notes += _diagnose(program)
+    notes += _diagnose(program, stop)
     levels, flows = find_levels(program, [(type(s.optimizer).__name__, s.loc) for s in rec.steps])
     return replace(program, levels=levels, flows=flows, notes=notes)
 
@@ -142,7 +146,7 @@ def _reopen(region: Region, opened: dict[Var, Eqn]) -> Region:
 # ---- meta-parameters and their paths
 
 
-def _diagnose(program: Program) -> tuple[str, ...]:
+def _diagnose(program: Program, stop: str) -> tuple[str, ...]:
     """Errors and notes about meta-parameters without a path, or with a path that is cut."""
     region, metas = program.region, program.metas
     if not metas:
@@ -150,16 +154,19 @@ def _diagnose(program: Program) -> tuple[str, ...]:
             "no meta-parameter: the loop reads no tensor that requires grad except those it trains",
             loc=program.loc, advice="set requires_grad on what you want the gradient of, and use it in the loop",
         )  # fmt: skip
+    through: bool | str = True if stop == "inner" else "inner"
     outs = set(region.outputs[: program.n_outputs])
-    free = active_vars(region.eqns, [region.inputs[i] for i in metas])
+    free = active_vars(region.eqns, [region.inputs[i] for i in metas], through_stops=through)
     if not outs & free:
         raise _no_path(program, [program.inputs[i].name for i in metas], _cuts(region, metas))
     notes: list[str] = []
     for i in metas:
-        reached = active_vars(region.eqns, [region.inputs[i]])
+        reached = active_vars(region.eqns, [region.inputs[i]], through_stops=through)
         cuts = _cuts(region, (i,))
         if outs & reached:
             notes += [f"one path of {program.inputs[i].name} is cut at {c.loc}" for c in cuts if c.loc is not None]
+        elif cuts and all(c.tag == "copy" for c in cuts):
+            notes.append(f"{program.inputs[i].name} is copied by deepcopy: its gradient is None (mlc.clone keeps it)")
         elif cuts:
             raise _no_path(program, [program.inputs[i].name], cuts)
         else:
@@ -172,7 +179,7 @@ def _cuts(region: Region, metas: Sequence[int]) -> list[Eqn]:
     through = active_vars(region.eqns, [region.inputs[i] for i in metas], through_stops=True)
     if not any(v in through for v in region.outputs):
         return []
-    return [e for e in region.walk() if isinstance(e.op, Stop) and (e.args[0] in through or e not in region.eqns)]
+    return [e for e in region.walk() if isinstance(e.op, Stop) and not e.op.inner and (e.args[0] in through or e not in region.eqns)]
 
 
 def _no_path(program: Program, names: list[str], cuts: list[Eqn]) -> CaptureError:

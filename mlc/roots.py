@@ -26,7 +26,7 @@ __all__ = ["Path", "Roots", "walk"]
 Path = tuple[Any, ...]
 _ATOMS = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, enum.Enum, torch.Size)
 _SKIP_MODULE = {
-    "_parameters", "_buffers", "_modules", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks",
+    "training", "_parameters", "_buffers", "_modules", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks",
     "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs", "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks", "_non_persistent_buffers_set", "_is_full_backward_hook", "_is_hf_initialized",
@@ -139,7 +139,8 @@ class _Walker:
 
     def module(self, m: nn.Module, path: Path, depth: int) -> None:
         self.r.modules[path] = m
-        self.note(path, type(m), m.training)
+        self.note(path, type(m))
+        self.note((*path, "training"), m.training)
         for n, p in m._parameters.items():
             self.visit(p, (*path, n), depth)
         for n, p in m._buffers.items():

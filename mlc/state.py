@@ -58,7 +58,7 @@ class Watch:
             out += [Change(m, path, "buffers", k, v) for k, v in m._buffers.items() if v is not buffers.get(k, _MISSING)]
             out += [
                 Change(m, path, "attr", k, v) for k, v in vars(m).items()
-                if v is not attrs.get(k, _MISSING) and isinstance(v, (torch.Tensor,)) and not k.startswith("_")
+                if v is not attrs.get(k, _MISSING) and (isinstance(v, torch.Tensor) or k == "training")
             ]  # fmt: skip
         for s, path, attrs in self._schedulers:
             out += [Change(s, path, "attr", k, v) for k, v in vars(s).items() if v is not attrs.get(k, _MISSING)]

@@ -7,8 +7,11 @@ identity and its fake twin takes part instead, so modules and optimizers need no
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from mlc.errors import CaptureError
 from mlc.concrete import Guard, concrete
 from mlc.frames import Site, Sites
-from mlc.ir.core import Alias, Draw, Eqn, Grad, Var
+from mlc.ir.core import Alias, Draw, Eqn, Grad, Seed, Var
 from mlc.ir.record import Handle, Recorder, Storage
 from mlc.ir.types import Loc, TensorType
 from mlc.ir.views import IDENTITY_VIEWS
@@ -85,6 +88,15 @@ class Tracer(Recorder):
     def place(self) -> Loc | None:
         """The user's line now."""
         return self.sites.here()[0]
+
+    def copying(self) -> bool:
+        """See :meth:`Recorder.copying`."""
+        f: FrameType | None = sys._getframe(2)
+        while f is not None and f is not self.sites.base:
+            if f.f_code is copy.deepcopy.__code__:
+                return True
+            f = f.f_back
+        return False
 
     # ---- tensors from outside
 
@@ -205,7 +217,7 @@ class Tracer(Recorder):
         return out
 
     def gradient(self, losses: Sequence[Tensor], wrt: Sequence[Tensor], seeds: Sequence[Tensor | None],
-                 ) -> list[Tensor | None]:  # fmt: skip
+                 create_graph: bool = False) -> list[Tensor | None]:  # fmt: skip
         """One ``grad`` equation; None for values that no loss depends on."""
         loc, site = self.locate()
         pairs = []
@@ -239,7 +251,12 @@ class Tracer(Recorder):
             self.builder.append(eqn)
             self.grad_eqns.append(eqn)
         it = iter(outs)
-        return [None if v is None else self.fresh(next(it), taint=True) for v in targets]
+        return [None if v is None else self._gradient_tensor(next(it), create_graph) for v in targets]
+
+    def _gradient_tensor(self, v: Var, create_graph: bool) -> Tensor:
+        t = self.fresh(v, taint=create_graph)
+        self.handle(t).soft = not create_graph
+        return t
 
     def _depends(self, mask: int, v: Var, pairs: Sequence[tuple[Var, Var]]) -> bool:
         """Whether a loss depends on ``v`` differentiably."""
@@ -259,8 +276,14 @@ class Tracer(Recorder):
             self.set_grad(t, g)
             return
         with torch.no_grad(), self.active():
-            old.add_(g)
-        self.handle(old).taint = True
+            if isinstance(old, FakeTensor):
+                old.add_(g)
+                total = old
+            else:
+                total = old + g  # the user's own .grad is set at the end, if at all
+                self.set_grad(t, total)
+        h, new = self.handle(total), self.handle(g)
+        h.taint, h.soft = h.taint or new.taint, h.soft or new.soft
 
     def get_grad(self, t: Tensor) -> Tensor | None:
         """The ``.grad`` that the user sees while tracing."""
@@ -316,6 +339,11 @@ class Tracer(Recorder):
         return p
 
     # ---- draws
+
+    def seed(self, value: int) -> None:
+        """``torch.manual_seed`` in the loop."""
+        loc, site = self.locate()
+        self.builder.append(Eqn(Seed(value), (), (), (), loc, "draw", site))
 
     def drawn(self, source: int, visit: int, tensors: Sequence[Tensor]) -> None:
         """An iterable produced an item: one equation, one value per tensor in it."""

@@ -24,7 +24,7 @@ from mlc.ir.types import Loc, SeqType, Type
 
 __all__ = [
     "Alias", "Arg", "Custom", "Draw", "EffectCall", "Eqn", "Feed", "Grad", "Index", "Loop", "NestedEffects", "Op", "Pack", "Primitive",
-    "Random", "Region", "SafeSqrt", "Stop", "Var", "flat_vars", "map_vars",
+    "Random", "Region", "SafeSqrt", "Seed", "Stop", "Var", "flat_vars", "map_vars",
 ]  # fmt: skip
 
 
@@ -61,7 +61,13 @@ class Primitive:
 
 @dataclass(frozen=True)
 class Stop(Primitive):
-    """``stop(x)``: the value of x, with no derivative (a ``detach`` or ``no_grad`` of the user)."""
+    """``stop(x)``: the value of x, with no derivative (a ``detach`` or ``no_grad`` of the user).
+
+    With ``inner`` only inner gradients stop here: x is an inner gradient taken without ``create_graph``, a constant
+    for the loop's own gradients as in PyTorch, and differentiated by the hypergradient.
+    """
+
+    inner: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,18 @@ class Draw(Primitive):
 
 
 @dataclass(frozen=True)
+class Seed(Primitive):
+    """``torch.manual_seed(value)`` in the loop; impure."""
+
+    value: int
+
+    @property
+    def impure(self) -> bool:
+        """Sets the generators."""
+        return True
+
+
+@dataclass(frozen=True)
 class NestedEffects:
     """Effects of an inner loop, per trip of the outer one."""
 
@@ -196,7 +214,7 @@ class NestedEffects:
 class EffectCall:
     """One random or draw equation of a loop body, taken out of it."""
 
-    op: Random | Draw
+    op: Random | Draw | Seed
     args: tuple[Arg, ...]
     kwargs: tuple[tuple[str, Arg], ...]
     types: tuple[Type, ...]

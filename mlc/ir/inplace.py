@@ -69,16 +69,19 @@ def functional_variant(op: OpOverload) -> OpOverload | None:
     if packet is None:
         return None
     overload = op._overloadname
-    wanted = [overload, overload.removesuffix("_out"), "default" if overload in ("out", "") else overload]
-    if overload == "out":
-        wanted += ["Tensor"]
-    for w in wanted:
-        found = getattr(packet, w, None)
-        if isinstance(found, OpOverload) and not any(
-            a.alias_info is not None and a.alias_info.is_write for a in found._schema.arguments
-        ):
+    first = [overload, overload.removesuffix("_out"), "default"]
+    for name_ in [*first, *packet.overloads()]:
+        found = getattr(packet, name_, None)
+        if isinstance(found, OpOverload) and _same_arguments(op, found):
             return found
     return None
+
+
+def _same_arguments(op: OpOverload, pure: OpOverload) -> bool:
+    """Whether ``pure`` takes what ``op`` takes (without ``out=``) and writes nothing."""
+    a = [str(x.type) for x in op._schema.arguments if not (x.kwarg_only and x.alias_info is not None)]
+    b = [str(x.type) for x in pure._schema.arguments]
+    return a == b and not any(x.alias_info is not None and x.alias_info.is_write for x in pure._schema.arguments)
 
 
 def like_to_fill(op: OpOverload, args: tuple[Any, ...]) -> tuple[OpOverload, tuple[Any, ...]] | None:

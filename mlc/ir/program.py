@@ -42,6 +42,7 @@ class Level:
         reads: Names of meta-parameters that its loss or update reads.
         state: Number of values it carries besides what it trains (optimizer state, buffers).
         loc: Place of its gradient in the user's code.
+        at: Where its gradients stand: for each, the positions of the equations that lead to it, outermost first.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Level:
     reads: tuple[str, ...]
     state: int
     loc: Loc | None
+    at: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Flow:
         target: Level name.
         carries: Whether a derivative flows along it.
         loc: For stops, where the cut stands in the user's code.
-        why: For stops, what makes the cut.
+        why: For stops, what makes the cut; for values, where they enter (the loss, the update, the start).
     """
 
     kind: str
@@ -106,3 +108,9 @@ class Program:
     def metas(self) -> tuple[int, ...]:
         """Positions of the meta-parameters among the inputs."""
         return tuple(i for i, x in enumerate(self.inputs) if x.role == "meta")
+
+    def __str__(self) -> str:
+        """The text form; :func:`mlc.ir.parse.parse` reads it back."""
+        from mlc.ir.text import print_program
+
+        return print_program(self)

@@ -55,12 +55,13 @@ class Storage:
 class Handle:
     """One tensor: a storage seen through a chain of ``(op, args, kwargs, output index, types, loc)`` view steps."""
 
-    __slots__ = ("cached", "chain", "copy", "hidden", "leaf", "origin", "storage", "taint", "version")
+    __slots__ = ("cached", "chain", "copy", "hidden", "leaf", "origin", "soft", "storage", "taint", "version")
 
     def __init__(self, storage: Storage, chain: tuple[Any, ...] = (), origin: Loc | None = None) -> None:
         self.storage = storage
         self.chain = chain
-        self.taint = False  # carries a derivative although PyTorch's flag says no (results of inner gradients)
+        self.taint = False  # an inner gradient taken with create_graph: carries a derivative
+        self.soft = False  # ... without: a constant for inner gradients, differentiated by the hypergradient
         self.leaf = False
         self.hidden = False  # a view made under no_grad: PyTorch's flag says it requires grad, but nothing flows
         self.copy = False  # made by copy.deepcopy
@@ -98,6 +99,10 @@ class Recorder(TorchDispatchMode):
     def locate(self) -> tuple[Loc | None, Any]:
         """The user's place now, and the loop iterations it is in."""
         return None, None
+
+    def copying(self) -> bool:
+        """Whether ``copy.deepcopy`` is running."""
+        return False
 
     def scope(self) -> Any:
         """Loop iterations now: derived values are not shared between iterations, which keeps these alike."""
@@ -178,7 +183,7 @@ class Recorder(TorchDispatchMode):
                 h.storage.leaf = h.storage.leaf or not h.chain
             self.new_bit(var)
         elif tracking and var.mask and not self.carries(t, h) and t.dtype.is_floating_point | t.dtype.is_complex:
-            return self._stop(var, h)
+            return self._stop(var, h, inner=h.soft)
         return var
 
     def _own(self, h: Handle, var: Var) -> None:
@@ -188,13 +193,15 @@ class Recorder(TorchDispatchMode):
         else:
             h.storage.var = var
 
-    def _stop(self, var: Var, h: Handle) -> Var:
-        key = (self.scope(), var)
+    def _stop(self, var: Var, h: Handle, *, inner: bool = False) -> Var:
+        key = (self.scope(), var, inner)
         known = self._stops.get(key)
         if known is None:
             known = Var(var.type)
             loc, site = self.locate()
-            eqn = Eqn(Stop(), (var,), (known,), (), h.origin or loc, "copy" if h.copy else self.tag, site)
+            tag = "copy" if h.copy else self.tag
+            eqn = Eqn(Stop(inner), (var,), (known,), (), h.origin or loc, tag, site)
+            known.mask = var.mask if inner else 0
             self.builder.append(eqn)
             self.stop_log.append(eqn)
             self._stops[key] = known
@@ -352,8 +359,33 @@ class Recorder(TorchDispatchMode):
         kw = tuple((k, map_tensors(v, lambda t: self.read(t, tracking))) for k, v in kwargs.items())
         return a, kw, tracking
 
-    def _taints(self, args: Any, kwargs: Any) -> bool:
-        return self.tracks(args, kwargs)
+    def cut_at(self, args: Any, kwargs: Any) -> Loc | None:
+        """Where the derivative of an untracked operator's inputs was cut: there if before, else here."""
+        here: Loc | None = self.locate()[0]
+        found: list[Loc] = []
+
+        def look(t: Tensor) -> None:
+            h = self.handle(t)
+            if not self.carries(t, h) and h.origin is not None and self.value(h).mask:
+                found.append(h.origin)
+
+        each_tensor(args, look)
+        each_tensor(kwargs, look)
+        return found[0] if found else here
+
+    def softens(self, args: Any, kwargs: Any) -> bool:
+        """Whether a result carries on the derivative of an inner gradient taken without create_graph."""
+        if not torch.is_grad_enabled() or not self.stops:
+            return False
+        found = False
+
+        def look(t: Tensor) -> None:
+            nonlocal found
+            found = found or self.handle(t).soft
+
+        each_tensor(args, look)
+        each_tensor(kwargs, look)
+        return found
 
     def _plain(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
         a, kw, tracking = self.operands(args, kwargs)
@@ -368,9 +400,12 @@ class Recorder(TorchDispatchMode):
         if func in FILLED:
             func, a, kw = factory(func, a, kw, types[0])
         vars_ = self._emit(func, a, types, kw)
-        origin = None if tracking else self.locate()[0]
+        origin = None if tracking or not self.stops else self.cut_at(args, kwargs)
+        soft = not tracking and self.softens(args, kwargs)
         for t, v in zip(flat, vars_, strict=True):
             self.wrap(t, v, taint=tracking and v.type.is_float, origin=origin)  # type: ignore[arg-type]
+            if soft:
+                self.handle(t).soft = v.type.is_float
         return out
 
     def _random(self, func: Any, a: Any, kw: Any, out: Any, flat: Any, types: Any) -> Any:
@@ -393,6 +428,9 @@ class Recorder(TorchDispatchMode):
     def _view(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
         base = self.handle(args[0]) if isinstance(args[0], Tensor) else None
         assert base is not None
+        if self.stops and args[0].requires_grad and args[0].is_leaf and not base.leaf:
+            self.read(args[0], False)
+            base = self.handle(args[0])
         loc = self.locate()[0]
         flat = [out] if isinstance(out, Tensor) else list(out)
         types = [TensorType.of(t) for t in flat]
@@ -401,6 +439,8 @@ class Recorder(TorchDispatchMode):
         for i, t in enumerate(flat):
             h = Handle(base.storage, (*base.chain, (func, tuple(args[1:]), kw, i, types, loc)))
             h.taint = base.taint and not detaches and torch.is_grad_enabled()
+            h.soft = base.soft and not detaches and torch.is_grad_enabled()
+            h.copy = detaches and self.copying()
             h.hidden = not detaches and not torch.is_grad_enabled()
             h.origin = loc if detaches or not torch.is_grad_enabled() else base.origin
             t._mlc = h
@@ -420,7 +460,7 @@ class Recorder(TorchDispatchMode):
         t = args[0]
         ty = TensorType.of(self.twin(t))
         h = self.handle(t)
-        taint = self._taints(args, kwargs)
+        taint, soft = self.tracks(args, kwargs), self.softens(args, kwargs)
         if s.random:
             a, kw, _ = self.operands(args[1:], kwargs)
             (new,) = self._fill(func, ty, a, kw)
@@ -428,7 +468,7 @@ class Recorder(TorchDispatchMode):
             new = self._written(func, args, kwargs, ty)
         self.write(t, new)
         if torch.is_grad_enabled():
-            h.taint = h.taint or taint
+            h.taint, h.soft = h.taint or taint, h.soft or soft
         elif not h.taint:
             h.origin = self.locate()[0]
         return t

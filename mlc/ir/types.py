@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import linecache
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -19,11 +19,15 @@ __all__ = ["Loc", "SeqType", "TensorType", "Type", "nbytes"]
 
 @dataclass(frozen=True, slots=True)
 class Loc:
-    """A place in the user's code: absolute file name, 1-based line, function name."""
+    """A place in the user's code: absolute file name, 1-based line, function name.
+
+    ``caller`` is the line of the compiled function that led there, when that is another one.
+    """
 
     file: str
     line: int
     function: str = ""
+    caller: Loc | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}"

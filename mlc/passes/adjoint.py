@@ -107,15 +107,16 @@ class Tape:
 
     def outer_cut(self) -> frozenset[Eqn] | None:
         """The stops that hold for the gradient of the whole region."""
+        stops = [e for e in self.eqns if isinstance(e.op, Stop) and not e.op.inner]
         if self.policy.stop == "all":
-            return None
-        return frozenset(e for e in self.eqns if isinstance(e.op, Stop) and e not in self.owned)
+            return frozenset(stops)
+        return frozenset(e for e in stops if e not in self.owned)
 
     def pull(self, seeds: dict[Var, Var], wrt: Sequence[Var]) -> dict[Var, Var]:
         """Cotangents of ``wrt`` given those of results (all are values of the builder)."""
         b = self.b
         cut = self.outer_cut()
-        passing = frozenset(e for e in self.eqns if cut is not None and isinstance(e.op, Stop) and e not in cut)
+        passing = frozenset(e for e in self.eqns if isinstance(e.op, Stop) and (cut is None or e not in cut))
         active = active_vars(self.eqns, wrt, through_stops=passing)
         cts = {v: c for v, c in seeds.items() if v in active}
         for e in reversed(self.eqns):

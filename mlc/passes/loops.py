@@ -14,7 +14,7 @@ from mlc.ir.core import Eqn, Grad, Loop, Region, Var
 from mlc.ir.types import SeqType
 from mlc.passes.adjoint import FallBack, Policy, Tape
 from mlc.passes.forward import pushforward
-from mlc.passes.reverse import active_vars
+from mlc.passes.reverse import loop_activity
 
 __all__ = ["add_sequences", "map_bodies", "pull_loop", "push_loop"]
 
@@ -69,17 +69,8 @@ def augment(b: Builder, e: Eqn, values: Sequence[Var]) -> tuple[Eqn, dict[Var, V
     return e, {v: known[v] for v in values}
 
 
-def body_active(p: _Parts, given: set[Var], policy: Policy) -> set[int]:
-    """Carries that depend differentiably on active loop inputs (fixpoint over trips)."""
-    carries = {i for i, v in enumerate(p.init) if v in given}
-    others = [x for x, v in zip((*p.in_const, *p.in_seq), (*p.consts, *p.seqs), strict=True) if v in given]
-    while True:
-        wrt = [*others, *[p.in_carry[i] for i in carries]]
-        act = active_vars(p.op.body.eqns, wrt, through_stops=policy.stop == "inner")
-        more = {i for i, v in enumerate(p.next) if v in act} | carries
-        if more == carries:
-            return carries
-        carries = more
+def _through(policy: Policy) -> bool | str:
+    return True if policy.stop == "inner" else "inner"
 
 
 def add_sequences(b: Builder, a: Var, c: Var) -> Var:
@@ -106,7 +97,7 @@ def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None
     policy = b.policy
     p = _Parts(b.current(e))
     n = len(p.final)
-    carried = sorted(body_active(p, active, policy))
+    carried, _ = loop_activity(b.current(e), active, _through(policy))
     consts = [i for i, v in enumerate(p.consts) if v in active]
     seqs = [i for i, v in enumerate(p.seqs) if v in active]
     given = [i for i, v in enumerate(p.emitted) if v in cts]
@@ -199,7 +190,7 @@ def push_loop(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
 
     p = _Parts(b.current(e))
     given = {v for v in (*p.init, *p.consts, *p.seqs) if v in tan}
-    carried = sorted(body_active(p, given, b.policy))
+    carried, _ = loop_activity(b.current(e), given, _through(b.policy))
     consts = [i for i, v in enumerate(p.consts) if v in tan]
     seqs = [i for i, v in enumerate(p.seqs) if v in tan]
     inner = Builder(policy=b.policy)

@@ -62,7 +62,7 @@ def _joint(program: Program, policy: Policy, reverse_over: frozenset[Eqn]
     metas = [i for i in program.metas]
     tape = Tape(b, region, env, policy, reverse_over=reverse_over)
     outs = [env[v] for v in region.outputs]
-    passing = policy.stop == "inner"
+    passing: bool | str = True if policy.stop == "inner" else "inner"
     active = active_vars(tape.eqns, [inputs[i] for i in metas], through_stops=passing)
     cts = [
         (i, b.input(contiguous_type(v.type), f"ct_{i}"))

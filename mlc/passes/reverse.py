@@ -12,20 +12,60 @@ from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, V
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.rules import NoRule, reverse_rule
 
-__all__ = ["active_vars", "pullback", "pull_eqn"]
+__all__ = ["active_vars", "loop_activity", "pull_eqn", "pullback"]
 
 
-def active_vars(eqns: Iterable[Eqn], wrt: Iterable[Var], *, through_stops: frozenset[Eqn] | bool = False) -> set[Var]:
-    """Values that depend on ``wrt`` differentiably (``wrt`` included)."""
+def active_vars(eqns: Iterable[Eqn], wrt: Iterable[Var], *, through_stops: frozenset[Eqn] | bool | str = False,
+                ) -> set[Var]:  # fmt: skip
+    """Values that depend on ``wrt`` differentiably (``wrt`` included).
+
+    ``through_stops`` tells which stops let a derivative pass: none, all, these, or ``"inner"`` ones.
+    """
     active = set(wrt)
     for e in eqns:
-        if isinstance(e.op, Stop) and not (through_stops is True or (through_stops and e in through_stops)):
+        if isinstance(e.op, Stop) and not _passes(e, through_stops):
             continue
         if e.impure:
             continue
         if any(v in active for v in e.inputs):
-            active.update(v for v in e.outs if v.type.is_float)
+            if isinstance(e.op, Loop):
+                active.update(_active_results(e, active, through_stops))
+            else:
+                active.update(v for v in e.outs if v.type.is_float)
     return active
+
+
+def _active_results(e: Eqn, active: set[Var], through: frozenset[Eqn] | bool | str) -> list[Var]:
+    op = e.op
+    assert isinstance(op, Loop)
+    carries, inside = loop_activity(e, active, through)
+    emitted = [o for o, v in zip(e.outs[op.n_carry :], op.body.outputs[op.n_carry :], strict=True) if v in inside]
+    return [e.outs[i] for i in carries] + emitted
+
+
+def loop_activity(e: Eqn, active: set[Var], through: frozenset[Eqn] | bool | str) -> tuple[list[int], set[Var]]:
+    """Carries of a loop that depend on active inputs (fixpoint over trips), and the active values of its body."""
+    op = e.op
+    assert isinstance(op, Loop)
+    if isinstance(through, frozenset):
+        through = "inner"
+    ins = op.body.inputs
+    carries = {i for i in range(op.n_carry) if e.args[i] in active}
+    others = [x for x, v in zip(ins[op.n_carry :], e.args[op.n_carry :], strict=True) if v in active]
+    while True:
+        inside = active_vars(op.body.eqns, [*others, *[ins[i] for i in carries]], through_stops=through)
+        more = {i for i, v in enumerate(op.body.outputs[: op.n_carry]) if v in inside} | carries
+        if more == carries:
+            return sorted(carries), inside
+        carries = more
+
+
+def _passes(e: Eqn, through: frozenset[Eqn] | bool | str) -> bool:
+    if isinstance(through, bool):
+        return through
+    if isinstance(through, str):
+        return isinstance(e.op, Stop) and e.op.inner
+    return e in through
 
 
 def pullback(b: Builder, eqns: Sequence[Eqn], seeds: dict[Var, Var], wrt: Sequence[Var],

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mlc.ir.core import Draw, Eqn, Region
+from mlc.ir.core import Draw, Eqn, Region, Seed
 from mlc.runtime.feeds import Drawer, feed_runner
 from mlc.runtime.interpreter import Executable, compile_region
 from mlc.runtime.loop import link
@@ -53,6 +53,7 @@ class Run:
     results: list[Any]
     saved: list[Any]
     seconds: dict[str, float] = field(default_factory=dict)
+    versions: list[tuple[int, int]] = field(default_factory=list)
     peak_bytes: int = 0
 
 
@@ -71,6 +72,14 @@ class Executor:
         return self._drawer
 
     def _draw(self, e: Eqn) -> Callable[..., Any] | None:
+        if isinstance(e.op, Seed):
+            seed = e.op.value
+
+            def set_seed(args: list[Any]) -> list[Any]:
+                torch.manual_seed(seed)
+                return []
+
+            return set_seed
         if not isinstance(e.op, Draw):
             return None
         op, types = e.op, [v.type for v in e.outs]
@@ -96,15 +105,21 @@ class Executor:
             self._drawer = None
         n = self.stages.n_results
         saved = [outs[i] if kind == "out" else inputs[i] for kind, i in self.stages.saved]
-        return Run(outs[:n], saved, {"forward": time.perf_counter() - started})
+        versions = [(k, s._version) for k, (s, (kind, _)) in enumerate(zip(saved, self.stages.saved, strict=True))
+                    if kind == "in"]  # fmt: skip
+        return Run(outs[:n], saved, {"forward": time.perf_counter() - started}, versions)
 
     def backward(self, run: Run, cotangents: Sequence[Tensor], keep: bool) -> list[Tensor]:
         """Hypergradients in the order of ``stages.gradients``; frees what was saved unless ``keep``."""
         assert self._backward is not None
         started = time.perf_counter()
+        if any(run.saved[k]._version != v for k, v in run.versions):
+            raise RuntimeError(
+                "a tensor that the compiled loop read was modified by an in-place operation before backward()"
+            )
         args = [*run.saved, *cotangents]
         if not keep:
-            run.saved = []
+            run.saved, run.versions = [], []
         with torch.no_grad():
             grads = self._backward(args)
         run.seconds["backward"] = time.perf_counter() - started

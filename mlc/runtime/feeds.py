@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.ir.core import Draw, Effect, EffectCall, Feed, NestedEffects, Random
+from mlc.ir.core import Draw, Effect, EffectCall, Feed, NestedEffects, Random, Seed
 from mlc.ir.types import TensorType, Type
 from mlc.runtime.interpreter import run_random
 
@@ -112,53 +112,71 @@ class Tape:
         self.trips = trips
         self.drawer = drawer
         self.generators = _generators(effects)
-        self.states: list[list[Tensor]] = []
-        self.drawn: list[list[Any]] = []
+        self.kept: list[list[Any]] = []
         self._current: tuple[int, list[Any]] | None = None
 
     def at(self, t: int) -> list[Any]:
         """Values of trip ``t``."""
         if self._current is not None and self._current[0] == t:
             return self._current[1]
-        if t == len(self.drawn):
-            values = self._forward()
+        if t == len(self.kept):
+            kept: list[Any] = []
+            values = self._run(self.effects, None, kept)
+            self.kept.append(kept)
         else:
             now = [_state(g) for g in self.generators]
-            for g, s in zip(self.generators, self.states[t], strict=True):
-                _restore(g, s)
-            values = self._run(self.effects, iter(self.drawn[t]), None)
+            values = self._run(self.effects, iter(self.kept[t]), None)
             for g, s in zip(self.generators, now, strict=True):
                 _restore(g, s)
         self._current = (t, values)
         return values
 
-    def _forward(self) -> list[Any]:
-        states = [_state(g) for g in self.generators]
-        kept: list[Any] = []
-        values = self._run(self.effects, None, kept)
-        self.states.append(states)
-        self.drawn.append(kept)
-        return values
-
     def _run(self, effects: Sequence[Effect], replay: Iterator[Any] | None, kept: list[Any] | None) -> list[Any]:
+        """Execute or replay; the generators' states are kept wherever something else may have moved them."""
         out: list[Any] = []
+        moved = True
         for e in effects:
             if isinstance(e, NestedEffects):
                 out.extend(self._nested(e, replay, kept))
+                moved = True
+            elif isinstance(e.op, Seed):
+                if replay is None:
+                    torch.manual_seed(e.op.value)
+                moved = True
             elif isinstance(e.op, Random):
+                if moved:
+                    self._mark(replay, kept)
+                    moved = False
                 out.extend(run_random(e.op, e.args, dict(e.kwargs)))
-            elif replay is not None:
-                out.extend(next(replay))
             else:
-                tensors = self._draw(e)
-                assert kept is not None
-                kept.append(tensors)
-                out.extend(tensors)
+                out.extend(self._batch(e, replay, kept))
+                moved = True
         return out
+
+    def _mark(self, replay: Iterator[Any] | None, kept: list[Any] | None) -> None:
+        """Keep the generators' states, or go back to them."""
+        if kept is not None:
+            kept.append([_state(g) for g in self.generators])
+        elif replay is not None:
+            for g, s in zip(self.generators, next(replay), strict=True):
+                _restore(g, s)
+
+    def _batch(self, e: EffectCall, replay: Iterator[Any] | None, kept: list[Any] | None) -> list[Tensor]:
+        if replay is not None:
+            tensors, versions = next(replay)
+            if [t._version for t in tensors] != versions:
+                raise RuntimeError(
+                    "a batch that the compiled loop drew was modified by an in-place operation before backward()"
+                )
+            return list(tensors)
+        tensors = self._draw(e)
+        assert kept is not None
+        kept.append((tensors, [t._version for t in tensors]))
+        return tensors
 
     def _draw(self, e: EffectCall) -> list[Tensor]:
         assert isinstance(e.op, Draw)
-        first = e is self.effects[0]
+        first = e is next(x for x in self.effects if isinstance(x, EffectCall) and isinstance(x.op, Draw))
         try:
             return self.drawer.next(e.op, e.types)
         except StopIteration:

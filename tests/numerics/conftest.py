@@ -9,10 +9,13 @@ import torch
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for a `program` runs on every program of its module's SUITE."""
+    """A test that asks for a `program` runs on every one of its module's SUITE; `refused` likewise."""
     if "program" in metafunc.fixturenames:
         programs = metafunc.module.SUITE
         metafunc.parametrize("program", programs, ids=[program.name for program in programs])
+    if "refused" in metafunc.fixturenames:
+        cases = metafunc.module.REFUSED
+        metafunc.parametrize("refused", cases, ids=[case.loop.__name__ for case in cases])
 
 
 @pytest.fixture(autouse=True)

@@ -54,6 +54,10 @@ class Learner:
         )
         return {n: g for n, g in zip(names, found, strict=True) if g is not None}
 
+    def renew(self) -> None:
+        """The same values as new variables: what others computed from the old ones is constant to new losses."""
+        self.params = {n: p.view_as(p) for n, p in self.params.items()}
+
     def step(self, cls: Optimizer, grads: Mapping[str, Tensor], **given: Any) -> None:
         """One step of `cls` on the parameters named in `grads`."""
         settings = hyper(cls, given)

@@ -1,88 +1,31 @@
-"""What cannot be traced is an error that names the user's file and line, and says what to write instead.
+"""What cannot be traced is an error with file and line: values that decide, sizes, optimizers."""
 
-A loop marks the line to be named with a comment `# <here>`; where several lines are fair to blame (a scaler is
-made, used and stepped), all of them are marked and one must be named. A loop without a mark may be blamed
-anywhere in its body. `names` is a word that the message must contain, so that it is about the right thing.
-"""
-
-import copy
 import inspect
-import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
-from torch.optim import LBFGS, SGD, Adam, Muon, Rprop, SparseAdam
+from torch.optim import LBFGS, SGD, Muon, Rprop, SparseAdam
 
-from tests.numerics.models import CLASSES, task, train_loss, val_loss
-from tests.numerics.program import describe, same
+from tests.numerics.models import CLASSES, Meta, draw, mlp, task, train_loss, val_loss
+from tests.numerics.program import gradients
+from tests.numerics.reference import Learner, worst
+from tests.numerics.refusals import Refusals, Refused, check_message, check_refused, step
 
-HERE = Path(__file__).name
-ADVICE = re.compile(
-    r"\b(use|try|write|instead|move|call|pass|put|replace|remove|make|drop|set|take|return|without|outside)\b"
-)
+REFUSED = Refusals()
 
 
-@dataclass(frozen=True)
-class Refused:
-    """A loop that must be refused, and a word of the message."""
-
-    loop: Callable[..., Any]
-    names: str
-    model: Callable[[], nn.Module] | None = None
-
-    def lines(self) -> set[int]:
-        """Lines of this file that the message may name."""
-        source, start = inspect.getsourcelines(self.loop)
-        marked = {start + i for i, line in enumerate(source) if "# <here>" in line}
-        return marked or set(range(start, start + len(source)))
-
-    def args(self) -> dict[str, Any]:
-        args = task().args()
-        return {**args, "model": self.model()} if self.model else args
-
-
-REFUSED: list[Refused] = []
-
-
-def refused(names: str, model: Callable[[], nn.Module] | None = None) -> Callable:
-    """Register a loop as one that must be refused."""
-
-    def keep(loop: Callable) -> Callable:
-        REFUSED.append(Refused(loop, names, model))
-        return loop
-
-    return keep
-
-
-def check_message(message: str, lines: set[int], names: str) -> None:
-    named = {int(n) for n in re.findall(rf'{HERE}"?(?::|, line )(\d+)', message)}
-    assert named, f"no line of {HERE} in: {message}"
-    assert named & lines, f"names line {named}, expected one of {sorted(lines)}: {message}"
-    assert re.search(names, message, re.IGNORECASE), f"does not say {names!r}: {message}"
-    assert ADVICE.search(message.lower()), f"no advice in: {message}"
-
-
-def step(model, meta, opt, x, y) -> torch.Tensor:
-    opt.zero_grad()
-    loss = train_loss(model, meta, x, y)
-    loss.backward()
-    opt.step()
-    return loss
+def test_refused(refused: Refused, mlc: ModuleType) -> None:
+    check_refused(refused, mlc)
 
 
 # --- values that decide
 
 
-@refused("value|data|branch")
+@REFUSED.add("value|data|branch")
 def a_branch_on_data(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
@@ -92,7 +35,7 @@ def a_branch_on_data(model, meta, batches, val):
     return val_loss(model, val)
 
 
-@refused("value|data|branch")
+@REFUSED.add("value|data|branch")
 def a_while_on_data(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     loss = step(model, meta, opt, *batches[0])
@@ -101,7 +44,7 @@ def a_while_on_data(model, meta, batches, val):
     return val_loss(model, val)
 
 
-@refused("value|data|branch")
+@REFUSED.add("value|data|branch")
 def a_check_for_nan(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
@@ -111,18 +54,7 @@ def a_check_for_nan(model, meta, batches, val):
     return val_loss(model, val)
 
 
-@refused("item|value|number")
-def an_item_that_is_computed_with(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        opt.zero_grad()
-        loss = train_loss(model, meta, x, y)
-        (loss / loss.item()).backward()  # <here>
-        opt.step()
-    return val_loss(model, val)
-
-
-@refused("item|value|number|index")
+@REFUSED.add("item|value|number|index")
 def an_item_that_chooses_an_index(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
@@ -132,15 +64,7 @@ def an_item_that_chooses_an_index(model, meta, batches, val):
     return val_loss(model, val)
 
 
-@refused("item|value|number|python")
-def an_item_that_is_returned(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        loss = step(model, meta, opt, x, y)
-    return {"loss": val_loss(model, val), "last": 2.0 * loss.item()}  # <here>
-
-
-@refused("numpy")
+@REFUSED.add("numpy")
 def numpy(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
@@ -149,7 +73,7 @@ def numpy(model, meta, batches, val):
     return val_loss(model, val)
 
 
-@refused("tolist|value|list")
+@REFUSED.add("tolist|value|list")
 def tolist(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
@@ -160,7 +84,7 @@ def tolist(model, meta, batches, val):
     return val_loss(model, val)
 
 
-@refused("mask|size|shape|where")
+@REFUSED.add("mask|size|shape|where")
 def a_mask_of_unknown_size(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
@@ -172,7 +96,7 @@ def a_mask_of_unknown_size(model, meta, batches, val):
     return val_loss(model, val)
 
 
-@refused("nonzero|size|shape|where")
+@REFUSED.add("nonzero|size|shape|where")
 def nonzero(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
@@ -186,7 +110,7 @@ def nonzero(model, meta, batches, val):
 # --- optimizers
 
 
-@refused("LBFGS")
+@REFUSED.add("LBFGS")
 def lbfgs(model, meta, batches, val):
     opt = LBFGS(model.parameters(), lr=0.1)  # <here>
     for x, y in batches:
@@ -201,7 +125,7 @@ def lbfgs(model, meta, batches, val):
     return val_loss(model, val)
 
 
-@refused("Rprop")
+@REFUSED.add("Rprop")
 def rprop(model, meta, batches, val):
     opt = Rprop(model.parameters(), lr=0.1)  # <here>
     for x, y in batches:
@@ -211,7 +135,7 @@ def rprop(model, meta, batches, val):
     return val_loss(model, val)
 
 
-@refused("Muon")
+@REFUSED.add("Muon")
 def muon(model, meta, batches, val):
     opt = Muon([p for p in model.parameters() if p.dim() == 2], lr=0.1)  # <here>
     for x, y in batches:
@@ -227,10 +151,10 @@ class Sparse(nn.Module):
         self.embed = nn.Embedding(7, CLASSES, sparse=True)
 
     def forward(self, x):
-        return self.embed(x[:, 0].abs().long() % 7)  # sparse gradients come from this line
+        return self.embed(x[:, 0].abs().long() % 7)  # <here>
 
 
-@refused("SparseAdam|sparse", Sparse)
+@REFUSED.add("SparseAdam|sparse", Sparse, model=Sparse)
 def sparse_adam(model, meta, batches, val):
     opt = SparseAdam(model.parameters(), lr=0.1)  # <here>
     for x, y in batches:
@@ -241,7 +165,7 @@ def sparse_adam(model, meta, batches, val):
     return val_loss(model, val)
 
 
-@refused("sparse", Sparse)
+@REFUSED.add(r"sparse gradient|sparse=|sparse embedding", Sparse, model=Sparse)
 def sparse_gradients(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
@@ -262,11 +186,11 @@ class MyStep(torch.optim.Optimizer):
     def step(self, closure=None):
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None and p.grad.norm() > 1e-3:
+                if p.grad is not None and p.grad.norm() > 1e-3:  # <here>
                     p.add_(p.grad, alpha=-group["lr"])
 
 
-@refused("value|data|branch")
+@REFUSED.add("value|data|branch", MyStep)
 def an_optimizer_that_branches_on_data(model, meta, batches, val):
     opt = MyStep(model.parameters(), lr=0.1)
     for x, y in batches:
@@ -276,214 +200,44 @@ def an_optimizer_that_branches_on_data(model, meta, batches, val):
     return val_loss(model, val)
 
 
-# --- autograd
+# --- numbers taken out of tensors: refused, or right at every call
 
 
-class Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return 2 * x * g
-
-
-@refused("once_differentiable|Once")
-def once_differentiable_function(model, meta, batches, val):
+def scaled(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
         opt.zero_grad()
-        out = Once.apply(model(x))  # <here>
-        meta(F.cross_entropy(out, y, reduction="none"), y).backward()  # <here>
+        loss = train_loss(model, meta, x, y)
+        (loss / loss.item()).backward()  # <here>
         opt.step()
-    return val_loss(model, val)
+    return {"loss": val_loss(model, val), "last": 2.0 * loss.item()}  # <here>
 
 
-class Blind(torch.autograd.Function):
-    """The backward leaves PyTorch."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return torch.from_numpy(2 * x.numpy() * g.numpy())
-
-
-@refused("numpy|Blind|trace")
-def a_function_that_cannot_be_traced(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
+def scaled_reference(model, meta, batches, val):
+    learner = Learner(model)
     for x, y in batches:
-        opt.zero_grad()
-        out = Blind.apply(model(x))  # <here>
-        meta(F.cross_entropy(out, y, reduction="none"), y).backward()  # <here>
-        opt.step()
-    return val_loss(model, val)
+        loss = train_loss(learner, meta, x, y)
+        learner.step(SGD, learner.grads(loss / loss.detach()), lr=0.1)
+    return val_loss(learner, val), 2.0 * float(loss.detach())
 
 
-@refused("scalar")
-def a_loss_that_is_not_scalar(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        opt.zero_grad()
-        losses = meta.source[y] * F.cross_entropy(model(x), y, reduction="none")
-        losses.backward()  # <here>
-        opt.step()
-    return val_loss(model, val)
+def test_an_item_that_is_computed_with(mlc: ModuleType) -> None:
+    function, model, meta = mlc.compile(scaled), mlp(), Meta()
+    params = dict(meta.named_parameters())
+    for _ in range(3):
+        batches, val = [draw("mlp") for _ in range(3)], draw("mlp")
+        loss, last = scaled_reference(model, meta, batches, val)
+        try:
+            out = function(model, meta, batches, val)
+        except mlc.MlcError as error:
+            check_message(str(error), "test_errors.py", Refused(scaled, "").lines(), "item|value|number")
+            return
+        assert out["last"] == pytest.approx(last, rel=1e-10)
+        error, name = worst(gradients(out["loss"], params), gradients(loss, params))
+        assert error <= 1e-9, name
 
 
-@refused("hook")
-def tensor_hook(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        opt.zero_grad()
-        out = model(x)
-        out.register_hook(lambda g: g * 0.5)  # <here>
-        meta(F.cross_entropy(out, y, reduction="none"), y).backward()
-        opt.step()
-    return val_loss(model, val)
-
-
-@refused("hook")
-def hook_on_a_parameter(model, meta, batches, val):
-    model[0].weight.register_hook(lambda g: g.clamp(-1, 1))  # <here>
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        step(model, meta, opt, x, y)
-    return val_loss(model, val)
-
-
-@refused("hook")
-def module_backward_hook(model, meta, batches, val):
-    model[0].register_full_backward_hook(lambda module, gi, go: None)  # <here>
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        opt.zero_grad()
-        train_loss(model, meta, x, y).backward()  # <here>
-        opt.step()
-    return val_loss(model, val)
-
-
-@refused("scaler")
-def grad_scaler(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu")  # <here>
-    for x, y in batches:
-        opt.zero_grad()
-        scaler.scale(train_loss(model, meta, x, y)).backward()  # <here>
-        scaler.step(opt)  # <here>
-        scaler.update()
-    return val_loss(model, val)
-
-
-@refused(r"\.data|data =|set_data|copy_")
-def data_assigned(model, meta, batches, val):
-    for x, y in batches:
-        model.zero_grad()
-        train_loss(model, meta, x, y).backward()
-        for p in model.parameters():
-            p.data = p.data - 0.1 * p.grad  # <here>
-    return val_loss(model, val)
-
-
-# --- meta-parameters
-
-
-@refused("meta-parameter")
-def no_meta_parameter(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        opt.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        opt.step()
-    return val_loss(model, val)
-
-
-@refused("detach|path|stop")
-def no_path_because_of_detach(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        opt.zero_grad()
-        weights = torch.sigmoid(meta.source).detach()  # <here>
-        (weights[y] * F.cross_entropy(model(x), y, reduction="none")).mean().backward()
-        opt.step()
-    return val_loss(model, val)
-
-
-@refused("no_grad|path|stop")
-def no_path_because_of_no_grad(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        opt.zero_grad()
-        with torch.no_grad():
-            weights = torch.sigmoid(meta.source)  # <here>
-        (weights[y] * F.cross_entropy(model(x), y, reduction="none")).mean().backward()
-        opt.step()
-    return val_loss(model, val)
-
-
-@refused("path|detach|stop|output")
-def no_path_because_the_result_is_detached(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        step(model, meta, opt, x, y)
-    return val_loss(model, val).detach()  # <here>
-
-
-@refused("return|output|tensor")
-def nothing_returned(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        step(model, meta, opt, x, y)
-
-
-@refused("path|meta-parameter")
-def no_path_because_nothing_was_stepped(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        opt.zero_grad()
-        train_loss(model, meta, x, y).backward()
-    return val_loss(model, val)
-
-
-# --- the tests
-
-
-@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.loop.__name__)
-def test_refused(case: Refused, mlc: ModuleType) -> None:
-    args = case.args()
-    before = {n: copy.deepcopy(describe(args[n])) for n in ("model", "meta")}
-    with pytest.raises(mlc.MlcError) as error:
-        mlc.compile(case.loop)(**args)
-    check_message(str(error.value), case.lines(), case.names)
-    for n, kept in before.items():
-        same(describe(args[n]), kept, n)
-
-
-@pytest.mark.parametrize("kind", ["tensor", "module"])
-def test_hooks_from_before_the_call(kind: str, mlc: ModuleType) -> None:
-    """Registered outside: some line of the loop is named, and the hook."""
-
-    def loop(model, meta, batches, val):
-        opt = Adam(model.parameters(), lr=0.1)
-        for x, y in batches:
-            step(model, meta, opt, x, y)
-        return val_loss(model, val)
-
-    args = task().args()
-    if kind == "tensor":
-        args["model"][0].weight.register_hook(lambda g: 2 * g)
-    else:
-        args["model"][0].register_full_backward_hook(lambda module, gi, go: None)
-    with pytest.raises(mlc.MlcError, match="(?i)hook"):
-        mlc.compile(loop)(**args)
+# --- where the message points
 
 
 def test_an_error_in_a_helper_names_the_helper_s_line(mlc: ModuleType) -> None:
@@ -502,7 +256,7 @@ def test_an_error_in_a_helper_names_the_helper_s_line(mlc: ModuleType) -> None:
     line = next(start + i for i, text in enumerate(source) if "# <helper>" in text)
     with pytest.raises(mlc.CaptureError) as error:
         mlc.compile(loop)(**task().args())
-    check_message(str(error.value), {line}, "value|data|branch")
+    check_message(str(error.value), "test_errors.py", {line}, "value|data|branch")
 
 
 def test_refusal_warns_of_nothing(mlc: ModuleType) -> None:

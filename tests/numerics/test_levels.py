@@ -181,6 +181,7 @@ def nested(inner_cls, inner_given, middle_cls, middle_given) -> Setup:
 
         def train(learner):
             for x, y in batches:
+                learner.renew()
                 weights = _bound(weigh, top.params)
                 learner.step(inner_cls, learner.grads(train_loss(learner, weights, x, y)), **inner_given)
             return learner
@@ -234,6 +235,7 @@ def the_middle_level_steps_with_the_inner_one() -> Setup:
     def reference(model, weigh, batches, val, meta):
         learner, top = Learner(model), Learner(weigh)
         for x, y in batches:
+            learner.renew()
             loss = train_loss(learner, _bound(weigh, top.params), x, y)
             learner.step(SGD, learner.grads(loss), lr=0.1)
             upper = val_loss(learner, val) + meta * top.params["source"].square().sum()

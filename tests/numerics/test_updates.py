@@ -86,7 +86,9 @@ def two_optimizers_take_turns() -> Setup:
     def reference(maker, critic, meta, batches):
         m, c = Learner(maker), Learner(critic)
         for noise, real in batches:
+            c.renew()
             c.step(SGD, c.grads(losses(m, c, meta, noise, real)), lr=0.1, momentum=0.5)
+            m.renew()
             m.step(Adam, m.grads(-losses(m, c, meta, noise, real)), lr=0.05, eps=EPS)
         return losses(m, c, meta, *batches[0])
 

@@ -1,0 +1,73 @@
+"""Tracing and planning without running: :func:`trace` and :func:`plan`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from mlc.capture import record
+from mlc.compiled import CompiledFunction
+from mlc.ir.program import Program
+from mlc.passes.plan import Plan, check_options, make_plan
+from mlc.program import build_program
+
+__all__ = ["plain", "plan", "trace"]
+
+
+def plain(fn: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The user's function behind ``fn`` (compiled or not), its arguments, and the options it was compiled with."""
+    if isinstance(fn, functools.partial) and isinstance(fn.func, CompiledFunction) and not fn.keywords:
+        fn, args = fn.func, (*fn.args, *args)  # a compiled method
+    return (fn.fn, args, fn.options) if isinstance(fn, CompiledFunction) else (fn, args, {})
+
+
+def trace(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Program:
+    """Trace one call without running it.
+
+    Nothing of the user's changes, random generators included; only a generator given as argument is advanced.
+
+    Args:
+        fn: A training loop, compiled or not.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        The program; ``str(program)`` is its text form.
+
+    Raises:
+        CaptureError: when something in the loop cannot be represented exactly.
+    """
+    fn, args, _ = plain(fn, args)
+    return build_program(record(fn, args, kwargs))
+
+
+def plan(
+    program: Program,
+    *,
+    memory: int | str | None = None,
+    backend: str = "auto",
+    stop_gradient: str = "all",
+    flows: Any = None,
+    precision: Any = None,
+    mesh: Any = None,
+) -> Plan:
+    """Plan a program: what is chosen for each flow, why, and what it costs.
+
+    Args:
+        program: From :func:`trace`.
+        memory: As for :func:`mlc.compile`, like all that follow.
+        backend: See there.
+        stop_gradient: See there.
+        flows: See there.
+        precision: See there.
+        mesh: See there.
+
+    Raises:
+        PlanError: for options that make no sense.
+        BudgetError: when no exact plan fits the memory.
+    """
+    options: dict[str, Any] = {"memory": memory, "backend": backend, "stop_gradient": stop_gradient}
+    options |= {"flows": flows, "precision": precision, "mesh": mesh}
+    check_options(options)
+    return make_plan(program, **options)

@@ -1,0 +1,366 @@
+"""A float64 world for one check: everything that a call can reach is swapped for copies, run on, and put back.
+
+Tensors keep their identity (closures, optimizers and tied parameters go on seeing the same objects); only the
+memory behind them is replaced, one new memory per old one, so aliases stay aliases.  Containers, attributes,
+closure cells and globals are remembered shallowly, which is enough because everything below them is remembered
+too.  Iterators are replaced by ones that can be read again, tensors in the middle of a graph of the user's by
+leaves, so that nothing runs back into that graph.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import io
+import random
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mlc.frames import is_user_code
+
+__all__ = ["Sandbox", "convert", "rng_state", "set_rng_state"]
+
+T = TypeVar("T")
+_ATOMS = (int, float, complex, str, bytes, type(None), type, types.ModuleType, torch.dtype, torch.device)
+_LOADING = (DataLoader, Dataset, Sampler)
+_TORCH = (nn.Module, torch.optim.Optimizer, LRScheduler, torch.distributions.Distribution, *_LOADING)
+_OPEN = (
+    "types",
+    "collections",
+    "dataclasses",
+    "__main__",
+)  # of the standard library, what holds users' values
+_DEPTH = 150
+
+
+def _target(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
+    """What a tensor of ``dtype`` becomes."""
+    if dtype.is_complex:
+        return torch.complex128 if to is torch.float64 else dtype
+    return to if dtype.is_floating_point and dtype.itemsize > 1 and to is torch.float64 else dtype
+
+
+def convert(item: Any, to: torch.dtype) -> Any:
+    """An item of an iterable with its floating tensors in ``to``; the item itself is not changed."""
+    if isinstance(item, Tensor):
+        return item if item.requires_grad else item.to(_target(item.dtype, to))
+    if isinstance(item, tuple):
+        parts = [convert(x, to) for x in item]
+        return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+    if isinstance(item, list):
+        return [convert(x, to) for x in item]
+    if type(item) is dict:
+        return {k: convert(v, to) for k, v in item.items()}
+    if isinstance(item, np.ndarray) and item.dtype == np.float32 and to is torch.float64:
+        return item.astype(np.float64)
+    return item
+
+
+class _Replay:
+    """An iterator that can be read again from its start."""
+
+    def __init__(self, it: Iterator[Any], to: torch.dtype) -> None:
+        self._it = it
+        self._to = to
+        self._items: list[Any] = []
+        self._at = 0
+
+    def __iter__(self) -> _Replay:
+        return self
+
+    def __next__(self) -> Any:
+        if self._at == len(self._items):
+            self._items.append(convert(next(self._it), self._to))
+        self._at += 1
+        return self._items[self._at - 1]
+
+    def rewind(self) -> None:
+        """Start again."""
+        self._at = 0
+
+
+class _Held:
+    """A tensor, what it was, and what it is at the start of every run."""
+
+    def __init__(self, t: Tensor, data: Tensor) -> None:
+        self.t = t
+        self.grad = t.grad if t.is_leaf else None
+        self.requires_grad = t.requires_grad
+        self.version = t._version
+        self.original = t.data
+        self.working = data
+
+    def put(self, data: Tensor) -> None:
+        """Back to how the run found it, but for ``grad`` (all memories first)."""
+        t = self.t
+        if t.is_leaf and t.grad is not self.grad:
+            t.grad = None
+        if not t.is_leaf and t._base is None:
+            t.detach_()  # an in-place operation made it part of a graph
+        if t.is_leaf and t.requires_grad != self.requires_grad:
+            t.requires_grad_(self.requires_grad)
+        t.data = data
+
+    def put_grad(self) -> None:
+        """The ``grad`` and the version counter that it had."""
+        if self.t.is_leaf and self.t.grad is not self.grad:
+            self.t.grad = self.grad
+        torch._C._autograd._unsafe_set_version_counter((self.t,), (self.version,))
+
+
+class Sandbox:
+    """Swaps what calls can reach; see the module's head.
+
+    Args:
+        dtype: What floating tensors become (float64), or float32 to leave every type as it is.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._seen: dict[int, Any] = {}
+        self._alive: list[Any] = []
+        self._memories: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._tensors: list[_Held] = []
+        self._slots: list[tuple[Callable[[], Any], Callable[[Any], None], Any]] = []
+        self._working: list[Any] = []
+        self._replays: list[_Replay] = []
+        self._rng = rng_state()
+
+    # ---- entering
+
+    def enter(self, x: T, depth: int = 0) -> T:
+        """What takes the place of ``x`` (mostly ``x`` itself), everything below it entered."""
+        if isinstance(x, _ATOMS) or depth > _DEPTH:
+            return x
+        known = self._seen.get(id(x))
+        if known is not None:
+            return known  # type: ignore[no-any-return]
+        self._alive.append(x)
+        self._seen[id(x)] = x
+        new = self._enter(x, depth + 1)
+        self._seen[id(x)] = new
+        return new  # type: ignore[no-any-return]
+
+    def _enter(self, x: Any, depth: int) -> Any:
+        if isinstance(x, Tensor):
+            return self._tensor(x)
+        if isinstance(x, dict):
+            self._mapping(x, depth)
+        elif isinstance(x, (list, collections.deque)):
+            self._sequence(x, depth)
+        elif isinstance(x, set):
+            self._slot(lambda: set(x), functools.partial(_refill, x))
+        elif isinstance(x, tuple):
+            return self._tuple(x, depth)
+        elif isinstance(x, types.MethodType):
+            self.enter(x.__self__, depth)
+            self.enter(x.__func__, depth)
+        elif isinstance(x, types.FunctionType):
+            self._function(x, depth)
+        elif isinstance(x, functools.partial):
+            for part in (x.func, x.args, x.keywords):
+                self.enter(part, depth)
+        elif isinstance(x, np.ndarray):
+            return convert(x, self.dtype)
+        elif not self._generator(x):
+            return self._object(x, depth)
+        return x
+
+    def _slot(self, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
+        self._slots.append((read, write, read()))
+
+    def _mapping(self, d: dict[Any, Any], depth: int) -> None:
+        def write(v: dict[Any, Any]) -> None:
+            if len(v) != len(d) or any(d.get(k, _MISSING) is not x for k, x in v.items()):
+                _refill(d, v)
+
+        self._slot(lambda: dict(d), write)
+        for k, v in list(d.items()):
+            if isinstance(k, Tensor):
+                self.enter(k, depth)
+            new = self.enter(v, depth)
+            if new is not v:
+                d[k] = new
+
+    def _sequence(self, s: Any, depth: int) -> None:
+        def write(v: list[Any]) -> None:
+            if len(v) != len(s) or any(a is not b for a, b in zip(v, s, strict=True)):
+                s.clear()
+                s.extend(v)
+
+        self._slot(lambda: list(s), write)
+        for i, v in enumerate(s):
+            new = self.enter(v, depth)
+            if new is not v:
+                s[i] = new
+
+    def _tuple(self, x: Any, depth: int) -> Any:
+        parts = [self.enter(v, depth) for v in x]
+        if all(a is b for a, b in zip(parts, x, strict=True)):
+            return x
+        new = type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+        self._alive.append(new)
+        return new
+
+    def _function(self, f: types.FunctionType, depth: int) -> None:
+        if not is_user_code(f.__code__):
+            return
+        for cell in f.__closure__ or ():
+            try:
+                value = cell.cell_contents
+            except ValueError:
+                continue
+            read, write = functools.partial(getattr, cell), functools.partial(setattr, cell)
+            self._slot(functools.partial(read, "cell_contents"), functools.partial(write, "cell_contents"))
+            new = self.enter(value, depth)
+            if new is not value:
+                cell.cell_contents = new
+        scope = f.__globals__
+        for name in sorted(_names(f.__code__) & scope.keys()):
+            value = scope[name]
+            self._slot(functools.partial(scope.get, name), functools.partial(scope.__setitem__, name))
+            new = self.enter(value, depth)
+            if new is not value:
+                scope[name] = new
+        self.enter(f.__defaults__ or (), depth)
+        self.enter(f.__kwdefaults__ or {}, depth)
+
+    def _generator(self, x: Any) -> bool:
+        """Random generators: their states."""
+        if isinstance(x, torch.Generator):
+            self._slot(x.get_state, x.set_state)
+        elif isinstance(x, np.random.Generator):
+            bits = x.bit_generator
+            self._slot(lambda: bits.state, lambda v: setattr(bits, "state", v))
+        elif isinstance(x, np.random.RandomState):
+            self._slot(x.get_state, x.set_state)
+        elif isinstance(x, random.Random):
+            self._slot(x.getstate, x.setstate)
+        else:
+            return False
+        return True
+
+    def _object(self, x: Any, depth: int) -> Any:
+        home = type(x).__module__.split(".")[0]
+        if home == "torch" and not isinstance(x, _TORCH):
+            return x
+        if home == "mlc":
+            self.enter(getattr(x, "fn", None), depth)
+            return x
+        if hasattr(x, "__next__") and not isinstance(x, io.IOBase) and home != "torch":
+            replay = _Replay(x, self.dtype)
+            self._replays.append(replay)
+            return replay
+        if home in sys.stdlib_module_names and home not in _OPEN:
+            return x
+        fields = getattr(x, "__dict__", None)
+        if isinstance(fields, dict):
+            self._mapping(fields, depth)
+            self._alive.append(fields)
+        for name in (n for c in type(x).__mro__ for n in getattr(c, "__slots__", ())):
+            if isinstance(name, str) and not name.startswith("__") and hasattr(x, name):
+                self.enter(getattr(x, name), depth)
+        return x
+
+    # ---- tensors
+
+    def _tensor(self, t: Tensor) -> Tensor:
+        ordinary = type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided
+        if not ordinary or t.is_inference() or t.is_meta:
+            return t
+        if t.requires_grad and not t.is_leaf:
+            new = t.detach().to(_target(t.dtype, self.dtype), copy=True).requires_grad_()
+            self._seen[id(new)] = new
+            self._alive.append(new)
+            self._hold(new)
+            return new
+        grad = t.grad
+        self._hold(t)
+        if grad is not None:
+            self.enter(grad)
+        return t
+
+    def _hold(self, t: Tensor) -> None:
+        storage = t.untyped_storage()
+        key = (storage._cdata, t.dtype)
+        self._alive.append(storage)
+        with torch.no_grad():
+            if key not in self._memories:
+                n = storage.nbytes() // t.dtype.itemsize
+                whole = torch.empty(0, dtype=t.dtype, device=t.device).set_(storage, 0, (n,), (1,))
+                new = whole.to(_target(t.dtype, self.dtype), copy=True)
+                self._memories[key] = (new, new.clone())
+            data = self._memories[key][0].as_strided(t.shape, t.stride(), t.storage_offset())
+        self._tensors.append(_Held(t, data))
+
+    # ---- runs
+
+    def ready(self) -> None:
+        """Everything has been entered: from here on runs can be made."""
+        for h in self._tensors:
+            h.t.data = h.working
+        self._working = [read() for read, _, _ in self._slots]
+
+    def reset(self) -> None:
+        """The state at the start of every run."""
+        for (_, write, _), value in zip(self._slots, self._working, strict=True):
+            write(value)
+        with torch.no_grad():
+            for current, master in self._memories.values():
+                current.copy_(master)
+        for h in self._tensors:
+            h.put(h.working)
+        for h in self._tensors:
+            h.put_grad()
+        for r in self._replays:
+            r.rewind()
+        set_rng_state(self._rng)
+
+    def restore(self) -> None:
+        """The user's world as it was before the check."""
+        for _, write, value in self._slots:
+            write(value)
+        for h in self._tensors:
+            h.put(h.original)
+        for h in self._tensors:
+            h.put_grad()
+        set_rng_state(self._rng)
+
+
+_MISSING = object()
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    container.update(content)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    out = set(code.co_names)
+    for c in code.co_consts:
+        if isinstance(c, types.CodeType):
+            out |= _names(c)
+    return out
+
+
+def rng_state() -> Any:
+    """State of every default generator: PyTorch's, NumPy's, Python's."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()
+
+
+def set_rng_state(state: Any) -> None:
+    """Inverse of :func:`rng_state`."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state_all(state[1])
+    random.setstate(state[2])
+    np.random.set_state(state[3])
