@@ -16,7 +16,7 @@ __all__ = ["plain", "plan", "trace"]
 
 
 def plain(fn: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """The user's function behind ``fn`` (compiled or not), its arguments, and the options it was compiled with."""
+    """The user's function behind ``fn`` (compiled or not), its arguments, and its compile options."""
     if isinstance(fn, functools.partial) and isinstance(fn.func, CompiledFunction) and not fn.keywords:
         fn, args = fn.func, (*fn.args, *args)  # a compiled method
     return (fn.fn, args, fn.options) if isinstance(fn, CompiledFunction) else (fn, args, {})

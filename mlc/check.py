@@ -71,12 +71,12 @@ def check(
             args, kwargs = box.enter(args), box.enter(kwargs)
             box.ready()
             return _Examination(box, fn, args, kwargs, _scaled(options, dtype)).report()
-        except MlcError as e:
-            if dtype is torch.float64 and "dtype" in e.what:
-                e.advice = (
-                    "pass dtype=torch.float32: the loop makes float32 values that do not mix with float64"
-                )
-                e.args = (e._message(),)
+        except Exception as e:
+            if dtype is torch.float64 and "dtype" in str(e):
+                raise MlcError(
+                    f"the function does not run in float64: {str(e).splitlines()[0]}",
+                    advice="pass dtype=torch.float32: the loop makes float32 values that do not mix with float64",
+                ) from e
             raise
         finally:
             box.restore()
@@ -177,10 +177,16 @@ class _Examination:
             if c.loc is not None:
                 self.notes.append(f"a path from a meta-parameter is cut at {c.loc}")
         return CheckReport(
-            function=self.rec.function, metas=tuple(errors), differences=tuple(differences), value_err=value_err,
-            state_err=state_err, unrolled=reference is not None, referee=referee, tolerances=self.tolerances,
+            function=self.rec.function,
+            metas=tuple(errors),
+            differences=tuple(differences),
+            value_err=value_err,
+            state_err=state_err,
+            unrolled=reference is not None,
+            referee=referee,
+            tolerances=self.tolerances,
             notes=tuple(dict.fromkeys(self.notes)),
-        )  # fmt: skip
+        )
 
     # ---- the function itself
 

@@ -1,4 +1,4 @@
-"""What in a recording limits a referee: cuts, low precision, custom backwards, gradients through inner updates."""
+"""What in a recording limits a referee: cuts, low precision, custom backwards, gradients through updates."""
 
 from __future__ import annotations
 
@@ -15,34 +15,53 @@ __all__ = ["customs", "cutting", "precision", "through_updates"]
 
 
 def cutting(rec: Recording, metas: Sequence[Var]) -> list[Eqn]:
-    """Stops that a difference of the function would not see: they lie between a meta-parameter and an output."""
+    """Stops that a difference of the function would not see, between a meta-parameter and an output."""
     through = active_vars(rec.eqns, metas, through_stops=True)
-    wanted: set[Var] = set(rec.results[: rec.n_outputs])
-    for e in reversed(rec.eqns):
-        if any(v in wanted for v in e.outs):
-            wanted.update(e.inputs)
+    wanted = _wanted(rec)
     cuts = [e for e in rec.eqns if isinstance(e.op, Stop) and not e.op.inner]
     return [e for e in cuts if e.args[0] in through and e.outs[0] in wanted]
 
 
 def through_updates(rec: Recording) -> bool:
-    """Whether a gradient is taken through another one (PyTorch drops the path unless asked to keep it)."""
+    """Whether a gradient that the result needs is taken through another one.
+
+    PyTorch drops such a path unless ``create_graph`` keeps it.
+    """
     producer = {v: e for e in rec.eqns for v in e.outs}
+    wanted = _wanted(rec)
     for e in rec.eqns:
         if isinstance(e.op, Grad):
             n = e.op.n_loss
-            active = active_vars(rec.eqns, e.args[n : n + e.op.n_wrt])
-            todo, seen = list(e.args[:n]), set()
-            while todo:
-                v = todo.pop()
-                if v in seen or v not in active:
-                    continue
-                seen.add(v)
-                below = producer.get(v)
-                if below is not None and isinstance(below.op, Grad):
-                    return True
-                todo.extend(below.inputs if below is not None else ())
+            targets = [v for v, o in zip(e.args[n : n + e.op.n_wrt], e.outs, strict=True) if o in wanted]
+            if _meets_gradient(e.args[:n], active_vars(rec.eqns, targets), set(targets), producer):
+                return True
     return False
+
+
+def _meets_gradient(
+    losses: Sequence[Var], active: set[Var], fence: set[Var], producer: dict[Var, Eqn]
+) -> bool:
+    todo, seen = list(losses), set(fence)
+    while todo:
+        v = todo.pop()
+        if v in seen or v not in active:
+            continue
+        seen.add(v)
+        below = producer.get(v)
+        if below is not None and isinstance(below.op, Grad):
+            return True
+        todo.extend(below.inputs if below is not None else ())
+    return False
+
+
+def _wanted(rec: Recording) -> set[Var]:
+    """Values that what the function returns is computed from."""
+    wanted: set[Var] = set(rec.results[: rec.n_outputs])
+    for e in reversed(rec.eqns):
+        live = e.outs if not isinstance(e.op, Grad) else [o for o in e.outs if o in wanted]
+        if any(v in wanted for v in live):
+            wanted.update(e.inputs)
+    return wanted
 
 
 def customs(rec: Recording, metas: Sequence[Var]) -> list[str]:

@@ -1,10 +1,10 @@
-"""A float64 world for one check: everything that a call can reach is swapped for copies, run on, and put back.
+"""A float64 world for one check: all that a call can reach is swapped for copies, run on, and put back.
 
-Tensors keep their identity (closures, optimizers and tied parameters go on seeing the same objects); only the
-memory behind them is replaced, one new memory per old one, so aliases stay aliases.  Containers, attributes,
-closure cells and globals are remembered shallowly, which is enough because everything below them is remembered
-too.  Iterators are replaced by ones that can be read again, tensors in the middle of a graph of the user's by
-leaves, so that nothing runs back into that graph.
+Tensors keep their identity (closures, optimizers and tied parameters go on seeing the same objects); only
+the memory behind them is replaced, one new memory per old one, so aliases stay aliases.  Containers,
+attributes, closure cells and globals are remembered shallowly, which is enough because all below them is
+remembered too.  Iterators are replaced by ones that can be read again, tensors in the middle of a graph of
+the user's by leaves, so that nothing runs back into that graph.
 """
 
 from __future__ import annotations

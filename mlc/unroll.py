@@ -1,7 +1,8 @@
-"""The plain unroll: the flat recording of a call, run eagerly under PyTorch's own autograd with ``create_graph=True``.
+"""The plain unroll: the flat recording of a call, run eagerly under PyTorch's own autograd.
 
 A referee that shares the recording with the compiler, but none of its passes, rules or stages: operators are
-differentiated by PyTorch, inner gradients by ``torch.autograd.grad``, nothing is rolled, saved or recomputed by us.
+differentiated by PyTorch, inner gradients by ``torch.autograd.grad(create_graph=True)``, nothing is rolled,
+saved or recomputed by us.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Unroll:
         assert isinstance(e.op, Stop)
         if e.op.inner or e in self._owner:
             gate: Any = _Gate
-            return gate.apply(x, self, e) if x.requires_grad else x  # type: ignore[no-any-return]
+            return gate.apply(x, self, e) if x.requires_grad else x
         value = self.frozen.get(e, x).detach()
         self.stopped[e] = value
         return value.clone()

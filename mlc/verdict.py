@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -18,11 +18,11 @@ class Tolerances:
     """How far apart two results may be.
 
     Attributes:
-        exact: Between the compiled function and the plain unroll or the eager function: the same arithmetic in
-            another order.  In float64 that is about 1e-15 per operation, and a loop amplifies it; 1e-7 is far
-            above that and far below any wrong derivative.
+        exact: Between the compiled function and the plain unroll or the eager function: the same arithmetic
+            in another order.  In float64 that is about 1e-15 per operation, and a loop amplifies it; 1e-7 is
+            far above that and far below any wrong derivative.
         differences: Against finite differences.  Truncation is of order h^2, round-off of order eps / h, so a
-            good step gives about 1e-10 of the value, and a gradient may be 1e-6 of the value.  Where the best two
+            good step gives about 1e-10 of the value, and a gradient may be 1e-6 of it.  Where the best two
             steps are themselves further apart (kinks of ReLU or max), five times that is allowed.
         steps: Step sizes, as fractions of a typical entry.
     """
@@ -53,7 +53,7 @@ class Difference:
     """One direction: derivative from the compiled gradient, and from differences.
 
     ``error`` and ``spread`` (how far the best two neighbouring step sizes are apart) are relative to the
-    gradient; with ``informs`` a disagreement is no failure (a custom Function's backward need not be a derivative).
+    gradient; with ``informs`` a disagreement is no failure (a custom backward need not be a derivative).
     """
 
     name: str
@@ -135,16 +135,14 @@ class CheckReport:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
+        plain = ("function", "ok", "rel_err", "value_err", "state_err", "differences_err", "referee")
         return {
-            "function": self.function, "ok": self.ok, "rel_err": self.rel_err, "value_err": self.value_err,
-            "state_err": self.state_err, "differences_err": self.differences_err, "referee": self.referee,
-            "disagreeing": list(self.disagreeing), "notes": list(self.notes),
-            "meta_parameters": [{"name": m.name, "norm": m.norm, "error": m.error} for m in self.metas],
-            "differences": [
-                {"name": d.name, "predicted": d.predicted, "measured": d.measured, "error": d.error, "ok": d.ok,
-                 "conclusive": d.conclusive} for d in self.differences
-            ],
-        }  # fmt: skip
+            **{name: getattr(self, name) for name in plain},
+            "disagreeing": list(self.disagreeing),
+            "meta_parameters": [asdict(m) for m in self.metas],
+            "differences": [{**asdict(d), "ok": d.ok, "conclusive": d.conclusive} for d in self.differences],
+            "notes": list(self.notes),
+        }
 
     def __str__(self) -> str:
         t = self.tolerances
@@ -167,7 +165,7 @@ class CheckReport:
         if len(order) > 20:
             lines.append(f"  and {len(order) - 20} more with smaller errors")
         lines += [
-            f"  along {d.name}: compiled {d.predicted:.8g}, differences {d.measured:.8g} (error {d.error:.1e})"
+            f"  along {d.name}: compiled {d.predicted:.8g}, differences {d.measured:.8g}, error {d.error:.1e}"
             for d in self.differences if not d.ok
         ]  # fmt: skip
         lines += [f"  note: {n}" for n in self.notes]
@@ -201,6 +199,6 @@ def relative(a: Tensor, b: Tensor, floor: float = 0.0) -> float:
 
 
 def best_pair(slopes: Sequence[float]) -> tuple[float, float]:
-    """Of neighbouring step sizes, the two that agree best: mean of their slopes, and how far they are apart."""
+    """Of neighbouring step sizes the two that agree best: mean of their slopes, distance between them."""
     a, b = min(pairwise(slopes), key=lambda p: abs(p[0] - p[1]))
     return (a + b) / 2, abs(a - b)

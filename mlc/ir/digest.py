@@ -1,65 +1,77 @@
-"""A hash of a program: equal for equal structure, whatever objects, names and places in source it came from."""
+"""A hash of a program: equal for equal structure, whatever objects, names and places it came from."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 from mlc.ir.core import Custom, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Var
+from mlc.ir.literals import Objects, literal_text, type_text
 from mlc.ir.program import Program
 
 __all__ = ["digest"]
 
 
-def _words(r: Region, out: list[str], outer: dict[Var, str]) -> None:
-    names = dict(outer)
+class _Words:
+    """Collects the words of a program; values are numbered region by region."""
 
-    def name(v: Var) -> str:
-        return names.setdefault(v, f"%{len(names)}")
+    def __init__(self) -> None:
+        self.out: list[str] = []
+        self.objects = Objects()
 
-    out.append("(" + ",".join(f"{name(v)}:{v.type}" for v in r.inputs) + ")")
-    for e in r.eqns:
-        out.append(",".join(f"{name(v)}:{v.type}" for v in e.outs) + "=" + _op(e, out) + _args(e, name))
-    out.append("return " + ",".join(name(v) for v in r.outputs))
+    def region(self, r: Region) -> None:
+        names: dict[Var, str] = {}
 
+        def name(v: Var) -> str:
+            return names.setdefault(v, f"%{len(names)}")
 
-def _op(e: Eqn, out: list[str]) -> str:
-    op = e.op
-    if isinstance(op, Loop):
-        _words(op.body, out, {})
-        return f"loop[{op.n_carry},{op.n_const},{op.trips},{op.reverse},{op.emit_every}]"
-    if isinstance(op, Custom):
-        _words(op.backward, out, {})
-        return f"custom[{op.title}]"
-    if isinstance(op, Feed):
-        return f"feed[{op.trips},{_effects(op.effects)}]"
-    return str(op)
+        def typed(vs: Iterable[Var]) -> str:
+            return ",".join(f"{name(v)}:{type_text(v.type)}" for v in vs)
 
+        self.out.append(f"({typed(r.inputs)})")
+        for e in r.eqns:
+            args = self.args(e.args, e.kwargs, name)
+            self.out.append(f"{typed(e.outs)}={self.op(e)}{args}")
+        self.out.append("return " + ",".join(map(name, r.outputs)))
 
-def _effects(effects: Any) -> str:
-    parts = []
-    for x in effects:
-        if isinstance(x, NestedEffects):
-            parts.append(f"nested[{x.trips},{_effects(x.effects)}]")
-        else:
-            assert isinstance(x, EffectCall)
-            parts.append(f"{x.op}{[str(a) for a in x.args]}{x.types}")
-    return ";".join(parts)
+    def op(self, e: Eqn) -> str:
+        op = e.op
+        if isinstance(op, Loop):
+            self.region(op.body)
+            replay = ""
+            if op.replay is not None:
+                self.region(op.replay.body)
+                replay = f",{op.replay.every},{op.replay.n_state},{op.replay.seqs}"
+            return f"loop[{op.n_carry},{op.n_const},{op.trips},{op.reverse},{op.emit_every}{replay}]"
+        if isinstance(op, Custom):
+            self.region(op.backward)
+            return f"custom[{op.title},{op.n_in},{op.n_out},{op.present}]"
+        if isinstance(op, Feed):
+            return f"feed[{op.trips},{self.effects(op.effects)}]"
+        return str(op)
 
+    def effects(self, effects: Any) -> str:
+        parts = []
+        for x in effects:
+            if isinstance(x, NestedEffects):
+                parts.append(f"nested[{x.trips},{self.effects(x.effects)}]")
+            else:
+                assert isinstance(x, EffectCall)
+                types = ",".join(map(type_text, x.types))
+                parts.append(f"{x.op}{self.args(x.args, x.kwargs, None)}:{types}")
+        return ";".join(parts)
 
-def _args(e: Eqn, name: Any) -> str:
-    def one(a: Any) -> str:
-        if type(a) is Var:
-            return str(name(a))
-        if isinstance(a, (list, tuple)):
-            return "[" + ",".join(one(x) for x in a) + "]"
-        return f"{type(a).__name__}:{a!r}"
-
-    return "(" + ",".join(one(a) for a in e.args) + "|" + ",".join(f"{k}={one(v)}" for k, v in e.kwargs) + ")"
+    def args(self, args: Any, kwargs: Any, name: Any) -> str:
+        """Literals as text; objects by the order in which they are met."""
+        parts = [literal_text(a, name, self.objects) for a in args]
+        parts += [f"{k}={literal_text(v, name, self.objects)}" for k, v in kwargs]
+        return "(" + ",".join(parts) + ")"
 
 
 def digest(p: Program) -> str:
     """SHA-256 of the program's structure, hexadecimal."""
-    words: list[str] = [str(p.n_outputs), *[f"{x.role}" for x in p.inputs]]
-    _words(p.region, words, {})
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+    words = _Words()
+    words.out += [str(p.n_outputs), *[x.role for x in p.inputs]]
+    words.region(p.region)
+    return hashlib.sha256("\n".join(words.out).encode()).hexdigest()

@@ -1,8 +1,9 @@
 """Types and literals of the text form: how a dtype, a shape, a device, a number or an object is written.
 
-``f32[4,8]`` is a contiguous float32 tensor on the CPU; ``f32[4,8]{1,4}@cuda:0`` has strides and a device of its
-own; ``seq[f32[4,8], 3]`` is a sequence of three (``?``: as many as there are at run time).  Literals are Python's,
-with ``@cpu`` for devices, the short names for dtypes and ``torch.strided`` for layouts and memory formats.
+``f32[4,8]`` is a contiguous float32 tensor on the CPU; ``f32[4,8]{1,4}@cuda:0`` has strides and a device of
+its own; ``seq[f32[4,8], 3]`` is a sequence of three (``?``: as many as there are at run time). Literals are
+Python's, with ``@cpu`` for devices, the short names for dtypes and ``torch.strided`` for layouts and memory
+formats.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
 from mlc.ir.builder import contiguous
 from mlc.ir.core import Var
 from mlc.ir.types import SeqType, TensorType, Type
 
-__all__ = ["DTYPES", "FORMATS", "Opaque", "Objects", "dtype_text", "literal_text", "type_text"]
+__all__ = ["DTYPES", "FORMATS", "Objects", "Opaque", "dtype_text", "literal_text", "type_text"]
 
 _SHORT = {"float": "f", "int": "i", "uint": "u", "complex": "c"}
 
@@ -111,6 +113,8 @@ def literal_text(a: Any, name: Any, objects: Objects) -> str:
         return dtype_text(a)
     if t is torch.device:
         return f"@{a}"
+    if t is OpOverload:
+        return str(a)
     if t in (torch.layout, torch.memory_format):
         return str(a)
     thing = objects(a)

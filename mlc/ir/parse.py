@@ -1,8 +1,8 @@
 """Reading the text form back: ``parse(str(p))`` is a program equal to ``p``.
 
-The grammar is ``grammar.lark`` (LALR, linear time).  A second walk over the tree gives numbers their values, region
-by region, so that a body sees only its own.  What text does not hold is missing afterwards: a parsed program can be
-printed, hashed, verified and planned, but not called.
+The grammar is ``grammar.lark`` (LALR, linear time). A second walk over the tree gives numbers their values,
+region by region, so that a body sees only its own. What text does not hold is missing afterwards: a parsed
+program can be printed, hashed, verified and planned, but not called.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from lark import Lark, Token, Tree
@@ -21,37 +21,49 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 from torch._ops import OpOverload
 
 from mlc.errors import VerifyError
+from mlc.ir.builder import contiguous
 from mlc.ir.core import (
-    Alias,
     Custom,
     Draw,
     EffectCall,
     Eqn,
     Feed,
     Grad,
-    Index,
     Loop,
     NestedEffects,
-    Pack,
     Primitive,
     Random,
     Region,
     Replay,
-    SafeSqrt,
-    Stop,
+    Seed,
     Var,
 )
 from mlc.ir.literals import DTYPES, FORMATS, Opaque
-from mlc.ir.builder import contiguous
 from mlc.ir.program import Flow, Input, Level, Program
+from mlc.ir.text import WORDS
 from mlc.ir.types import Loc, SeqType, TensorType, Type
 from mlc.ir.verify import verify_program
 
 __all__ = ["parse"]
 
-_PLAIN: dict[str, Primitive] = {op.name: op for op in (Stop(), Alias(), SafeSqrt(), Pack())}
-_WORDS: dict[str, Any] = {"True": True, "False": False, "None": None, "inf": math.inf, "nan": math.nan}
-_COMMENT = re.compile(r"#(?: (?P<file>\S.*?):(?P<line>\d+)(?: in (?P<function>[^\[]+?))?)?(?: \[(?P<tag>[^\]]*)\])?\s*$")
+T = TypeVar("T")
+_PLAIN: dict[str, type[Primitive]] = {
+    WORDS.get(c, c.__name__.lower()): c
+    for c in Primitive.__subclasses__()
+    if c not in (Custom, Feed, Grad, Loop)
+}
+_EFFECTS = {"random": Random, "draw": Draw, "seed": Seed}
+_WORDS: dict[str, Any] = {
+    **DTYPES,
+    "True": True,
+    "False": False,
+    "None": None,
+    "inf": math.inf,
+    "nan": math.nan,
+}
+_COMMENT = re.compile(
+    r"#(?: (?P<file>\S.*?):(?P<line>\d+)(?: in (?P<function>[^\[]+?))?)?(?: \[(?P<tag>[^\]]*)\])?\s*$"
+)
 
 
 @cache
@@ -111,19 +123,23 @@ class _Reader:
 
     def level(self, tree: Any) -> Level:
         name, attrs, comment = tree.children
-        return self.make(tree, Level, name=_string(name), trips=None, loc=self.comment(comment)[0], given=attrs)
+        return self.make(
+            tree, Level, name=_string(name), trips=None, loc=self.comment(comment)[0], given=attrs
+        )
 
     def flow(self, tree: Any) -> Flow:
         kind, source, target, attrs, comment = tree.children
         ends = {"kind": str(kind), "source": _string(source), "target": _string(target)}
         return self.make(tree, Flow, **ends, loc=self.comment(comment)[0], given=attrs)
 
-    def make(self, tree: Any, cls: Any, *, given: Any = None, **known: Any) -> Any:
+    def make(self, tree: Any, cls: Callable[..., T], *, given: Any = None, **known: Any) -> T:
         """An object from attributes; those in ``known`` are defaults."""
         try:
             return cls(**{**known, **self.attrs(given)})
         except TypeError:
-            raise _wrong(tree, f"missing or unknown attributes of {cls.__name__.lower()}") from None
+            raise _wrong(
+                tree, f"missing or unknown attributes of {getattr(cls, '__name__', 'this').lower()}"
+            ) from None
 
     def comment(self, token: Token | None) -> tuple[Loc | None, str]:
         m = None if token is None else _COMMENT.match(str(token))
@@ -183,18 +199,14 @@ class _Reader:
             if len(groups) != 3:
                 raise _wrong(tree, "grad takes (losses; values; seeds)")
             return Grad(len(groups[0]), len(groups[1])), sum(groups, ()), kwargs
-        if word in ("random", "draw"):
-            return self.effect_op(head, attrs), self.one(groups), kwargs
-        if word == "item":
-            return self.make(tree, Index, given=attrs), self.one(groups), kwargs
         if word not in _PLAIN:
-            raise _wrong(head, f"unknown operator {word}")
-        return _PLAIN[word], self.one(groups), kwargs
+            _unknown(head)
+        return self.make(tree, _PLAIN[word], given=attrs), self.one(groups), kwargs
 
     def effect_op(self, head: Token, attrs: Any) -> Any:
-        if head not in ("random", "draw"):
+        if str(head) not in _EFFECTS:
             raise _wrong(head, f"{head} is no effect")
-        return self.make(head, Random if head == "random" else Draw, given=attrs)
+        return self.make(head, _EFFECTS[str(head)], given=attrs)
 
     def one(self, groups: list[tuple[Any, ...]]) -> tuple[Any, ...]:
         return sum(groups, ())
@@ -222,7 +234,7 @@ class _Reader:
             return None
         given = self.attrs(tree.children[0])
         body = self.region(tree.children[1].children)
-        return self.make(tree, Replay, body=body, n_state=given.pop("states", 0), **given)  # type: ignore[no-any-return]
+        return self.make(tree, Replay, body=body, n_state=given.pop("states", 0), **given)
 
     def _custom(self, tree: Any) -> tuple[Custom, tuple[Any, ...], tuple[Any, ...]]:
         attrs, args, region = tree.children
@@ -259,7 +271,9 @@ class _Reader:
         for group in tree.children:
             items = [] if group is None else group.children
             groups.append(tuple([self.value(x) for x in items if x.data != "pair"]))
-            kwargs += [(str(x.children[0])[:-1], self.value(x.children[1])) for x in items if x.data == "pair"]
+            kwargs += [
+                (str(x.children[0])[:-1], self.value(x.children[1])) for x in items if x.data == "pair"
+            ]
         return groups, tuple(kwargs)
 
     def type(self, tree: Any) -> Type:
@@ -300,7 +314,7 @@ class _Reader:
             return _device(token)
         if kind == "operator":
             return _operator(token)
-        table, key = (FORMATS, token[6:]) if kind == "format" else ({**DTYPES, **_WORDS}, str(token))
+        table, key = (FORMATS, token[6:]) if kind == "format" else (_WORDS, str(token))
         if key not in table:
             raise _wrong(token, f"unknown word {token}")
         return table[key]
@@ -344,5 +358,3 @@ def _operator(token: Token) -> OpOverload:
 
 def _unknown(token: Token) -> NoReturn:
     raise _wrong(token, f"unknown operator {token}")
-
-

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlc.ir.core import Region
 from mlc.ir.types import Loc, Type
+
+if TYPE_CHECKING:
+    from mlc.ir.levelgraph import LevelGraph
+    from mlc.ir.levelview import LevelView
 
 __all__ = ["Flow", "Input", "Level", "Program"]
 
@@ -17,8 +21,8 @@ class Input:
 
     Attributes:
         name: Where it was found, readable (``model.0.weight``).
-        role: ``"meta"`` (differentiated), ``"trained"`` (a parameter that the loop trains), ``"state"`` (anything
-            else that the loop writes: optimizer state, buffers), ``"data"``.
+        role: ``"meta"`` (differentiated), ``"trained"`` (a parameter that the loop trains), ``"state"``
+            (anything else that the loop writes: optimizer state, buffers), ``"data"``.
         type: Its type.
         path: Where to read it at the next call; None means the very object met at trace time.
     """
@@ -42,7 +46,8 @@ class Level:
         reads: Names of meta-parameters that its loss or update reads.
         state: Number of values it carries besides what it trains (optimizer state, buffers).
         loc: Place of its gradient in the user's code.
-        at: Where its gradients stand: for each, the positions of the equations that lead to it, outermost first.
+        at: Where its gradients stand: for each, the positions of the equations that lead to it, outermost
+            first.
     """
 
     name: str
@@ -114,3 +119,23 @@ class Program:
         from mlc.ir.text import print_program
 
         return print_program(self)
+
+    def level(self, name: str) -> LevelView:
+        """A level with the graphs of its loss and update, ``program.level("L1").loss``.
+
+        Raises:
+            KeyError: when there is no level of this name.
+        """
+        from mlc.ir.levelview import LevelView
+
+        found = {x.name: x for x in self.levels}
+        if name not in found:
+            raise KeyError(f"no level {name}; there are {', '.join(found)}")
+        return LevelView(self, found[name])
+
+    @property
+    def graph(self) -> LevelGraph:
+        """The level graph: paths, cuts, what can be pruned."""
+        from mlc.ir.levelgraph import LevelGraph
+
+        return LevelGraph(self)

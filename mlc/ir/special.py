@@ -37,6 +37,50 @@ def _batch_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
+def _batch_norm_like(mean_at: int | None, extra: bool = False) -> Handler:
+    """Relatives of ``native_batch_norm``: other places of the statistics, one more result."""
+
+    def run(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+        given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
+        mean, var = (given.get("running_mean"), given.get("running_var")) if mean_at is not None else (None, None)
+        head = (given["input"], given.get("weight"), given.get("bias"), mean, var)
+        out = _batch_norm(rec, func, (*head, given.get("training", True), given["momentum"], given["eps"]), {})
+        if not extra:
+            return out
+        with rec.active():
+            return (*out, torch.zeros(0, dtype=torch.uint8, device=given["input"].device))
+
+    return run
+
+
+def _rrelu(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Randomised leaky ReLU: the slopes are drawn, the rest is a product."""
+    from mlc.ir.core import Random
+
+    given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
+    x, noise = given["self"], given["noise"]
+    lower, upper = given.get("lower", 0.125), given.get("upper", 1 / 3)
+    with rec.active():
+        if not given.get("training", False):
+            return torch.nn.functional.leaky_relu(x, (lower + upper) / 2)
+        types = [TensorType.of(rec.twin(t)) for t in (x, noise)]
+        values = tuple(rec.value(rec.handle(t)) for t in (x, noise))
+        op = Random(_A.rrelu_with_noise_functional.default)
+        slopes = rec.fresh(rec._emit(op, (*values, lower, upper, True), types)[1])
+        with torch.no_grad():
+            noise.copy_(slopes)
+        return x * slopes
+
+
+def _equal(rec: Recorder, func: Any, args: Any, kwargs: Any) -> bool:
+    """A branch on whether two tensors are equal."""
+    a, b = args
+    if a.shape != b.shape:
+        return False
+    with rec.active():
+        return bool(rec.scalar(torch.eq(a, b).all()))
+
+
 def _plain(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     from mlc.ir.inplace import schema_of
     from mlc.ir.trees import map_tensors
@@ -133,9 +177,21 @@ def factory(func: Any, args: Any, kwargs: Any, ty: TensorType) -> tuple[Any, Any
     return _A.full.default, (list(ty.shape), value), kw
 
 
+def _chunked_loss(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    raise CaptureError(
+        "linear_cross_entropy in chunks computes its gradient in the forward pass; the derivative of that gradient is "
+        "silently wrong in PyTorch", loc=rec.locate()[0], advice="call it without chunking options",
+    )  # fmt: skip
+
+
 SPECIAL: dict[Any, Handler] = {
     _A.native_batch_norm.default: _batch_norm,
     _A.cudnn_batch_norm.default: lambda r, f, a, k: _batch_norm(r, f, (*a[:5], a[5], a[6], a[7]), k),
+    _A._native_batch_norm_legit.default: _batch_norm_like(3),
+    _A._native_batch_norm_legit.no_stats: _batch_norm_like(None),
+    _A._batch_norm_with_update.default: _batch_norm_like(3, extra=True),
+    _A.rrelu_with_noise.default: _rrelu,
+    _A.equal.default: _equal,
     _A.native_dropout.default: _dropout,
     _A._efficientzerotensor.default: _zeros,
     _A.lift_fresh.default: _literal,
@@ -148,3 +204,6 @@ SPECIAL: dict[Any, Handler] = {
     _A.resize_.default: _resize,
     _A._amp_foreach_non_finite_check_and_unscale_.default: _scaler,
 }
+
+if hasattr(torch.ops.torch_nn, "_linear_cross_entropy_batch_chunked"):  # torch >= 2.13
+    SPECIAL[torch.ops.torch_nn._linear_cross_entropy_batch_chunked.default] = _chunked_loss

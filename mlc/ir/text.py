@@ -18,21 +18,21 @@
       return %9
     }
 
-Values are numbered in the order in which they appear; a number means the same everywhere in the text.  Comments
-give the place in the user's code and, in brackets, the role of an equation.  What belongs to one process (where
-inputs are read from, objects such as generators) is not printed; objects are numbered.
+Values are numbered in the order in which they appear; a number means the same everywhere in the text.
+Comments give the place in the user's code and, in brackets, the role of an equation. What belongs to one
+process (where inputs are read from, objects such as generators) is not printed; objects are numbered.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from mlc.ir.core import (
     Custom,
-    Draw,
     EffectCall,
     Eqn,
     Feed,
@@ -41,7 +41,6 @@ from mlc.ir.core import (
     Loop,
     NestedEffects,
     Primitive,
-    Random,
     Region,
     Var,
 )
@@ -51,7 +50,9 @@ from mlc.ir.types import Loc
 if TYPE_CHECKING:
     from mlc.ir.program import Program
 
-__all__ = ["print_program", "print_region", "short_files"]
+__all__ = ["WORDS", "print_program", "print_region", "short_files"]
+
+WORDS: dict[type[Primitive], str] = {Index: "item"}  # where the class says it otherwise
 
 
 def print_program(p: Program) -> str:
@@ -92,8 +93,8 @@ def _all_eqns(r: Region) -> Iterator[Eqn]:
 
 def _locs(p: Program) -> Iterator[Loc | None]:
     yield p.loc
-    for x in (*p.levels, *p.flows):
-        yield x.loc
+    yield from (x.loc for x in p.levels)
+    yield from (x.loc for x in p.flows)
     for e in _all_eqns(p.region):
         yield e.loc
 
@@ -133,11 +134,15 @@ class _Printer:
             parts.append(f"[{tag}]")
         return "  # " + " ".join(parts) if parts else ""
 
-    def list(self, values: Iterable[Any]) -> str:
+    def listed(self, values: Iterable[Any]) -> str:
         return ", ".join(self.literal(a) for a in values)
 
     def call_args(self, args: Iterable[Any], kwargs: Iterable[tuple[str, Any]]) -> str:
-        return "(" + ", ".join([self.literal(a) for a in args] + [f"{k}={self.literal(v)}" for k, v in kwargs]) + ")"
+        return (
+            "("
+            + ", ".join([self.literal(a) for a in args] + [f"{k}={self.literal(v)}" for k, v in kwargs])
+            + ")"
+        )
 
     # ---- programs
 
@@ -149,8 +154,8 @@ class _Printer:
             yield f"note {json.dumps(note)}"
         for x in p.levels:
             what = self.attrs(
-                depth=x.depth, optimizer=x.optimizer, trips=x.trips, trains=x.trains, reads=x.reads, state=x.state,
-                at=x.at,
+                depth=x.depth, optimizer=x.optimizer, trips=x.trips, trains=x.trains, reads=x.reads,
+                state=x.state, at=x.at,
             )  # fmt: skip
             yield f"level {json.dumps(x.name)} {what}{self.comment(x.loc)}"
         for f in p.flows:
@@ -175,13 +180,15 @@ class _Printer:
         for e in r.eqns:
             yield from self.eqn(e, pad)
         kept, emitted = r.outputs[:n_return], r.outputs[n_return:]
-        line = f"{pad}return {self.list(kept)}".rstrip()
-        yield f"{line} emit {self.list(emitted)}" if emitted else line
+        line = f"{pad}return {self.listed(kept)}".rstrip()
+        yield f"{line} emit {self.listed(emitted)}" if emitted else line
 
     # ---- equations
 
     def eqn(self, e: Eqn, pad: str) -> Iterator[str]:
-        lines = list(self.work(e, pad))  # before the results are named: numbers grow down the page inside bodies
+        lines = list(
+            self.work(e, pad)
+        )  # before the results are named: numbers grow down the page inside bodies
         outs = ", ".join(self.define(v) for v in e.outs)
         lines[0] = f"{pad}{outs} = {lines[0]}" if outs else pad + lines[0]
         lines[-1] += self.comment(e.loc, e.tag)
@@ -199,24 +206,22 @@ class _Printer:
             n = op.n_in + op.n_out
             groups = (e.args[: op.n_in], e.args[op.n_in : n], e.args[n:])
             what = self.attrs(title=op.title, present=op.present)
-            yield f"custom{what}({'; '.join(map(self.list, groups))}) {{"
+            yield f"custom{what}({'; '.join(map(self.listed, groups))}) {{"
             yield from self.region(op.backward, ["in"] * len(op.backward.inputs), pad + "  ")
             yield pad + "}"
         elif isinstance(op, Grad):
             n = op.n_loss + op.n_wrt
             groups = (e.args[: op.n_loss], e.args[op.n_loss : n], e.args[n:])
-            yield f"grad({'; '.join(map(self.list, groups))})"
+            yield f"grad({'; '.join(map(self.listed, groups))})"
         else:
             yield self.head(op) + self.call_args(e.args, e.kwargs)
 
     def head(self, op: Any) -> str:
-        if isinstance(op, Index):
-            return f"item[at={op.at}]"
-        if isinstance(op, Draw):
-            return f"draw[source={op.source}, visit={op.visit}]"
-        if isinstance(op, Random):
-            return f"random[op={op.op}, fill={op.fill}]"
-        return op.name if isinstance(op, Primitive) else str(op)
+        """Name of an operator and, for those of ours, what tells it from its default."""
+        if not isinstance(op, Primitive):
+            return str(op)
+        given = {f.name: getattr(op, f.name) for f in fields(op) if getattr(op, f.name) != f.default}
+        return WORDS.get(type(op), op.name) + self.attrs(**given)
 
     def loop(self, op: Loop, e: Eqn, pad: str) -> Iterator[str]:
         what = self.attrs(
@@ -249,5 +254,3 @@ class _Printer:
                 assert isinstance(x, EffectCall)
                 types = ", ".join(type_text(t) for t in x.types)
                 yield f"{pad}{self.head(x.op)}{self.call_args(x.args, x.kwargs)} -> ({types})"
-
-

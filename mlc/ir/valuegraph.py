@@ -1,9 +1,9 @@
 """The value graph: which value enters which other one, over all loop bodies of a region at once.
 
-An edge goes from each input of an equation to each result; into a loop body (argument to body input), out of it
-(body output to loop result), and from each carried body output back to its body input.  Questions about reachability
-are answered for many sources at once, with one bit per source: a pass over the edges costs O(edges), and back edges
-need two or three passes.
+An edge goes from each input of an equation to each result; into a loop body (argument to body input), out
+of it (body output to loop result), and from each carried body output back to its body input. Questions
+about reachability are answered for many sources at once, with one bit per source: a pass over the edges
+costs O(edges), and back edges need two or three passes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ class Edge:
     """``source`` enters ``target``.
 
     Attributes:
-        kind: ``"op"``, ``"stop"``, ``"grad"`` (inputs of a gradient to its results), ``"blind"`` (a value without
-            derivative: random operators, the recorded half of a custom function), ``"enter"``, ``"leave"``, ``"back"``.
+        kind: ``"op"``, ``"stop"``, ``"grad"`` (inputs of a gradient to its results), ``"blind"`` (a value
+            without derivative: random operators, the recorded half of a custom function), ``"enter"``,
+            ``"leave"``, ``"back"``.
     """
 
     source: Var
@@ -70,7 +71,9 @@ class ValueGraph:
         producer: The equation that defines a value (none for inputs).
         entry: For a body input: its loop, and its position.
         users: Equations that read a value.
-        stops: Every stop.
+        home: The region in which a value is defined.
+        position: Its place among all values, in program order.
+        stops: Every stop that holds for the hypergradient.
     """
 
     def __init__(self, region: Region) -> None:
@@ -80,10 +83,15 @@ class ValueGraph:
         self.entry: dict[Var, tuple[Eqn, int]] = {}
         self.users: dict[Var, list[Eqn]] = defaultdict(list)
         self.stops: list[Eqn] = []
+        self.home: dict[Var, Region] = {}
+        self.position: dict[Var, int] = {}
         self._read(region, (), ())
 
     def _read(self, region: Region, at: tuple[int, ...], loops: tuple[Eqn, ...]) -> None:
+        self.home.update((v, region) for v in region.inputs)
         for i, e in enumerate(region.eqns):
+            self.home.update((v, region) for v in e.outs)
+            self.position.update((v, len(self.position)) for v in e.outs)
             for v in dict.fromkeys(e.inputs):
                 self.users[v].append(e)
             self.producer.update((v, e) for v in e.outs)
@@ -92,7 +100,7 @@ class ValueGraph:
                 continue
             if isinstance(e.op, Grad):
                 self.grads.append(GradSite(e, (*at, i), region, loops))
-            elif isinstance(e.op, Stop):
+            elif _kind(e) == "stop":
                 self.stops.append(e)
             seen = set(e.args[: e.op.n_in]) if isinstance(e.op, Custom) else set()
             for v in dict.fromkeys(e.inputs):
@@ -143,8 +151,8 @@ class ValueGraph:
 
 
 def _kind(e: Eqn) -> str:
-    if isinstance(e.op, Stop):
-        return "stop"
+    if isinstance(e.op, Stop) and not e.op.inner:
+        return "stop"  # inner ones let the hypergradient pass
     if isinstance(e.op, Grad):
         return "grad"
     return "blind" if e.impure else "op"

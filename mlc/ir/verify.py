@@ -54,7 +54,9 @@ def verify_program(p: Program) -> Program:
         raise VerifyError(f"{p.name}: {len(p.inputs)} inputs described, {len(p.region.inputs)} in the region")
     for x, v in zip(p.inputs, p.region.inputs, strict=True):
         if x.type != v.type:
-            raise VerifyError(f"{p.name}: input {x.name} is {type_text(v.type)}, described as {type_text(x.type)}")
+            raise VerifyError(
+                f"{p.name}: input {x.name} is {type_text(v.type)}, described as {type_text(x.type)}"
+            )
         if x.role not in ROLES:
             raise VerifyError(f"{p.name}: input {x.name} has the unknown role {x.role}")
     if not 0 <= p.n_outputs <= len(p.region.outputs):
@@ -70,7 +72,9 @@ def _verify_names(p: Program) -> None:
     known = levels | {x.name for x in p.inputs}
     for f in p.flows:
         if f.target not in levels or f.source not in known:
-            raise VerifyError(f"{p.name}: a {f.kind} flow from {f.source} to {f.target}, which are not both there")
+            raise VerifyError(
+                f"{p.name}: a {f.kind} flow from {f.source} to {f.target}, which are not both there"
+            )
         if f.kind not in ("value", "response", "gradient", "stop"):
             raise VerifyError(f"{p.name}: unknown kind of flow {f.kind}")
 
@@ -151,7 +155,11 @@ def _same(op: Any, e: Eqn) -> str:
 def _grad(op: Grad, e: Eqn) -> str:
     if len(e.args) != 2 * op.n_loss + op.n_wrt or len(e.outs) != op.n_wrt:
         return "has the wrong number of arguments"
-    losses, wrt, seeds = e.args[: op.n_loss], e.args[op.n_loss : op.n_loss + op.n_wrt], e.args[op.n_loss + op.n_wrt :]
+    losses, wrt, seeds = (
+        e.args[: op.n_loss],
+        e.args[op.n_loss : op.n_loss + op.n_wrt],
+        e.args[op.n_loss + op.n_wrt :],
+    )
     for v in (*losses, *wrt):
         if not v.type.is_float:
             return f"differentiates a value of type {type_text(v.type)}"
@@ -179,7 +187,12 @@ def _loop(op: Loop, e: Eqn) -> str:
     for (what, v, elem), k in zip(rows, every, strict=True):
         if not isinstance(v.type, SeqType) or not _alike(v.type.elem, elem):
             return f"has a {what} of type {type_text(v.type)} for elements of type {type_text(elem)}"
-        if op.replay is None and k == 1 and None not in (v.type.length, op.trips) and v.type.length != op.trips:
+        if (
+            op.replay is None
+            and k == 1
+            and None not in (v.type.length, op.trips)
+            and v.type.length != op.trips
+        ):
             return f"runs {op.trips} times over a {what} of {v.type.length}"
     return ""
 
@@ -237,6 +250,6 @@ def _plain(op: Any, e: Eqn) -> str:
 
 
 _CHECKS: dict[type[Primitive], Callable[[Any, Eqn], str]] = {
-    Stop: _same, Alias: _same, SafeSqrt: _same, Grad: _grad, Loop: _loop, Pack: _pack, Index: _item, Feed: _feed,
-    Custom: _custom, Primitive: _plain,
+    Stop: _same, Alias: _same, SafeSqrt: _same, Grad: _grad, Loop: _loop, Pack: _pack, Index: _item,
+    Feed: _feed, Custom: _custom, Primitive: _plain,
 }  # fmt: skip

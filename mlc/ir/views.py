@@ -15,10 +15,12 @@ from torch import Tensor
 
 from mlc.ir.core import aten
 
-__all__ = ["IDENTITY_VIEWS", "write_through"]
+__all__ = ["IDENTITY_VIEWS", "PHYSICAL", "write_through"]
 
 _A: Any = torch.ops.aten
 IDENTITY_VIEWS = {aten("detach"), aten("alias"), aten("lift_fresh")}
+# Views that are a pending operation (the conjugate and negative bit): values of programs have it carried out.
+PHYSICAL = {_A._conj.default: _A._conj_physical.default, _A._neg_view.default: _A.neg.default}
 
 
 def _reshape(new: Tensor, base: Tensor, *_: Any) -> Tensor:
@@ -45,6 +47,34 @@ def _diagonal(new: Tensor, base: Tensor, offset: int = 0, dim1: int = 0, dim2: i
     return torch.diagonal_scatter(base, new, offset, dim1, dim2)
 
 
+def _storage_order(base: Tensor) -> list[int]:
+    """Dimensions from the largest stride to the smallest."""
+    return sorted(range(base.dim()), key=lambda d: (-base.stride(d), d))
+
+
+def _dense(base: Tensor) -> bool:
+    """Whether the tensor fills its memory, each place once."""
+    n = 1
+    for d in reversed(_storage_order(base)):
+        if base.shape[d] != 1:
+            if base.stride(d) != n:
+                return False
+            n *= base.shape[d]
+    return True
+
+
+def _as_strided(new: Tensor, base: Tensor, size: list[int], stride: list[int], offset: int | None = None) -> Tensor:
+    """Each element of the view by its place in memory; ``base`` must fill its memory without gaps."""
+    order = _storage_order(base)
+    flat = base.permute(order).reshape(-1)
+    where = torch.full((), offset or 0, dtype=torch.int64, device=base.device)
+    for n, s in zip(size, stride, strict=True):
+        where = where.unsqueeze(-1) + torch.arange(n, device=base.device) * s
+    flat = flat.index_put((where.reshape(-1),), new.reshape(-1))
+    inverse = [order.index(d) for d in range(base.dim())]
+    return flat.reshape([base.shape[d] for d in order]).permute(inverse)
+
+
 _RULES: dict[Any, Callable[..., Tensor]] = {
     _A.view.default: _reshape,
     _A._unsafe_view.default: _reshape,
@@ -59,6 +89,8 @@ _RULES: dict[Any, Callable[..., Tensor]] = {
     _A.select.int: _select,
     _A.slice.Tensor: _slice,
     _A.diagonal.default: _diagonal,
+    _A.as_strided.default: _as_strided,
+    _A._neg_view.default: lambda new, base: -new,
     _A.view_as_real.default: lambda new, base: torch.view_as_complex(new.contiguous()),
     _A.view_as_complex.default: lambda new, base: torch.view_as_real(new),
     _A._conj.default: lambda new, base: new.conj(),
@@ -86,4 +118,6 @@ def write_through(op: Any, args: tuple[Any, ...], base: Tensor, new: Tensor, ind
     if op in _MANY:
         return _MANY[op](new, base, index, *args)
     rule = _RULES.get(op)
+    if op is _A.as_strided.default and not _dense(base):
+        return None
     return None if rule is None else rule(new, base, *args)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Eqn, Grad, Region, Stop, Var
 from mlc.passes.forward import pushforward
-from mlc.passes.reverse import active_vars, pull_eqn, pullback
+from mlc.passes.reverse import Passing, active_vars, pull_eqn, pullback
 from mlc.passes.rules import NoRule
 
 __all__ = ["GradRecord", "Policy", "Tape", "lower_grads"]
@@ -117,7 +117,8 @@ class Tape:
         b = self.b
         cut = self.outer_cut()
         passing = frozenset(e for e in self.eqns if isinstance(e.op, Stop) and (cut is None or e not in cut))
-        active = active_vars(self.eqns, wrt, through_stops=passing)
+        deep: bool | str = True if self.policy.stop == "inner" else "inner"
+        active = active_vars(self.eqns, wrt, through_stops=Passing(passing, deep))
         cts = {v: c for v, c in seeds.items() if v in active}
         for e in reversed(self.eqns):
             if not any(v in cts for v in e.outs):
@@ -222,7 +223,8 @@ def _ancestors(b: Builder, of: Sequence[Var], fence: set[Var]) -> list[Eqn]:
 def _slice(b: Builder, losses: list[Var], wrt: list[Var], cut: frozenset[Eqn] | None) -> list[Eqn]:
     """Equations between ``wrt`` and ``losses``, stops on the way included."""
     back = _ancestors(b, losses, set())
-    through = False if cut is None else frozenset(e for e in back if isinstance(e.op, Stop) and e not in cut)
+    here = frozenset(e for e in back if cut is not None and isinstance(e.op, Stop) and e not in cut)
+    through = False if cut is None else Passing(here, True)
     active = active_vars(back, wrt, through_stops=through)
     return [e for e in back if any(v in active for v in e.inputs)]
 

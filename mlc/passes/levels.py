@@ -1,10 +1,10 @@
 """Levels and flows of a program: what trains what, what enters where, which edges carry a derivative.
 
-Steps (:mod:`mlc.passes.steps`) that train the same values are one level.  A level is nested in another when its
-gradients lie between what the other trains and the other's loss.  Flows are found by reachability in the value graph
-in which every update is a wall: what reaches a loss, an update or a starting point without passing through another
-level's update enters there directly.  With one bit per meta-parameter and level, all of it takes a few passes over the
-edges.
+Steps (:mod:`mlc.ir.steps`) that train the same values are one level.  A level is nested in another when its
+gradients lie between what the other trains and the other's loss. Flows are found by reachability in the
+value graph in which every update is a wall: what reaches a loss, an update or a starting point without
+passing through another level's update enters there directly. With one bit per meta-parameter and level, all
+of it takes a few passes over the edges.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 from mlc.ir.core import Eqn, Loop, Var
 from mlc.ir.program import Flow, Level, Program
+from mlc.ir.steps import Origins, Step, find_steps
 from mlc.ir.types import Loc
 from mlc.ir.valuegraph import ValueGraph
-from mlc.passes.steps import Origins, Step, find_steps
 
 __all__ = ["find_levels"]
 
@@ -47,7 +47,9 @@ class _Group:
         return {v for s in self.steps for v in s.zone}
 
 
-def find_levels(program: Program, steps: Sequence[Sequence[Any]]) -> tuple[tuple[Level, ...], tuple[Flow, ...]]:
+def find_levels(
+    program: Program, steps: Sequence[Sequence[Any]]
+) -> tuple[tuple[Level, ...], tuple[Flow, ...]]:
     """Levels by nesting of gradients, and the flows between them.
 
     Args:
@@ -60,7 +62,16 @@ def find_levels(program: Program, steps: Sequence[Sequence[Any]]) -> tuple[tuple
     graph = ValueGraph(program.region)
     groups = _groups(program, graph)
     flows = _Flows(program, graph, groups).find()
-    top = Level("L0", 0, "", 1, tuple(program.inputs[i].name for i in program.metas), _reads("L0", flows), 0, program.loc)
+    top = Level(
+        "L0",
+        0,
+        "",
+        1,
+        tuple(program.inputs[i].name for i in program.metas),
+        _reads("L0", flows),
+        0,
+        program.loc,
+    )
     levels = [_level(g, groups, graph, steps, flows) for g in groups]
     return (top, *levels), tuple(flows)
 
@@ -98,7 +109,8 @@ def _groups(program: Program, graph: ValueGraph) -> list[_Group]:
     index = {s: k for k, s in enumerate(found)}
     for g in groups:
         g.above = [
-            h for h in groups if h is not g and any((index[a], index[b]) in inside for a in g.steps for b in h.steps)
+            h for h in groups
+            if h is not g and any((index[a], index[b]) in inside for a in g.steps for b in h.steps)
         ]  # fmt: skip
     groups.sort(key=lambda g: (g.depth, found.index(g.steps[0])))
     for i, g in enumerate(groups):
@@ -115,7 +127,7 @@ def _nesting(graph: ValueGraph, steps: Sequence[Step]) -> set[tuple[int, int]]:
     for k, s in enumerate(steps):
         for v in s.site.eqn.outs:
             after[v] = 1 << k
-        for v in s.site.wrt:
+        for v, _, _, _ in s.trained:
             behind[v] = behind.get(v, 0) | 1 << k
     results = graph.spread(after, without=("back",))
     bases = graph.spread(behind, without=("back",))
@@ -171,7 +183,7 @@ def _trips(g: _Group) -> int | None:
 
 
 def _state(g: _Group, groups: Sequence[_Group], graph: ValueGraph, places: set[str]) -> int:
-    """Values that its loop carries besides what is trained: optimizer state, and buffers when nobody else has them."""
+    """Values that its loop carries besides what is trained: optimizer state; buffers if nobody else has them."""
     loop = next((x for s in g.steps for _, _, x, _ in s.trained if x is not None), None)
     if loop is None or not isinstance(loop.op, Loop):
         return 0
@@ -190,9 +202,11 @@ def _state(g: _Group, groups: Sequence[_Group], graph: ValueGraph, places: set[s
             continue
         e = graph.producer.get(after)
         by = reached.get(after, 0)
-        if by & me or (not by and e is not None and str(e.loc) in places and e.tag == "update"):
-            count += 1
-        elif not by and (e is None or e.tag != "update") and g is sharing[0]:
+        if (
+            by & me
+            or (not by and e is not None and str(e.loc) in places and e.tag == "update")
+            or (not by and (e is None or e.tag != "update") and g is sharing[0])
+        ):
             count += 1
     return count
 
@@ -201,7 +215,7 @@ def _state(g: _Group, groups: Sequence[_Group], graph: ValueGraph, places: set[s
 
 
 class _Flows:
-    """Reachability between sources (meta-parameters, what levels train) and targets (losses, updates, starts)."""
+    """Reachability of losses, updates and starts from meta-parameters and from what levels train."""
 
     def __init__(self, program: Program, graph: ValueGraph, groups: Sequence[_Group]) -> None:
         self.program = program
@@ -232,14 +246,15 @@ class _Flows:
         out = [replace(f, loc=self._loc(g)) for g in self.groups for f in self._gradient(g)]
         for k in range(len(self.sources)):
             for name, parts in self.targets:
-                out += self._edge(k, name, parts, seeds, full, free)
+                out += self._edge(k, name, parts, full, free)
         return out + self._stops(seeds, full)
 
     def _loc(self, g: _Group) -> Loc | None:
         return g.steps[0].site.eqn.loc
 
-    def _edge(self, k: int, target: str, parts: dict[str, set[Var]], seeds: dict[Var, int], full: dict[Var, int],
-              free: dict[Var, int]) -> list[Flow]:  # fmt: skip
+    def _edge(
+        self, k: int, target: str, parts: dict[str, set[Var]], full: dict[Var, int], free: dict[Var, int]
+    ) -> list[Flow]:
         source = self.sources[k][0]
         if source == target:
             return []

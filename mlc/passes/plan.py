@@ -9,19 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from mlc.errors import BudgetError, PlanError
 from mlc.ir.core import Eqn
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
 from mlc.passes.adjoint import Policy
+from mlc.passes.explain import explain
 from mlc.passes.lower import Stages, lower
 
 __all__ = ["Decision", "Plan", "check_options", "make_plan", "parse_memory", "stages_for"]
 
 VERSION = 1
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 
 
 class Decision(BaseModel):
@@ -65,6 +76,71 @@ class Plan(BaseModel):
     decisions: tuple[Decision, ...] = ()
     peak_bytes: int = 0
     seconds: float = 0.0
+    _bound: Program | None = PrivateAttr(default=None)
+
+    def bind(self, program: Program) -> Plan:
+        """Remember the program that the plan was made for (in memory only); returns the plan.
+
+        Raises:
+            PlanError: when it belongs to another program.
+        """
+        if self.program != digest(program):
+            raise PlanError(
+                "this plan belongs to another program", advice="plan the program again with mlc.plan"
+            )
+        self._bound = program
+        return self
+
+    @property
+    def bound(self) -> Program | None:
+        """The program it was made for; None for a plan that was loaded without one."""
+        return self._bound
+
+    def explain(self) -> str:
+        """Levels, flows, what was chosen for each and why, on one screen."""
+        return explain(self, self._bound)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path, program: Program | None = None) -> Plan:
+        """Read a plan.
+
+        Args:
+            path: A file that :meth:`save` wrote.
+            program: The program to use it with, if it is there already.
+
+        Raises:
+            PlanError: when the file is malformed, from a newer version, or belongs to another program.
+        """
+        plan = _read(Path(path))
+        return plan if program is None else plan.bind(program)
+
+
+def _read(path: Path) -> Plan:
+    again = "make it again with mlc.plan(program).save(path)"
+    try:
+        data = json.loads(path.read_text())
+    except OSError as e:
+        raise PlanError(f"{path}: {e.strerror}", advice=again) from None
+    except ValueError as e:
+        raise PlanError(f"{path} is no plan: {e}", advice=again) from None
+    version = data.get("version") if isinstance(data, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise PlanError(f"{path} is no plan: it has no version", advice=again)
+    if version > VERSION:
+        raise PlanError(
+            f"{path} has version {version} of the format; this mlc reads up to {VERSION}",
+            advice=f"update mlc, or {again}",
+        )
+    try:
+        return Plan.model_validate(data)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(x) for x in first["loc"])
+        raise PlanError(f"{path} is no plan: {where}: {first['msg']}", advice=again) from None
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -99,7 +175,7 @@ def parse_memory(memory: int | str | None) -> int | str | None:
 def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
               flows: Any = None, precision: Any = None, mesh: Any = None) -> Plan:  # fmt: skip
     """Choose modes and checkpoints for a program."""
-    return Plan(program=digest(program), stop=stop_gradient)
+    return Plan(program=digest(program), stop=stop_gradient).bind(program)
 
 
 def policy_of(plan: Plan, note: Any = None) -> Policy:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
@@ -12,14 +14,25 @@ from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, V
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.rules import NoRule, reverse_rule
 
-__all__ = ["active_vars", "loop_activity", "pull_eqn", "pullback"]
+__all__ = ["Passing", "active_vars", "loop_activity", "pull_eqn", "pullback"]
 
 
-def active_vars(eqns: Iterable[Eqn], wrt: Iterable[Var], *, through_stops: frozenset[Eqn] | bool | str = False,
+@dataclass(frozen=True)
+class Passing:
+    """Which stops let a derivative pass: these of the region itself, and all or the inner ones inside its loops."""
+
+    here: frozenset[Eqn]
+    inside: bool | str
+
+
+Through: TypeAlias = "Passing | bool | str"
+
+
+def active_vars(eqns: Iterable[Eqn], wrt: Iterable[Var], *, through_stops: Through = False,
                 ) -> set[Var]:  # fmt: skip
     """Values that depend on ``wrt`` differentiably (``wrt`` included).
 
-    ``through_stops`` tells which stops let a derivative pass: none, all, these, or ``"inner"`` ones.
+    ``through_stops`` tells which stops let a derivative pass: none, all, ``"inner"`` ones, or some.
     """
     active = set(wrt)
     for e in eqns:
@@ -35,7 +48,7 @@ def active_vars(eqns: Iterable[Eqn], wrt: Iterable[Var], *, through_stops: froze
     return active
 
 
-def _active_results(e: Eqn, active: set[Var], through: frozenset[Eqn] | bool | str) -> list[Var]:
+def _active_results(e: Eqn, active: set[Var], through: Through) -> list[Var]:
     op = e.op
     assert isinstance(op, Loop)
     carries, inside = loop_activity(e, active, through)
@@ -43,12 +56,12 @@ def _active_results(e: Eqn, active: set[Var], through: frozenset[Eqn] | bool | s
     return [e.outs[i] for i in carries] + emitted
 
 
-def loop_activity(e: Eqn, active: set[Var], through: frozenset[Eqn] | bool | str) -> tuple[list[int], set[Var]]:
+def loop_activity(e: Eqn, active: set[Var], through: Through) -> tuple[list[int], set[Var]]:
     """Carries of a loop that depend on active inputs (fixpoint over trips), and the active values of its body."""
     op = e.op
     assert isinstance(op, Loop)
-    if isinstance(through, frozenset):
-        through = "inner"
+    if isinstance(through, Passing):
+        through = through.inside
     ins = op.body.inputs
     carries = {i for i in range(op.n_carry) if e.args[i] in active}
     others = [x for x, v in zip(ins[op.n_carry :], e.args[op.n_carry :], strict=True) if v in active]
@@ -60,12 +73,12 @@ def loop_activity(e: Eqn, active: set[Var], through: frozenset[Eqn] | bool | str
         carries = more
 
 
-def _passes(e: Eqn, through: frozenset[Eqn] | bool | str) -> bool:
+def _passes(e: Eqn, through: Through) -> bool:
     if isinstance(through, bool):
         return through
     if isinstance(through, str):
         return isinstance(e.op, Stop) and e.op.inner
-    return e in through
+    return e in through.here
 
 
 def pullback(b: Builder, eqns: Sequence[Eqn], seeds: dict[Var, Var], wrt: Sequence[Var],
@@ -82,12 +95,13 @@ def pullback(b: Builder, eqns: Sequence[Eqn], seeds: dict[Var, Var], wrt: Sequen
     Returns:
         Cotangents found; a value without one has derivative zero.
     """
-    through = False if cut is None else frozenset(e for e in eqns if isinstance(e.op, Stop) and e not in cut)
+    here = frozenset(e for e in eqns if cut is not None and isinstance(e.op, Stop) and e not in cut)
+    through = False if cut is None else Passing(here, True)
     active = active_vars(eqns, wrt, through_stops=through)
     cts = {v: c for v, c in seeds.items() if v in active}
     for e in reversed(eqns):
         if any(v in cts for v in e.outs):
-            pull_eqn(b, e, cts, active, passing=bool(through) and e in through)
+            pull_eqn(b, e, cts, active, passing=e in here)
     return cts
 
 

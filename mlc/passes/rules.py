@@ -25,7 +25,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
-from mlc.errors import DifferentiationError
+from mlc.errors import DifferentiationError, MlcError
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Eqn, Region, Var
 from mlc.ir.record import Handle, Recorder, Storage
@@ -109,7 +109,7 @@ def reverse_rule(e: Eqn, active: tuple[bool, ...], given: Given) -> Rule:
         A rule with inputs ``(*e.inputs, *e.outs, *cotangents given)``, one result per active input.
     """
     key = ("vjp", e.op, _skeleton(e.args), _skeleton(dict(e.kwargs)), active, given)
-    return _cached(key, lambda: _first(e, _reverse_ways(e.op), lambda way: _record_reverse(e, active, given, way)))
+    return _cached(key, lambda: _first(e, _reverse_ways(e), lambda way: _record_reverse(e, active, given, way)))
 
 
 def forward_rule(e: Eqn, active: Given) -> Rule:
@@ -120,7 +120,7 @@ def forward_rule(e: Eqn, active: Given) -> Rule:
     key = ("jvp", e.op, _skeleton(e.args), _skeleton(dict(e.kwargs)), active)
 
     def make() -> Rule:
-        own = legality.DECOMPOSITIONS.get(e.op)
+        own = legality.own_decomposition(e.op, e.args)
         ways = [own] if own is not None else [e.op]
         if not legality.forward_formula_trusted(e.op, e.args, e.kwargs):
             ways = []
@@ -132,12 +132,13 @@ def forward_rule(e: Eqn, active: Given) -> Rule:
     return _cached(key, make)
 
 
-def _reverse_ways(op: Any) -> list[Callable[..., Any]]:
+def _reverse_ways(e: Eqn) -> list[Callable[..., Any]]:
+    op = e.op
     ways: list[Callable[..., Any]] = []
     if isinstance(op, OpOverload):
         if op not in legality.REVERSE_NEEDS_DECOMPOSITION:
             ways.append(op)
-        own = legality.DECOMPOSITIONS.get(op)
+        own = legality.own_decomposition(op, e.args)
         if own is not None:
             ways.insert(0, own)
         if op in decomposition_table:
@@ -154,8 +155,8 @@ def _first(e: Eqn, ways: Sequence[Callable[..., Any]], record: Callable[[Callabl
                 return record(way)
         except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError, KeyError, IndexError) as err:
             why.append(str(err).split("\n")[0])
-        except DifferentiationError as err:
-            why.append(str(err))
+        except MlcError as err:
+            why.append(err.what)
     raise NoRule(f"{e.op}: " + ("; ".join(why) or "no formula"))
 
 
@@ -218,7 +219,8 @@ def _record_reverse(e: Eqn, active: tuple[bool, ...], given: Given, way: Callabl
         pairs = [(t, c) for t, c in zip(outs, tape.extra, strict=True) if t.requires_grad]
         grads: Sequence[Tensor | None] = [None] * len(wanted)
         if pairs:
-            grads = torch.autograd.grad([t for t, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True)
+            grads = torch.autograd.grad([t for t, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True,
+                                        create_graph=e.op in legality.SECOND_ORDER_FORMULA)  # fmt: skip
     return tape.rule(grads, [v.type for v, a in zip(e.inputs, active, strict=True) if a])
 
 

@@ -55,7 +55,7 @@ class Learner:
         return {n: g for n, g in zip(names, found, strict=True) if g is not None}
 
     def renew(self) -> None:
-        """The same values as new variables: what others computed from the old ones is constant to new losses."""
+        """The same values as new variables: what was computed from the old ones is constant to new losses."""
         self.params = {n: p.view_as(p) for n, p in self.params.items()}
 
     def step(self, cls: Optimizer, grads: Mapping[str, Tensor], **given: Any) -> None:

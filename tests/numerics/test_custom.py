@@ -163,6 +163,48 @@ def gradient_reversal() -> Setup:
     return trained(Apply(lambda x, beta: torch.tanh(beta * Reverse.apply(x, 0.7))))
 
 
+class Pass(torch.autograd.Function):
+    """Returns its input as a view; the gradient is clipped, a statement that is not linear."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.clamp(-0.02, 0.02)
+
+
+@SUITE.add(referee="none")
+def clipped_beside_the_plain_path() -> Setup:
+    """The input is used directly as well. Differences see the identity."""
+    return trained(Apply(lambda x, beta: torch.tanh(beta * (x + Pass.apply(x)))))
+
+
+class Quantised(nn.Module):
+    """Functions of the weights alone: the first thing that happens in a step."""
+
+    def __init__(self, f) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, CLASSES)
+        self.f = f
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(nn.functional.linear(x, self.f(self.one.weight), self.one.bias))
+        return nn.functional.linear(h, self.f(self.two.weight), self.two.bias)
+
+
+@SUITE.add(referee="none")
+def quantised_weights() -> Setup:
+    """Quantisation-aware training. Differences see the steps."""
+    return trained(Quantised(Round.apply))
+
+
+@SUITE.add()
+def a_true_derivative_of_the_weights() -> Setup:
+    return trained(Quantised(lambda w: Swish.apply(w, torch.tensor(2.0))))
+
+
 def mixed(enabled: bool) -> Setup:
     """float32 parameters, bfloat16 products."""
 

@@ -1,15 +1,15 @@
 """Steps: which gradients train something, what they train, and where the update leads.
 
-A gradient is a step when the next value of what it was taken by depends on its result: the next carry of a loop, or,
-in straight code, a value made from both by operations that keep the shape (``w - lr * g``).  The gradient of a
-penalty is not: its result only enters another gradient's loss.
+A gradient is a step when the next value of what it was taken by depends on its result: the next carry of a
+loop, or, in straight code, a value made from both by operations that keep the shape (``w - lr * g``). The
+gradient of a penalty is not: its result only enters another gradient's loss.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mlc.ir.core import Alias, Eqn, Index, Loop, Stop, Var, aten
+from mlc.ir.core import Alias, Eqn, Grad, Index, Loop, Stop, Var, aten
 from mlc.ir.types import TensorType
 from mlc.ir.valuegraph import GradSite, ValueGraph
 
@@ -27,7 +27,8 @@ class Step:
     Attributes:
         site: The gradient.
         bit: Its bit in ``zone`` masks.
-        trained: What it trains: ``(value it is taken by, next value, loop that carries it or None, position)``.
+        trained: What it trains: ``(value it is taken by, next value, loop that carries it or None,
+            position)``.
         zone: Values between the gradient and the next values: the update.
     """
 
@@ -114,6 +115,7 @@ class _Next:
                 elif out not in chain:
                     chain.add(out)
                     todo.append(out)
+        met.sort(key=lambda m: self.graph.position[m[0].outs[0]])
         updates = [e for e, _ in met if e.tag == "update"]
         if updates:
             return updates[-1].outs[0]
@@ -173,7 +175,7 @@ class Origins:
         if at is not None:
             return at[0].args[at[1]], 0
         e = self._graph.producer.get(v)
-        if e is None or not e.inputs or e.impure:
+        if e is None or not e.inputs or e.impure or isinstance(e.op, Grad):
             return None, 0
         if isinstance(e.op, Loop):
             i = e.outs.index(v)

@@ -1,0 +1,256 @@
+"""The command line: ``mlc run | plan | explain | draw | check FILE.py[:function]`` and ``mlc bench``.
+
+Results go to standard output, everything else to standard error.  Errors are printed with the line of the
+user's code and without a Python traceback, unless ``--debug`` asks for it; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch.utils import _pytree as pytree
+
+import mlc
+from mlc.api import plain
+from mlc.errors import MlcError, PlanError
+from mlc.passes.plan import Plan, check_options
+from mlc.userfile import UserFile, blame, load
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Exact gradients through the training loop you already have.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_screen = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Target = Annotated[str, typer.Argument(metavar="FILE.py[:function]", help="A file with a compiled function.")]
+Memory = Annotated[str | None, typer.Option(help='Budget of a call: bytes, "800MiB", "2GiB" or "min".')]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on standard error.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show Python tracebacks.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")]
+
+
+def _command(fn: Callable[..., None]) -> Callable[..., None]:
+    """Registers a command; its errors are printed, not raised."""
+
+    @functools.wraps(fn)
+    def run(*args: Any, debug: bool, **kwargs: Any) -> None:
+        try:
+            fn(*args, debug=debug, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as e:
+            if debug:
+                raise
+            text = str(e) if isinstance(e, MlcError) else blame(e)
+            _screen.print("error:", style="bold red", end=" ")
+            _screen.print(text, markup=False)
+            raise typer.Exit(1) from None
+
+    return app.command(fn.__name__.strip("_"))(run)
+
+
+@contextlib.contextmanager
+def _timed(what: str, verbose: bool) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    if verbose:
+        _screen.print(f"{what}: {time.perf_counter() - started:.2f} s", style="dim")
+
+
+def _planned(file: UserFile, memory: str | None, verbose: bool) -> tuple[Any, Plan]:
+    """Trace the function on its example arguments and plan it with the options it was compiled with."""
+    args, kwargs = file.arguments()
+    fn, args, options = plain(file.function(), args)
+    options = _with_memory(options, memory)
+    with _timed("traced", verbose), contextlib.redirect_stdout(sys.stderr):
+        program = mlc.trace(fn, *args, **kwargs)
+    with _timed("planned", verbose):
+        plan = mlc.plan(program, **options)
+    if verbose:
+        for note in program.notes:
+            _screen.print(f"note: {note}", markup=False)
+    return program, plan
+
+
+def _with_memory(options: dict[str, Any], memory: str | None) -> dict[str, Any]:
+    if memory is None:
+        return options
+    options = {**options, "memory": int(memory) if memory.isdigit() else memory}
+    check_options(options)
+    return options
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=_jsonable))
+
+
+def _jsonable(x: Any) -> Any:
+    if isinstance(x, torch.Tensor):
+        return x.tolist() if x.numel() <= 100 else f"tensor {tuple(x.shape)}"
+    return str(x)
+
+
+@_command
+def run(target: Target, memory: Memory = None, as_json: Json = False, verbose: Verbose = False,
+        debug: Debug = False) -> None:  # fmt: skip
+    """Run main(); without one, one call of the function and its gradient."""
+    file = load(target)
+    for cf in file.compiled.values():
+        cf.options = _with_memory(cf.options, memory)
+    if file.main is None or file.name is not None:
+        _call(file, as_json)
+        return
+    aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with aside, _timed("main()", verbose):
+        result = file.main()
+    reports = {k: dataclasses.asdict(f.report) for k, f in file.compiled.items() if f.report is not None}
+    if as_json:
+        _print_json({"result": result, "last_calls": reports})
+    elif verbose:
+        for name, r in reports.items():
+            _screen.print(
+                f"last call of {name}: {r['seconds']:.3f} s, peak {_size(r['peak_bytes'])}", style="dim"
+            )
+
+
+def _call(file: UserFile, as_json: bool) -> None:
+    """One call on the example arguments, with the gradient of everything returned."""
+    args, kwargs = file.arguments()
+    fn, args, options = plain(file.function(), args)
+    cf = mlc.compile(**options)(fn)
+    with contextlib.redirect_stdout(sys.stderr):
+        outs = [x for x in pytree.tree_leaves(cf(*args, **kwargs)) if isinstance(x, torch.Tensor)]
+        assert cf.program is not None and cf.report is not None
+        externals = cf.program.binding.externals
+        metas = [externals[i].tensor for i in cf.program.metas]
+        live = [o.sum() for o in outs if o.requires_grad]
+        found = torch.autograd.grad(live, metas, allow_unused=True)
+    names = [cf.program.inputs[i].name for i in cf.program.metas]
+    norms = {n: None if g is None else float(g.norm()) for n, g in zip(names, found, strict=True)}
+    values = [o.detach() for o in outs]
+    if as_json:
+        _print_json({"outputs": values, "gradient_norms": norms, "report": dataclasses.asdict(cf.report)})
+        return
+    for v in values:
+        print(f"output {v.item():.6g}" if v.numel() == 1 else f"output {tuple(v.shape)}")
+    table = Table("meta-parameter", "|gradient|")
+    for n, norm in norms.items():
+        table.add_row(n, "no path" if norm is None else f"{norm:.4e}")
+    Console(highlight=False).print(table)
+
+
+def _size(n: int) -> str:
+    return f"{n / 2**20:.1f} MiB" if n >= 2**20 else f"{n / 2**10:.1f} KiB"
+
+
+@_command
+def plan(target: Target, memory: Memory = None, output: Output = None, text: Annotated[
+        bool, typer.Option("--text", help="Print the decisions as text instead of JSON.")] = False,
+         as_json: Json = False, verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
+    """Print what the compiler decided (JSON), or save it."""
+    _, found = _planned(load(target), memory, verbose)
+    if output is not None:
+        _saved(found, output)
+        _screen.print(f"plan written to {output}", markup=False)
+    elif text and not as_json:
+        print(_text(found))
+    else:
+        print(found.model_dump_json(indent=2))
+
+
+def _saved(found: Plan, output: Path) -> None:
+    if output.suffix != ".json":
+        raise PlanError(f"a plan is JSON, not {output.suffix or output.name}", advice="-o plan.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    found.save(output)
+
+
+def _text(found: Plan) -> str:
+    return found.explain()
+
+
+@_command
+def explain(target: Target, memory: Memory = None, as_json: Json = False, verbose: Verbose = False,
+            debug: Debug = False) -> None:  # fmt: skip
+    """Explain the plan: what was chosen for each flow, why, what it costs, the runner-up."""
+    program, found = _planned(load(target), memory, verbose)
+    if as_json:
+        decisions = [d.model_dump() for d in found.decisions]
+        _print_json({"function": program.name, "decisions": decisions, "notes": list(program.notes)})
+        return
+    print(_text(found))
+    for note in program.notes:
+        print(f"note: {note}")
+
+
+@_command
+def draw(target: Target, output: Output = None, memory: Memory = None, program: Annotated[
+        bool, typer.Option("--program", help="Draw the program without the plan's decisions.")] = False,
+         verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
+    """Draw levels and flows: .svg .png .html .dot or .mmd by suffix."""
+    file = load(target)
+    traced, found = _planned(file, memory, verbose)
+    path = output or Path(f"{file.path.stem}.svg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mlc.draw(traced if program else found, path)
+    _screen.print(f"drawing written to {path}", markup=False)
+
+
+@_command
+def check(target: Target, memory: Memory = None, float32: Annotated[
+        bool, typer.Option("--float32", help="Leave types as they are, with tolerances to match.")] = False,
+          as_json: Json = False, verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
+    """Compare the gradient with the plain unroll and finite differences; exit code 1 if they disagree."""
+    file = load(target)
+    args, kwargs = file.arguments()
+    fn, args, options = plain(file.function(), args)
+    cf = mlc.compile(**_with_memory(options, memory))(fn)
+    with _timed("checked", verbose):
+        report = mlc.check(cf, *args, dtype=torch.float32 if float32 else torch.float64, **kwargs)
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        print(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@_command
+def bench(names: Annotated[list[str] | None, typer.Argument(help="Scripts of benchmarks/ to run.")] = None,
+          debug: Debug = False) -> None:  # fmt: skip
+    """Run scripts of benchmarks/ by name; without names, list them."""
+    scripts = {p.stem: p for p in sorted(Path("benchmarks").glob("[!_]*.py"))}
+    if not scripts:
+        raise MlcError("there are no benchmarks here", advice="run mlc bench in a clone of the repository")
+    for name in names or ():
+        if name not in scripts:
+            raise MlcError(f"no benchmark {name!r}", advice=f"one of: {', '.join(scripts)}")
+    for name in names or ():
+        code = subprocess.run([sys.executable, str(scripts[name])], check=False).returncode
+        if code:
+            raise typer.Exit(code)
+    if not names:
+        print("\n".join(scripts))
+
+
+def main() -> None:
+    """Entry point of the ``mlc`` script."""
+    app()

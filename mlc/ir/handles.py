@@ -1,0 +1,40 @@
+"""Memories and tensors of a recorded program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlc.ir.core import Var
+from mlc.ir.types import Loc
+
+__all__ = ["Handle", "Storage"]
+
+
+class Storage:
+    """One memory of the recorded program: its current value and how often it was written."""
+
+    __slots__ = ("external", "leaf", "var", "version")
+
+    def __init__(self, var: Var, external: Any = None) -> None:
+        self.var = var
+        self.version = 0
+        self.external = external
+        self.leaf = False  # memory of a leaf that requires grad: each value it takes is one to differentiate by
+
+
+class Handle:
+    """One tensor: a storage seen through a chain of ``(op, args, kwargs, output index, types, loc)`` view steps."""
+
+    __slots__ = ("cached", "chain", "copy", "hidden", "leaf", "origin", "soft", "storage", "taint", "version")
+
+    def __init__(self, storage: Storage, chain: tuple[Any, ...] = (), origin: Loc | None = None) -> None:
+        self.storage = storage
+        self.chain = chain
+        self.taint = False  # an inner gradient taken with create_graph: carries a derivative
+        self.soft = False  # ... without: a constant for inner gradients, differentiated by the hypergradient
+        self.leaf = False
+        self.hidden = False  # a view made under no_grad: PyTorch's flag says it requires grad, but nothing flows
+        self.copy = False  # made by copy.deepcopy
+        self.origin = origin
+        self.version = -1
+        self.cached: Var | None = None

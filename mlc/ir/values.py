@@ -1,0 +1,297 @@
+"""Values of tensors while recording: storages, views, in-place writes, leaves, and where differentiation is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from mlc.errors import CaptureError
+from mlc.ir import views
+from mlc.ir.builder import Builder
+from mlc.ir.core import Eqn, Stop, Var, aten, flat_vars
+from mlc.ir.handles import Handle, Storage
+from mlc.ir.trees import each_tensor, map_tensors, substitute
+from mlc.ir.types import Loc, TensorType
+
+__all__ = ["Values"]
+
+
+class Values:
+    """What every tensor of a recording holds.  Subclasses say where code comes from and what unknown tensors are."""
+
+    stops = False  # whether differentiation is cut where autograd would (programs; not rules)
+
+    def __init__(self, *, merge: bool, fake_mode: FakeTensorMode | None) -> None:
+        self.fake_mode = fake_mode or FakeTensorMode(allow_non_fake_inputs=False)
+        self.builder = Builder(merge=merge)
+        self.handles: dict[int, tuple[Tensor, Handle]] = {}  # real tensors by identity
+        self.literals: dict[int, FakeTensor] = {}
+        self.tag = "forward"
+        self._bits = 0
+        self._bit_of: dict[Var, int] = {}
+        self._stops: dict[Any, Var] = {}
+        self._views: dict[Any, tuple[Var, ...]] = {}
+        self.stop_log: list[Eqn] = []
+
+    # ---- what subclasses decide
+
+    def locate(self) -> tuple[Loc | None, Any]:
+        """The user's place now, and the loop iterations it is in."""
+        return None, None
+
+    def copying(self) -> bool:
+        """Whether ``copy.deepcopy`` is running."""
+        return False
+
+    def scope(self) -> Any:
+        """Loop iterations now: derived values are not shared between iterations, which keeps these alike."""
+        site = self.locate()[1]
+        return None if site is None else site.path
+
+    def external(self, t: Tensor) -> Handle:
+        """A real tensor met for the first time."""
+        raise CaptureError("a tensor from outside reached a recording that has none")
+
+    def fake_of(self, t: Tensor) -> FakeTensor:
+        """The fake twin of a real tensor."""
+        raise CaptureError("a tensor from outside reached a recording that has none")
+
+    # ---- values of tensors
+
+    def new_bit(self, v: Var) -> int:
+        """Mark ``v`` as a differentiable leaf value of its own."""
+        bit = self._bit_of.get(v)
+        if bit is None:
+            bit = 1 << self._bits
+            self._bits += 1
+            self._bit_of[v] = bit
+            v.mask |= bit
+        return bit
+
+    def handle(self, t: Tensor) -> Handle:
+        """The handle of any tensor."""
+        if type(t) is FakeTensor or isinstance(t, FakeTensor):
+            h = getattr(t, "_mlc", None)
+            if h is None:
+                raise CaptureError(
+                    "a tensor appeared that mlc did not see being made", loc=self.locate()[0],
+                    advice="create tensors inside the compiled function with ordinary torch calls",
+                )  # fmt: skip
+            return h  # type: ignore[no-any-return]
+        entry = self.handles.get(id(t))
+        return self.external(t) if entry is None else entry[1]
+
+    def value(self, h: Handle) -> Var:
+        """Current value of a handle, deriving views of written storages anew."""
+        s = h.storage
+        if not h.chain:
+            return s.var
+        if h.version != s.version or h.cached is None:
+            var = s.var
+            if s.leaf:
+                self.new_bit(var)
+            for op, args, kwargs, index, types, loc in h.chain:
+                if op in views.IDENTITY_VIEWS:
+                    continue
+                key = (self.scope(), var, op, repr(args), repr(kwargs))
+                outs = self._views.get(key)
+                if outs is None:
+                    outs = self._emit(views.PHYSICAL.get(op, op), (var, *args), types, kwargs, loc=loc)
+                    self._views[key] = outs
+                var = outs[index]
+            h.cached, h.version = var, s.version
+        return h.cached
+
+    def carries(self, t: Tensor, h: Handle) -> bool:
+        """Whether the tensor carries a derivative here."""
+        return h.taint or (t.requires_grad and not h.hidden)
+
+    def read(self, t: Tensor, tracking: bool) -> Var:
+        """The value an operator reads from ``t``; a stop where differentiation is cut."""
+        h = self.handle(t)
+        var = self.value(h)
+        if not self.stops:
+            return var
+        if t.requires_grad and t.is_leaf and not h.hidden:
+            if not h.leaf:
+                h.leaf = True
+                if var.mask and h.storage.external is None:
+                    var = self._stop(var, h)
+                    self._own(h, var)
+                h.storage.leaf = h.storage.leaf or not h.chain
+            self.new_bit(var)
+        elif tracking and var.mask and not self.carries(t, h) and t.dtype.is_floating_point | t.dtype.is_complex:
+            return self._stop(var, h, inner=h.soft)
+        return var
+
+    def _own(self, h: Handle, var: Var) -> None:
+        """Give a new leaf a memory of its own when it shared one, else make ``var`` its value."""
+        if h.chain:
+            h.storage, h.chain = Storage(var), ()
+        else:
+            h.storage.var = var
+
+    def _stop(self, var: Var, h: Handle, *, inner: bool = False) -> Var:
+        key = (self.scope(), var, inner)
+        known = self._stops.get(key)
+        if known is None:
+            known = Var(var.type)
+            loc, site = self.locate()
+            tag = "copy" if h.copy else self.tag
+            eqn = Eqn(Stop(inner), (var,), (known,), (), h.origin or loc, tag, site)
+            known.mask = var.mask if inner else 0
+            self.builder.append(eqn)
+            self.stop_log.append(eqn)
+            self._stops[key] = known
+        return known
+
+    def _emit(self, op: Any, args: Any, types: Sequence[Any], kwargs: Any = (), loc: Loc | None = None) -> Any:
+        here, site = self.locate()
+        b = self.builder
+        n = len(b.eqns)
+        outs = b.emit(op, args, types, tuple(kwargs), loc or here, self.tag, simplify=b._merge)
+        if len(b.eqns) > n:
+            if site is not None:
+                b.eqns[-1] = b.eqns[-1].with_(site=site)
+            mask = 0
+            for v in flat_vars(args, tuple(kwargs)):
+                mask |= v.mask
+            if mask:
+                for o in outs:
+                    if o.type.is_float:
+                        o.mask = mask
+        return outs
+
+    def wrap(self, t: FakeTensor, var: Var, *, taint: bool = False, origin: Loc | None = None) -> FakeTensor:
+        """Attach a value to a fresh fake tensor."""
+        h = Handle(Storage(var), (), origin)
+        h.taint = taint
+        t._mlc = h  # type: ignore[attr-defined]
+        return t
+
+    def fresh(self, var: Var, *, taint: bool = False) -> FakeTensor:
+        """A new fake tensor that holds ``var``."""
+        t = var.type
+        assert isinstance(t, TensorType)
+        with torch.utils._python_dispatch._disable_current_modes(), self.fake_mode:
+            f = torch.empty_strided(t.shape, t.stride, dtype=t.dtype, device=t.device)
+        assert isinstance(f, FakeTensor)
+        return self.wrap(f, var, taint=taint, origin=self.locate()[0])
+
+    def write(self, t: Tensor, new: Var) -> None:
+        """The tensor ``t`` now holds ``new``; its storage and the storage's other views follow."""
+        h = self.handle(t)
+        ty = TensorType.of(self.twin(t))
+        new = self._fit(new, ty)
+        steps: list[Var] = [h.storage.var]
+        for op, args, kwargs, index, types, loc in h.chain[:-1]:
+            base = steps[-1]
+            if op not in views.IDENTITY_VIEWS:
+                base = self._emit(views.PHYSICAL.get(op, op), (base, *args), types, kwargs, loc)[index]
+            steps.append(base)
+        for (op, args, _, index, _, _), base in zip(reversed(h.chain), reversed(steps), strict=False):
+            new = self._through(op, args, index, base, new)
+        h.storage.var = new
+        h.storage.version += 1
+        self.wrote(h)
+
+    def wrote(self, h: Handle) -> None:
+        """A storage changed (subclasses watch the user's memories)."""
+
+    def _through(self, op: Any, args: Any, index: int, base: Var, new: Var) -> Var:
+        if op in views.IDENTITY_VIEWS:
+            return new
+        from mlc.ir.tracing import write_region
+
+        region = write_region(op, args, index, base.type, new.type)
+        if region is None:
+            raise CaptureError(
+                f"an in-place write through a view made by {op} cannot be expressed as a function",
+                loc=self.locate()[0], advice="write the result to a new tensor instead of in place",
+            )  # fmt: skip
+        env = dict(zip(region.inputs, (base, new), strict=True))
+        for e in region.eqns:
+            a = tuple(substitute(x, env) for x in e.args)
+            env.update(zip(e.outs, self._emit(e.op, a, [v.type for v in e.outs], e.kwargs), strict=True))
+        return env[region.outputs[0]]
+
+    def _fit(self, v: Var, ty: TensorType) -> Var:
+        """Cast and broadcast as an in-place write does."""
+        assert isinstance(v.type, TensorType)
+        if v.type.dtype != ty.dtype or v.type.device != ty.device:
+            to = TensorType(ty.dtype, v.type.shape, v.type.stride, ty.device)
+            (v,) = self._emit(aten("_to_copy"), (v,), (to,), (("dtype", ty.dtype), ("device", ty.device)))
+            assert isinstance(v.type, TensorType)
+        if v.type.shape != ty.shape:
+            lead = len(ty.shape) - len(v.type.shape)
+            stride = tuple(
+                0 if i < lead or v.type.shape[i - lead] != s else v.type.stride[i - lead] for i, s in enumerate(ty.shape)
+            )
+            (v,) = self._emit(aten("expand"), (v, list(ty.shape)), (TensorType(ty.dtype, ty.shape, stride, ty.device),))
+        return v
+
+    def twin(self, t: Tensor) -> FakeTensor:
+        """The fake tensor that stands for ``t``."""
+        if isinstance(t, FakeTensor):
+            return t
+        literal = self.literals.get(id(t))
+        if literal is not None:
+            return literal
+        if id(t) not in self.handles:
+            self.external(t)
+        return self.fake_of(t)
+
+    # ---- differentiability
+
+    def tracks(self, args: Any, kwargs: Any) -> bool:
+        """Whether autograd would track an operator with these arguments."""
+        if not torch.is_grad_enabled():
+            return False
+        found = False
+
+        def look(t: Tensor) -> None:
+            nonlocal found
+            found = found or self.carries(t, self.handle(t))
+
+        each_tensor(args, look)
+        each_tensor(kwargs, look)
+        return found
+
+    def operands(self, args: Any, kwargs: Any) -> tuple[Any, Any, bool]:
+        """Values read by an operator, keyword values, and whether it is tracked."""
+        tracking = self.tracks(args, kwargs)
+        a = map_tensors(args, lambda t: self.read(t, tracking))
+        kw = tuple((k, map_tensors(v, lambda t: self.read(t, tracking))) for k, v in kwargs.items())
+        return a, kw, tracking
+
+    def cut_at(self, args: Any, kwargs: Any) -> Loc | None:
+        """Where the derivative of an untracked operator's inputs was cut: there if before, else here."""
+        here: Loc | None = self.locate()[0]
+        found: list[Loc] = []
+
+        def look(t: Tensor) -> None:
+            h = self.handle(t)
+            if not self.carries(t, h) and h.origin is not None and self.value(h).mask:
+                found.append(h.origin)
+
+        each_tensor(args, look)
+        each_tensor(kwargs, look)
+        return found[0] if found else here
+
+    def softens(self, args: Any, kwargs: Any) -> bool:
+        """Whether a result carries on the derivative of an inner gradient taken without create_graph."""
+        if not torch.is_grad_enabled() or not self.stops:
+            return False
+        found = False
+
+        def look(t: Tensor) -> None:
+            nonlocal found
+            found = found or self.handle(t).soft
+
+        each_tensor(args, look)
+        each_tensor(kwargs, look)
+        return found

@@ -1,0 +1,66 @@
+"""mlc.trace and mlc.plan: a program and a plan without a run."""
+
+import pytest
+import torch
+from torch import nn
+
+import mlc
+from tests.test_check import task, train
+
+
+def test_trace_runs_nothing_and_changes_nothing() -> None:
+    model, weights, batches, val = task()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    state = torch.get_rng_state()
+    program = mlc.trace(train, model, weights, batches, val)
+    assert [program.inputs[i].name for i in program.metas] == ["weights.slope", "weights.offset"]
+    assert program.n_outputs == 1
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert str(program)
+
+
+def test_trace_takes_compiled_functions_and_methods() -> None:
+    class Trainer:
+        def __init__(self) -> None:
+            self.model, self.weights, self.batches, self.val = task()
+
+        @mlc.compile
+        def loss(self, scale: float) -> torch.Tensor:
+            return scale * train(self.model, self.weights, self.batches, self.val)
+
+    trainer = Trainer()
+    program = mlc.trace(trainer.loss, scale=2.0)
+    assert len(program.metas) == 2
+    assert mlc.check(trainer.loss, 2.0).ok
+
+
+def test_plan_belongs_to_its_program() -> None:
+    args = task()
+    program = mlc.trace(train, *args)
+    plan = mlc.plan(program)
+    assert plan.program == mlc.plan(mlc.trace(train, *args)).program
+    other = mlc.plan(mlc.trace(train, *task(2)[:1], *args[1:3], (torch.randn(5, 4), torch.zeros(5).long())))
+    assert plan.program != other.program
+
+
+def test_options_that_make_no_sense() -> None:
+    program = mlc.trace(train, *task())
+    for options in ({"memory": "much"}, {"backend": "magic"}, {"stop_gradient": "some"}):
+        with pytest.raises(mlc.PlanError) as caught:
+            mlc.plan(program, **options)
+        assert caught.value.advice
+
+
+def test_no_meta_parameter() -> None:
+    def loop(model: nn.Module) -> torch.Tensor:
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.ones(1, 2)).sum().backward()
+        opt.step()
+        return model(torch.ones(1, 2)).sum()
+
+    with pytest.raises(mlc.CaptureError, match="no meta-parameter") as caught:
+        mlc.trace(loop, nn.Linear(2, 1))
+    assert caught.value.loc is not None
+    assert caught.value.loc.file == __file__
