@@ -16,6 +16,7 @@ The result is connected to autograd: ``loss.backward()`` gives the exact gradien
 from mlc.api import plan, trace
 from mlc.check import CheckReport, check
 from mlc.compiled import CompiledFunction, compile
+from mlc.draw import draw
 from mlc.errors import (
     BudgetError,
     CaptureError,
@@ -32,5 +33,5 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BudgetError", "CaptureError", "CheckReport", "CompiledFunction", "DifferentiationError", "MlcError", "Plan", "PlanError",
-    "Program", "VerifyError", "check", "clone", "compile", "plan", "trace",
+    "Program", "VerifyError", "check", "clone", "compile", "draw", "plan", "trace",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 import mlc
 from mlc.api import plain
+from mlc.draw import draw as draw_picture
 from mlc.errors import MlcError, PlanError
 from mlc.passes.plan import Plan, check_options
 from mlc.userfile import UserFile, blame, load
@@ -77,8 +78,7 @@ def _timed(what: str, verbose: bool) -> Iterator[None]:
 
 def _planned(file: UserFile, memory: str | None, verbose: bool) -> tuple[Any, Plan]:
     """Trace the function on its example arguments and plan it with the options it was compiled with."""
-    args, kwargs = file.arguments()
-    fn, args, options = plain(file.function(), args)
+    fn, args, kwargs, options = _subject(file)
     options = _with_memory(options, memory)
     with _timed("traced", verbose), contextlib.redirect_stdout(sys.stderr):
         program = mlc.trace(fn, *args, **kwargs)
@@ -88,6 +88,14 @@ def _planned(file: UserFile, memory: str | None, verbose: bool) -> tuple[Any, Pl
         for note in program.notes:
             _screen.print(f"note: {note}", markup=False)
     return program, plan
+
+
+def _subject(file: UserFile) -> tuple[Any, tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+    """The function that is meant, its example arguments, and the options it was compiled with."""
+    found = file.function()
+    args, kwargs = file.arguments()
+    fn, args, options = plain(found, args)
+    return fn, args, kwargs, options
 
 
 def _with_memory(options: dict[str, Any], memory: str | None) -> dict[str, Any]:
@@ -133,8 +141,7 @@ def run(target: Target, memory: Memory = None, as_json: Json = False, verbose: V
 
 def _call(file: UserFile, as_json: bool) -> None:
     """One call on the example arguments, with the gradient of everything returned."""
-    args, kwargs = file.arguments()
-    fn, args, options = plain(file.function(), args)
+    fn, args, kwargs, options = _subject(file)
     cf = mlc.compile(**options)(fn)
     with contextlib.redirect_stdout(sys.stderr):
         outs = [x for x in pytree.tree_leaves(cf(*args, **kwargs)) if isinstance(x, torch.Tensor)]
@@ -171,7 +178,7 @@ def plan(target: Target, memory: Memory = None, output: Output = None, text: Ann
         _saved(found, output)
         _screen.print(f"plan written to {output}", markup=False)
     elif text and not as_json:
-        print(_text(found))
+        print(found.explain().rstrip())
     else:
         print(found.model_dump_json(indent=2))
 
@@ -183,10 +190,6 @@ def _saved(found: Plan, output: Path) -> None:
     found.save(output)
 
 
-def _text(found: Plan) -> str:
-    return found.explain()
-
-
 @_command
 def explain(target: Target, memory: Memory = None, as_json: Json = False, verbose: Verbose = False,
             debug: Debug = False) -> None:  # fmt: skip
@@ -196,21 +199,18 @@ def explain(target: Target, memory: Memory = None, as_json: Json = False, verbos
         decisions = [d.model_dump() for d in found.decisions]
         _print_json({"function": program.name, "decisions": decisions, "notes": list(program.notes)})
         return
-    print(_text(found))
-    for note in program.notes:
-        print(f"note: {note}")
+    print(found.explain().rstrip())
 
 
 @_command
-def draw(target: Target, output: Output = None, memory: Memory = None, program: Annotated[
-        bool, typer.Option("--program", help="Draw the program without the plan's decisions.")] = False,
-         verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
+def draw(target: Target, output: Output = None, memory: Memory = None, verbose: Verbose = False,
+         debug: Debug = False) -> None:  # fmt: skip
     """Draw levels and flows: .svg .png .html .dot or .mmd by suffix."""
     file = load(target)
-    traced, found = _planned(file, memory, verbose)
+    _, found = _planned(file, memory, verbose)
     path = output or Path(f"{file.path.stem}.svg")
     path.parent.mkdir(parents=True, exist_ok=True)
-    mlc.draw(traced if program else found, path)
+    draw_picture(found, path)
     _screen.print(f"drawing written to {path}", markup=False)
 
 
@@ -220,8 +220,7 @@ def check(target: Target, memory: Memory = None, float32: Annotated[
           as_json: Json = False, verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
     """Compare the gradient with the plain unroll and finite differences; exit code 1 if they disagree."""
     file = load(target)
-    args, kwargs = file.arguments()
-    fn, args, options = plain(file.function(), args)
+    fn, args, kwargs, options = _subject(file)
     cf = mlc.compile(**_with_memory(options, memory))(fn)
     with _timed("checked", verbose):
         report = mlc.check(cf, *args, dtype=torch.float32 if float32 else torch.float64, **kwargs)

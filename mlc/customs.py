@@ -6,7 +6,8 @@ outputs carry derivatives, intermediate results that the forward saved under ``n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,10 +35,12 @@ def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any,
     ins = [a for a in args if isinstance(a, Tensor)]
     tracked = torch.is_grad_enabled() and any(tracer.carries(t, tracer.handle(t)) for t in ins)
     in_vars = [tracer.read(t, tracked) for t in ins]
-    out = apply(cls, *args, **kwargs)
+    if not tracked:
+        return apply(cls, *args, **kwargs)
+    with _context_of(cls) as contexts:
+        out = apply(cls, *args, **kwargs)
     outs = [t for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor)]
-    found = next((t.grad_fn for t in outs if t.grad_fn is not None), None)
-    if not tracked or found is None or not hasattr(found, "saved_tensors"):
+    if not contexts or not any(t.requires_grad for t in outs):
         return out
     if getattr(cls.backward, "__code__", None) is not None and cls.backward.__code__.co_filename.endswith(
         "torch/autograd/function.py"
@@ -58,18 +61,43 @@ def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any,
             h.storage, h.chain = Storage(v), ()
         else:
             h.storage.var = v
-        h.cached = None
+        h.cached, h.hidden, h.origin = None, False, None
         results.append(v)
-    backward, extra, present = _trace_backward(tracer, cls, found, args, in_vars, results)
+    backward, extra, present = _trace_backward(tracer, cls, contexts[0], args, in_vars, results)
     loc, site = tracer.locate()
     op = Custom(cls.__name__, backward, len(in_vars), len(results), present)
     tracer.builder.append(Eqn(op, (*in_vars, *raw, *extra), tuple(results), (), loc, tracer.tag, site))
     return out
 
 
+@contextlib.contextmanager
+def _context_of(cls: Any) -> Iterator[list[Any]]:
+    """Catch the ``ctx`` object that a Function's forward (or setup_context) is given."""
+    found: list[Any] = []
+    separate = cls.setup_context is not torch.autograd.function._SingleLevelFunction.setup_context
+    name = "setup_context" if separate else "forward"
+    original = getattr(cls, name)
+
+    def catch(ctx: Any, *args: Any, **kwargs: Any) -> Any:
+        found.append(ctx)
+        return original(ctx, *args, **kwargs)
+
+    own = name in vars(cls)
+    before = vars(cls).get(name)
+    setattr(cls, name, staticmethod(catch))
+    try:
+        yield found
+    finally:
+        if own:
+            setattr(cls, name, before)
+        else:
+            delattr(cls, name)
+
+
 def _trace_backward(tracer: Tracer, cls: Any, ctx: Any, args: Any, in_vars: list[Var], results: list[Var],
                     ) -> tuple[Region, list[Var], tuple[bool, ...]]:  # fmt: skip
     saved = tracer.builder, tracer._stops, tracer._views
+    tracer.nested = True
     tracer.builder, tracer._stops, tracer._views = Builder(merge=False), dict(saved[1]), dict(saved[2])
     try:
         cts = [tracer.fresh(Var(_plain(v.type))) for v in results]
@@ -93,6 +121,7 @@ def _trace_backward(tracer: Tracer, cls: Any, ctx: Any, args: Any, in_vars: list
         ) from e  # fmt: skip
     finally:
         tracer.builder, tracer._stops, tracer._views = saved
+        tracer.nested = False
     inside = {o for e in eqns for o in e.outs}
     given = {*in_vars, *results, *ct_vars}
     free = dict.fromkeys(v for e in eqns for v in e.inputs if v not in inside and v not in given)

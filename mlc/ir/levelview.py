@@ -1,4 +1,4 @@
-"""One level of a program as graphs: ``loss(theta, eta, c, batch)`` and ``update(grads, theta, state, hyper)``.
+"""One level as graphs of its own: ``loss(theta, eta, c, batch)``, ``update(grads, theta, state, hyper)``.
 
 Both are cut out of the program when asked for, and are pure functions: what stops a derivative in the loss
 is an input of it, so that it is a true scalar function of all its inputs.
@@ -37,7 +37,7 @@ class LevelView:
 
     @cached_property
     def loss(self) -> fx.GraphModule:
-        """The loss of what is trained (``theta0``, ...), of stopped values (``stopped0``), and what else it reads."""
+        """The loss: of what is trained (``theta0``, ...), stopped values (``stopped0``), what else it reads."""
         return region_to_fx(self.loss_region, f"{self.level.name}_loss")
 
     @cached_property
@@ -102,7 +102,7 @@ def _takes(e: Eqn, grads: set[Eqn]) -> bool:
 def _cut_out(
     region: Region, outputs: Iterable[Var], names: dict[Var, str], fence: Callable[[Eqn], bool]
 ) -> Region:
-    """What ``outputs`` are computed from, back to ``names``, to results of fencing equations and to region inputs."""
+    """What ``outputs`` are made from, back to ``names``, to results of fencing equations and to region inputs."""
     outs = tuple(dict.fromkeys(outputs))
     ends = dict(names)
     for e in region.eqns:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +28,12 @@ def _batch_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     x, weight, bias, mean, var, training, momentum, eps = args[:8]
     with rec.active():
         if not training:
-            return _plain(rec, _A.native_batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps), {})
-        out = _plain(rec, _A.native_batch_norm.default, (x, weight, bias, None, None, True, momentum, eps), {})
+            return _plain(
+                rec, _A.native_batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps), {}
+            )
+        out = _plain(
+            rec, _A.native_batch_norm.default, (x, weight, bias, None, None, True, momentum, eps), {}
+        )
         if mean is not None:
             with torch.no_grad():
                 dims = [d for d in range(x.dim()) if d != 1]
@@ -42,9 +48,13 @@ def _batch_norm_like(mean_at: int | None, extra: bool = False) -> Handler:
 
     def run(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
-        mean, var = (given.get("running_mean"), given.get("running_var")) if mean_at is not None else (None, None)
+        mean, var = (
+            (given.get("running_mean"), given.get("running_var")) if mean_at is not None else (None, None)
+        )
         head = (given["input"], given.get("weight"), given.get("bias"), mean, var)
-        out = _batch_norm(rec, func, (*head, given.get("training", True), given["momentum"], given["eps"]), {})
+        out = _batch_norm(
+            rec, func, (*head, given.get("training", True), given["momentum"], given["eps"]), {}
+        )
         if not extra:
             return out
         with rec.active():
@@ -142,7 +152,9 @@ def _nothing(rec: Recorder, func: Any, args: Any, kwargs: Any) -> None:
 
 def _set(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     raise CaptureError(
-        f"{func} replaces the memory of a tensor", loc=rec.locate()[0], advice="copy values with copy_() instead"
+        f"{func} replaces the memory of a tensor",
+        loc=rec.locate()[0],
+        advice="copy values with copy_() instead",
     )
 
 
@@ -184,6 +196,15 @@ def _chunked_loss(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     )  # fmt: skip
 
 
+def _embedding(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    if (len(args) > 4 and args[4]) or kwargs.get("sparse"):
+        raise CaptureError(
+            "an embedding with sparse=True has sparse gradients, which cannot be differentiated again",
+            loc=rec.locate()[0], advice="use Embedding(sparse=False)",
+        )  # fmt: skip
+    return _plain(rec, func, args, kwargs)
+
+
 SPECIAL: dict[Any, Handler] = {
     _A.native_batch_norm.default: _batch_norm,
     _A.cudnn_batch_norm.default: lambda r, f, a, k: _batch_norm(r, f, (*a[:5], a[5], a[6], a[7]), k),
@@ -195,6 +216,7 @@ SPECIAL: dict[Any, Handler] = {
     _A.native_dropout.default: _dropout,
     _A._efficientzerotensor.default: _zeros,
     _A.lift_fresh.default: _literal,
+    _A.embedding.default: _embedding,
     _A._assert_async.msg: _nothing,
     _A._assert_async.default: _nothing,
     _A._assert_tensor_metadata.default: _nothing,
@@ -205,5 +227,6 @@ SPECIAL: dict[Any, Handler] = {
     _A._amp_foreach_non_finite_check_and_unscale_.default: _scaler,
 }
 
-if hasattr(torch.ops.torch_nn, "_linear_cross_entropy_batch_chunked"):  # torch >= 2.13
+with contextlib.suppress(ImportError):  # torch >= 2.13; the operator is registered by its module
+    importlib.import_module("torch.nn.modules.linear_cross_entropy")
     SPECIAL[torch.ops.torch_nn._linear_cross_entropy_batch_chunked.default] = _chunked_loss

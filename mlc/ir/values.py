@@ -31,6 +31,7 @@ class Values:
         self.handles: dict[int, tuple[Tensor, Handle]] = {}  # real tensors by identity
         self.literals: dict[int, FakeTensor] = {}
         self.tag = "forward"
+        self.nested = False  # recording a region of its own: what it derives must not be seen outside
         self._bits = 0
         self._bit_of: dict[Var, int] = {}
         self._stops: dict[Any, Var] = {}
@@ -103,6 +104,8 @@ class Values:
                     outs = self._emit(views.PHYSICAL.get(op, op), (var, *args), types, kwargs, loc=loc)
                     self._views[key] = outs
                 var = outs[index]
+            if self.nested:
+                return var
             h.cached, h.version = var, s.version
         return h.cached
 

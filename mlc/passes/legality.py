@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["DECOMPOSITIONS", "REVERSE_NEEDS_DECOMPOSITION", "SECOND_ORDER_FORMULA", "own_decomposition", "forward_formula_trusted"]
+from mlc.ir import views
+
+__all__ = [
+    "DECOMPOSITIONS",
+    "REVERSE_NEEDS_DECOMPOSITION",
+    "SECOND_ORDER_FORMULA",
+    "own_decomposition",
+    "forward_formula_trusted",
+]
 
 _A: Any = torch.ops.aten
 
@@ -94,10 +102,20 @@ def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumula
     return torch.index_put(x, [*indices[:at], *places], values, accumulate)
 
 
+def _as_strided_scatter(
+    x: Tensor, src: Tensor, size: list[int], stride: list[int], offset: int | None = None
+) -> Tensor:
+    new = views.write_through(_A.as_strided.default, (size, stride, offset), x, src)
+    if new is None:
+        raise NotImplementedError("as_strided_scatter on a tensor whose memory has gaps")
+    return new
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _A._weight_norm_interface.default: _weight_norm,
     _A.logcumsumexp.default: _logcumsumexp,
     _A.index_fill.int_Tensor: _index_fill,
+    _A.as_strided_scatter.default: _as_strided_scatter,
 }
 
 

@@ -10,7 +10,7 @@ of it takes a few passes over the edges.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlc.ir.core import Eqn, Loop, Var
@@ -183,7 +183,7 @@ def _trips(g: _Group) -> int | None:
 
 
 def _state(g: _Group, groups: Sequence[_Group], graph: ValueGraph, places: set[str]) -> int:
-    """Values that its loop carries besides what is trained: optimizer state; buffers if nobody else has them."""
+    """Values carried besides what is trained: optimizer state, and buffers if nobody else has them."""
     loop = next((x for s in g.steps for _, _, x, _ in s.trained if x is not None), None)
     if loop is None or not isinstance(loop.op, Loop):
         return 0
@@ -225,6 +225,7 @@ class _Flows:
         self.sources: list[tuple[str, set[Var]]] = [
             (program.inputs[i].name, {region.inputs[i]}) for i in program.metas
         ]
+        self._cache: dict[tuple[int, str, str], int] = {}
         self.n_meta = len(self.sources)
         self.sources += [(g.name, g.own) for g in groups]
         self.walls = {v for g in groups for v in g.zone | g.own}
@@ -243,14 +244,11 @@ class _Flows:
                 seeds[v] = seeds.get(v, 0) | 1 << k
         full = self.graph.spread(seeds, without=("grad",), walls=self.walls)
         free = self.graph.spread(seeds, without=("grad",), walls=self.walls, free=True)
-        out = [replace(f, loc=self._loc(g)) for g in self.groups for f in self._gradient(g)]
+        out = [f for g in self.groups for f in self._gradient(g)]
         for k in range(len(self.sources)):
             for name, parts in self.targets:
                 out += self._edge(k, name, parts, full, free)
         return out + self._stops(seeds, full)
-
-    def _loc(self, g: _Group) -> Loc | None:
-        return g.steps[0].site.eqn.loc
 
     def _edge(
         self, k: int, target: str, parts: dict[str, set[Var]], full: dict[Var, int], free: dict[Var, int]
@@ -261,7 +259,9 @@ class _Flows:
 
         def hit(masks: dict[Var, int], part: str) -> bool:
             own = self.sources[k][1] if part != "loss" and k >= self.n_meta else set()
-            return any(masks.get(v, 0) >> k & 1 for v in parts.get(part, ()) if v not in own)
+            if own & parts.get(part, set()):
+                return any(masks.get(v, 0) >> k & 1 for v in parts[part] if v not in own)
+            return bool(self._reaching(masks, target, parts, part) >> k & 1)
 
         where = [part for part in _WHERE if hit(full, part)]
         if not where:
@@ -274,13 +274,23 @@ class _Flows:
             return [Flow("value", source, target, carries, why=_BETWEEN)]
         return [Flow("response", source, target, carries)]
 
+    def _reaching(self, masks: dict[Var, int], target: str, parts: dict[str, set[Var]], part: str) -> int:
+        """Bits of all sources that reach a part of a target."""
+        key = (id(masks), target, part)
+        if key not in self._cache:
+            bits = 0
+            for v in parts.get(part, ()):
+                bits |= masks.get(v, 0)
+            self._cache[key] = bits
+        return self._cache[key]
+
     def _gradient(self, g: _Group) -> list[Flow]:
         """The gradient of a level, and the stops between it and what it trains."""
         seeds = {v: 1 for s in g.steps for v in s.site.eqn.outs}
         free = self.graph.spread(seeds, without=("grad", "back"), free=True)
         carries = any(free.get(after, 0) for s in g.steps for _, after, _, _ in s.trained)
         cut = [e for e in self.graph.stops if e.args[0] in g.zone and e.outs[0] in g.zone]
-        gradient = [Flow("gradient", g.name, g.name, carries)]
+        gradient = [Flow("gradient", g.name, g.name, carries, g.steps[0].site.eqn.loc)]
         return gradient + [_stop(g.name, g.name, e) for e in _by_place(cut)]
 
     def _stops(self, seeds: dict[Var, int], full: dict[Var, int]) -> list[Flow]:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from mlc.ir.core import Eqn, Grad, Var
+from mlc.ir.core import Custom, Eqn, Grad, Var
 
 __all__ = ["live_equations"]
 
@@ -36,7 +36,8 @@ def _keys(eqns: Sequence[Eqn], paths: dict[int, Any]) -> list[Any]:
         if not path or e.site is None:
             out.append(None)
             continue
-        here = (path, e.site.key, e.op if not isinstance(e.op, Grad) else "grad")
+        op: Any = "grad" if isinstance(e.op, Grad) else e.op.title if isinstance(e.op, Custom) else e.op
+        here = (path, e.site.key, op)
         counts[here] += 1
         loops = tuple(i for i, _ in path[:1])
         out.append((loops, *here[1:], counts[here]))

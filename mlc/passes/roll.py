@@ -18,6 +18,7 @@ from typing import Any
 
 from mlc.ir.builder import Builder
 from mlc.ir.core import (
+    Custom,
     Draw,
     EffectCall,
     Eqn,
@@ -189,6 +190,12 @@ class _Roller:
                 if wanted and (at in free or not e.inputs) and not e.impure:
                     moved.add(id(e))
                     needed.update(e.inputs)
+        for row in placed:
+            for _, e in row:
+                if id(e) in moved and any(v in inside for v in e.inputs):
+                    moved.discard(id(e))
+                elif id(e) in moved:
+                    inside.difference_update(e.outs)
         before: list[Eqn] = []
         made: dict[Any, Eqn] = {}
         for it in iterations:
@@ -212,7 +219,8 @@ class _Roller:
 
     @staticmethod
     def aligned(e: Eqn, counts: dict[Any, int]) -> Any:
-        key = (e.site.key if e.site is not None else None, e.op)
+        op = e.op.title if isinstance(e.op, Custom) else e.op
+        key = (e.site.key if e.site is not None else None, op)
         counts[key] += 1
         return (*key, counts[key])
 

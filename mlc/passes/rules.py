@@ -109,7 +109,9 @@ def reverse_rule(e: Eqn, active: tuple[bool, ...], given: Given) -> Rule:
         A rule with inputs ``(*e.inputs, *e.outs, *cotangents given)``, one result per active input.
     """
     key = ("vjp", e.op, _skeleton(e.args), _skeleton(dict(e.kwargs)), active, given)
-    return _cached(key, lambda: _first(e, _reverse_ways(e), lambda way: _record_reverse(e, active, given, way)))
+    return _cached(
+        key, lambda: _first(e, _reverse_ways(e), lambda way: _record_reverse(e, active, given, way))
+    )
 
 
 def forward_rule(e: Eqn, active: Given) -> Rule:
@@ -153,7 +155,15 @@ def _first(e: Eqn, ways: Sequence[Callable[..., Any]], record: Callable[[Callabl
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return record(way)
-        except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError, KeyError, IndexError) as err:
+        except (
+            RuntimeError,
+            NotImplementedError,
+            ValueError,
+            TypeError,
+            AssertionError,
+            KeyError,
+            IndexError,
+        ) as err:
             why.append(str(err).split("\n")[0])
         except MlcError as err:
             why.append(err.what)
@@ -229,7 +239,8 @@ def _record_forward(e: Eqn, active: Given, way: Callable[..., Any]) -> Rule:
     tangents = list(tape.extra)
     with tape.rec, forward_ad.dual_level():
         duals = [
-            forward_ad.make_dual(t, tangents.pop(0)) if a is not None else t for t, a in zip(tape.ins, active, strict=True)
+            forward_ad.make_dual(t, tangents.pop(0)) if a is not None else t
+            for t, a in zip(tape.ins, active, strict=True)
         ]
         results = [forward_ad.unpack_dual(t).tangent for t in tape.call(way, duals)]
     if not any(r is not None for r in results):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mlc.ir.builder import Builder
-from mlc.ir.core import Eqn, Loop, Var, aten
+from mlc.ir.core import Custom, Eqn, Loop, Region, Var, aten
 from mlc.ir.types import TensorType
 
 __all__ = ["holes", "literal_key", "spell_out"]
@@ -48,6 +48,8 @@ def literal_key(e: Eqn, *, strict: bool) -> Any:
     op: Any = e.op
     if isinstance(op, Loop):
         op = ("loop", loop_key(op))
+    elif isinstance(op, Custom):
+        op = ("custom", op.title, op.n_in, op.n_out, op.present, region_key(op.backward))
     spec = None if strict else _HOLES.get(e.op)
     args = tuple(
         "#" if spec and i in spec[0] and type(a) in (int, float) else _lit(a) for i, a in enumerate(e.args)
@@ -58,15 +60,19 @@ def literal_key(e: Eqn, *, strict: bool) -> Any:
 
 def loop_key(op: Loop) -> Any:
     """Structure of a loop, equal for loops with equal bodies."""
-    local: dict[Var, Any] = {v: i for i, v in enumerate(op.body.inputs)}
+    return (op.n_carry, op.n_const, op.trips, op.emit_every, region_key(op.body))
+
+
+def region_key(region: Region) -> Any:
+    """Structure of a region, equal for equal regions."""
+    local: dict[Var, Any] = {v: i for i, v in enumerate(region.inputs)}
     parts = []
-    for n, e in enumerate(op.body.eqns):
+    for n, e in enumerate(region.eqns):
         parts.append((literal_key(e, strict=True), tuple(local.get(v, v) for v in e.inputs)))
         for o, v in enumerate(e.outs):
             local[v] = (n, o)
-    outs = tuple(local.get(v, v) for v in op.body.outputs)
-    types = tuple(v.type for v in op.body.inputs)
-    return (op.n_carry, op.n_const, op.trips, op.emit_every, types, tuple(parts), outs)
+    outs = tuple(local.get(v, v) for v in region.outputs)
+    return (tuple(v.type for v in region.inputs), tuple(parts), outs)
 
 
 def _lit(a: Any) -> Any:
