@@ -7,6 +7,7 @@ and things that cannot be traced, which get their own message here.  Other threa
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -218,7 +219,10 @@ def patched(tracer: Tracer) -> Iterator[None]:
     """Install the replacements for the time of a trace."""
     active = _ours(tracer)
     scalars.set_decider(tracer.decide)
-    apply = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+    base = torch.autograd.function._SingleLevelFunction  # below Function.apply, which users keep references to
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return super(base, cls).apply(*args, **kwargs)
 
     def custom(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if not active():
@@ -230,8 +234,11 @@ def patched(tracer: Tracer) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         put = lambda o, n, v: stack.enter_context(_set(o, n, v))  # noqa: E731
+        utils = sys.modules.get("transformers.utils.import_utils")
+        if hasattr(utils, "is_torchdynamo_compiling"):  # it asks before it looks at the values of tensors
+            put(utils, "is_torchdynamo_compiling", lambda: True)
         put(torch.autograd, "_engine_run_backward", _engine(tracer, active))
-        put(torch.autograd.Function, "apply", classmethod(custom))
+        put(base, "apply", classmethod(custom))
         put(Tensor, "grad", _grad(tracer, active))
         put(Tensor, "data", _data(tracer, active))
         for owner, name, value in (*_numbers(tracer, active), *_numpy(tracer, active)):

@@ -37,7 +37,7 @@ class LevelView:
 
     @cached_property
     def loss(self) -> fx.GraphModule:
-        """The loss: of what is trained (``theta0``, ...), stopped values (``stopped0``), what else it reads."""
+        """The loss of what is trained (``theta0``, ...), stopped values (``stopped0``), and the rest."""
         return region_to_fx(self.loss_region, f"{self.level.name}_loss")
 
     @cached_property
@@ -72,11 +72,22 @@ class LevelView:
         bits = graph.spread({v: 1 for v in grads}, without=("back", "grad"))
         loop = step.trained[0][2]
         if loop is not None and isinstance(loop.op, Loop):
-            after += [v for v in region.outputs[: loop.op.n_carry] if bits.get(v) and v not in after]
+            after += [v for v in self._state(loop.op) if v not in after and (bits.get(v) or self._counts(v))]
         names = {v: f"grad{i}" for i, v in enumerate(v for v in grads if bits.get(v))}
         trained = dict.fromkeys(v for v, _, _, _ in step.trained if graph.home[v] is region)
         names.update({v: f"theta{i}" for i, v in enumerate(trained)})
         return _cut_out(region, after, names, lambda e: False)
+
+    def _state(self, op: Loop) -> list[Var]:
+        """Next values of what a loop carries and reads."""
+        pairs = zip(op.body.inputs, op.body.outputs[: op.n_carry], strict=False)
+        return [after for before, after in pairs if after is not before and self._graph.users[before]]
+
+    def _counts(self, v: Var) -> bool:
+        """Whether a value that depends on no gradient belongs to the update all the same (a step count)."""
+        e = self._graph.producer.get(v)
+        made = [self._graph.producer.get(x) for x in self._step.zone]
+        return e is not None and e.tag == "update" and e.loc in [x.loc for x in made if x is not None]
 
     @cached_property
     def _graph(self) -> ValueGraph:
@@ -102,7 +113,7 @@ def _takes(e: Eqn, grads: set[Eqn]) -> bool:
 def _cut_out(
     region: Region, outputs: Iterable[Var], names: dict[Var, str], fence: Callable[[Eqn], bool]
 ) -> Region:
-    """What ``outputs`` are made from, back to ``names``, to results of fencing equations and to region inputs."""
+    """What ``outputs`` are made from, back to ``names``, fencing equations and region inputs."""
     outs = tuple(dict.fromkeys(outputs))
     ends = dict(names)
     for e in region.eqns:

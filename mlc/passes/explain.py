@@ -36,7 +36,7 @@ def explain(plan: Plan, program: Program | None) -> str:
         highlight=False,
         legacy_windows=False,
     )
-    console.print(_headline(plan, program), markup=False)
+    console.print(_headline(plan, program), markup=False, soft_wrap=True)
     if program is not None:
         console.print(_levels(program.levels))
         console.print(_flows(plan, program))
@@ -44,7 +44,7 @@ def explain(plan: Plan, program: Program | None) -> str:
     if rest:
         console.print(_decisions(rest))
     for note in program.notes if program is not None else ():
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 

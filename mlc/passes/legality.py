@@ -111,6 +111,28 @@ def _as_strided_scatter(
     return new
 
 
+def _layer_norm(
+    x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    mean = x.mean(dims, keepdim=True)
+    centered = x - mean
+    rstd = torch.rsqrt((centered * centered).mean(dims, keepdim=True) + eps)
+    y = centered * rstd
+    if weight is not None:
+        y = y * weight
+    return (y if bias is None else y + bias), mean, rstd
+
+
+def _layer_norm_backward(
+    g: Tensor, x: Tensor, shape: list[int], mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None,
+    mask: list[bool],
+) -> Any:  # fmt: skip
+    """With a weight of ones: PyTorch's second derivative knows mean and rstd as functions of x, but needs a weight."""
+    ones = torch.ones(shape, dtype=x.dtype, device=x.device)
+    return _A.native_layer_norm_backward.default(g, x, shape, mean, rstd, ones, bias, mask)
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _A._weight_norm_interface.default: _weight_norm,
     _A.logcumsumexp.default: _logcumsumexp,
@@ -119,10 +141,16 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def own_decomposition(op: Any, args: tuple[Any, ...]) -> Callable[..., Any] | None:
-    """Our own spelling of an operator whose formulas cannot be used with these arguments."""
+def own_decomposition(
+    op: Any, args: tuple[Any, ...], given: tuple[Any, ...] = ()
+) -> Callable[..., Any] | None:
+    """Our own spelling of an operator whose formulas cannot be used with these arguments and cotangents."""
     if op in (_A.index_put.default, _A._unsafe_index_put.default):
         return _index_put if any(_is_mask(i) for i in args[1]) else None
+    if op is _A.native_layer_norm.default and any(g is not None for g in given[1:]):
+        return _layer_norm  # PyTorch's formula ignores cotangents of the statistics
+    if op is _A.native_layer_norm_backward.default:
+        return _layer_norm_backward if args[5] is None else None
     return DECOMPOSITIONS.get(op)
 
 

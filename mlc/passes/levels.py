@@ -167,19 +167,22 @@ def _optimizer(g: _Group, places: Sequence[Loc | None], steps: Sequence[Sequence
 
 
 def _trips(g: _Group) -> int | None:
-    """Steps of the level per run of its outermost loop: those of loops, and those in straight code."""
-    total = 0
-    seen: set[Var] = set()
+    """Steps of the level from a start to its end: those of a loop, and those peeled off in front and behind."""
+    breaks = [s.site.at for h in g.above for s in h.steps]
+    ends: dict[Var, tuple[int, tuple[int, ...]]] = {}
     for s in g.steps:
-        _, after, loop, _ = s.trained[0]
-        if after in seen:
-            continue
-        seen.add(after)
-        trips = loop.op.trips if loop is not None and isinstance(loop.op, Loop) else 1
+        before, after, loop, i = s.trained[0]
+        trips: int | None = 1
+        if loop is not None and isinstance(loop.op, Loop):
+            before, after, trips = loop.args[i], loop.outs[i], loop.op.trips
         if trips is None:
             return None
-        total += trips
-    return total
+        if after not in ends:
+            so_far, at = ends.get(before, (0, s.site.at))
+            if any(at < x < s.site.at for x in breaks):
+                so_far = 0  # the level above has stepped in between: a new run
+            ends[after] = (so_far + trips, s.site.at)
+    return max(n for n, _ in ends.values())
 
 
 def _state(g: _Group, groups: Sequence[_Group], graph: ValueGraph, places: set[str]) -> int:

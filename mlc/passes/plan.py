@@ -78,6 +78,12 @@ class Plan(BaseModel):
     seconds: float = 0.0
     _bound: Program | None = PrivateAttr(default=None)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
     def bind(self, program: Program) -> Plan:
         """Remember the program that the plan was made for (in memory only); returns the plan.
 

@@ -110,7 +110,7 @@ def reverse_rule(e: Eqn, active: tuple[bool, ...], given: Given) -> Rule:
     """
     key = ("vjp", e.op, _skeleton(e.args), _skeleton(dict(e.kwargs)), active, given)
     return _cached(
-        key, lambda: _first(e, _reverse_ways(e), lambda way: _record_reverse(e, active, given, way))
+        key, lambda: _first(e, _reverse_ways(e, given), lambda way: _record_reverse(e, active, given, way))
     )
 
 
@@ -134,13 +134,13 @@ def forward_rule(e: Eqn, active: Given) -> Rule:
     return _cached(key, make)
 
 
-def _reverse_ways(e: Eqn) -> list[Callable[..., Any]]:
+def _reverse_ways(e: Eqn, given: Given) -> list[Callable[..., Any]]:
     op = e.op
     ways: list[Callable[..., Any]] = []
     if isinstance(op, OpOverload):
         if op not in legality.REVERSE_NEEDS_DECOMPOSITION:
             ways.append(op)
-        own = legality.own_decomposition(op, e.args)
+        own = legality.own_decomposition(op, e.args, given)
         if own is not None:
             ways.insert(0, own)
         if op in decomposition_table:

@@ -1,0 +1,1 @@
+"""The IR: text form, verifier, level graph, graphs of levels."""
