@@ -75,7 +75,7 @@ def check(
             if dtype is torch.float64 and "dtype" in str(e):
                 raise MlcError(
                     f"the function does not run in float64: {str(e).splitlines()[0]}",
-                    advice="pass dtype=torch.float32: the loop makes float32 values that do not mix with float64",
+                    advice="pass dtype=torch.float32: the loop makes float32 values that do not mix",
                 ) from e
             raise
         finally:

@@ -55,7 +55,8 @@ class LevelView:
             r = self.program.region
             return _cut_out(r, r.outputs[: self.program.n_outputs], {}, lambda e: False)
         site = self._step.site
-        names = {v: f"theta{i}" for i, v in enumerate(dict.fromkeys(site.wrt))}
+        trained = dict.fromkeys(v for v, _, _, _ in self._step.trained)
+        names = {v: f"theta{i}" for i, v in enumerate(trained)}
         return _cut_out(site.region, site.losses, names, lambda e: isinstance(e.op, Stop))
 
     @cached_property

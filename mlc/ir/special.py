@@ -91,6 +91,21 @@ def _equal(rec: Recorder, func: Any, args: Any, kwargs: Any) -> bool:
         return bool(rec.scalar(torch.eq(a, b).all()))
 
 
+def _grouped_mm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Grouped matrix product; its fake kernel knows bfloat16 only, the real one more."""
+    from mlc.ir.inplace import schema_of
+
+    given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
+    a, b, offs = given["self"], given["mat2"], given.get("offs")
+    dtype = given.get("out_dtype") or a.dtype
+    lead: list[int] = []
+    if a.dim() == b.dim():
+        lead = [a.shape[0] if offs is None or a.dim() == 3 else offs.shape[0]]
+    with torch.utils._python_dispatch._disable_current_modes(), rec.fake_mode:
+        out = torch.empty([*lead, a.shape[-2], b.shape[-1]], dtype=dtype, device=a.device)
+    return rec._plain(func, schema_of(func), args, kwargs, out)
+
+
 def _plain(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     from mlc.ir.inplace import schema_of
     from mlc.ir.trees import map_tensors
@@ -126,7 +141,7 @@ def _zeros(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     with torch.utils._python_dispatch._disable_current_modes():
         real = torch.zeros([], **{**kw, "device": "cpu"})
     rec.handles[id(real)] = (real, rec.handle(zero))
-    rec.literals[id(real)] = zero
+    rec.literals[id(real)] = zero  # type: ignore[assignment]
     return real
 
 
@@ -191,8 +206,8 @@ def factory(func: Any, args: Any, kwargs: Any, ty: TensorType) -> tuple[Any, Any
 
 def _chunked_loss(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     raise CaptureError(
-        "linear_cross_entropy in chunks computes its gradient in the forward pass; the derivative of that gradient is "
-        "silently wrong in PyTorch", loc=rec.locate()[0], advice="call it without chunking options",
+        "linear_cross_entropy in chunks computes its gradient in the forward pass; the derivative of that "
+        "gradient is silently wrong in PyTorch", loc=rec.locate()[0], advice="call it without chunking options",
     )  # fmt: skip
 
 
@@ -213,6 +228,7 @@ SPECIAL: dict[Any, Handler] = {
     _A._batch_norm_with_update.default: _batch_norm_like(3, extra=True),
     _A.rrelu_with_noise.default: _rrelu,
     _A.equal.default: _equal,
+    _A._grouped_mm.default: _grouped_mm,
     _A.native_dropout.default: _dropout,
     _A._efficientzerotensor.default: _zeros,
     _A.lift_fresh.default: _literal,

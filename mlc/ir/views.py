@@ -49,7 +49,7 @@ def _diagonal(new: Tensor, base: Tensor, offset: int = 0, dim1: int = 0, dim2: i
 
 def _storage_order(base: Tensor) -> list[int]:
     """Dimensions from the largest stride to the smallest."""
-    return sorted(range(base.dim()), key=lambda d: (-base.stride(d), d))
+    return sorted(range(base.dim()), key=lambda d: (-base.stride()[d], d))
 
 
 def _dense(base: Tensor) -> bool:

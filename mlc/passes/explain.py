@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["bundle", "explain", "names_text", "size_text", "time_text"]
 
 WIDTH = 120
+_VALUE = {"start": "is where it starts", "trained above": "is trained above"}
 
 
 def explain(plan: Plan, program: Program | None) -> str:
@@ -120,7 +121,7 @@ def _standard(plan: Plan, f: Flow) -> tuple[str, str]:
             return "mixed", "one forward sweep over the gradient instead of a second reverse one"
         return "reverse", "reverse over reverse"
     if f.kind == "value":
-        return "reverse", f"enters the {f.why}" if f.why != "trained above" else f.why
+        return "reverse", _VALUE.get(f.why, f"enters the {f.why}")
     return "reverse", "what was trained enters a loss above"
 
 

@@ -167,7 +167,7 @@ def _optimizer(g: _Group, places: Sequence[Loc | None], steps: Sequence[Sequence
 
 
 def _trips(g: _Group) -> int | None:
-    """Steps of the level from a start to its end: those of a loop, and those peeled off in front and behind."""
+    """Steps of the level from a start to its end: those of a loop, and those peeled off."""
     breaks = [s.site.at for h in g.above for s in h.steps]
     ends: dict[Var, tuple[int, tuple[int, ...]]] = {}
     for s in g.steps:

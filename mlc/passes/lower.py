@@ -7,12 +7,13 @@ cotangent of an output enters: what lies before runs at the call, what lies behi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlc.ir.builder import Builder, contiguous_type, dce
-from mlc.ir.core import Eqn, Region, Var
+from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.program import Program
 from mlc.passes.adjoint import FallBack, Policy, Tape, lower_grads
+from mlc.passes.remat import rematerialise
 from mlc.passes.reverse import active_vars
 
 __all__ = ["Stages", "lower"]
@@ -40,8 +41,8 @@ class Stages:
     gradients: tuple[int, ...]
 
 
-def lower(program: Program, policy: Policy) -> Stages:
-    """Differentiate and cut."""
+def lower(program: Program, policy: Policy, rounds: int = 2) -> Stages:
+    """Differentiate and cut; ``rounds`` of rematerialisation inside products."""
     reverse_over: frozenset[Eqn] = frozenset()
     while True:
         try:
@@ -50,7 +51,18 @@ def lower(program: Program, policy: Policy) -> Stages:
         except FallBack as why:
             policy.note(why.eqn, why.reason)
             reverse_over |= {why.eqn}
-    return _cut(program, policy, joint, outs, cts, grads, which)
+    return _cut(program, policy, joint, outs, cts, grads, which, rounds)
+
+
+def _shrink(region: Region, rounds: int) -> Region:
+    """Order and rematerialise the bodies of adjoint loops."""
+
+    def one(e: Eqn) -> Eqn:
+        if not isinstance(e.op, Loop) or e.tag != "adjoint":
+            return e
+        return e.with_(op=replace(e.op, body=rematerialise(e.op.body, lambda x: x.tag == "tangent", rounds)))
+
+    return Region(region.inputs, tuple(one(e) for e in region.eqns), region.outputs, region.names)
 
 
 def _joint(program: Program, policy: Policy, reverse_over: frozenset[Eqn]
@@ -77,7 +89,7 @@ def _joint(program: Program, policy: Policy, reverse_over: frozenset[Eqn]
 
 
 def _cut(program: Program, policy: Policy, b: Builder, outs: list[Var], cts: list[tuple[int, Var]], grads: list[Var],
-         which: list[int]) -> Stages:  # fmt: skip
+         which: list[int], rounds: int) -> Stages:  # fmt: skip
     joint = lower_grads(dce(Region(tuple(b.inputs), tuple(b.eqns), (*outs, *grads), tuple(b.names))), policy)
     n_in = len(program.inputs)
     ct_vars = joint.inputs[n_in:]
@@ -106,7 +118,7 @@ def _cut(program: Program, policy: Policy, b: Builder, outs: list[Var], cts: lis
             where.append(("out", len(results)))
             results.append(v)
     forward = dce(Region(joint.inputs[:n_in], tuple(before), tuple(results), joint.names[:n_in]))
-    backward = dce(Region((*saved, *ct_vars), tuple(behind), tuple(grads)))
+    backward = _shrink(dce(Region((*saved, *ct_vars), tuple(behind), tuple(grads))), rounds)
     return Stages(forward, backward, len(outs), tuple(where), tuple(i for i, _ in cts), tuple(which))
 
 

@@ -14,7 +14,7 @@ from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Region, Sto
 from mlc.ir.inplace import schema_of
 from mlc.ir.types import SeqType, Type, nbytes
 
-__all__ = ["loop_peak", "region_peak", "root_of"]
+__all__ = ["liveness", "loop_peak", "region_peak", "root_of"]
 
 
 def root_of(e: Eqn) -> Var | None:
@@ -35,6 +35,11 @@ def _size(t: Type, trips: Callable[[SeqType], int]) -> int:
 
 def region_peak(region: Region, trips: Callable[[SeqType], int] = lambda s: s.length or 1) -> int:
     """Largest number of bytes that running the region adds to its inputs."""
+    return liveness(region, trips)[0]
+
+
+def liveness(region: Region, trips: Callable[[SeqType], int] = lambda s: s.length or 1) -> tuple[int, int]:
+    """The peak in bytes, and the position of the equation at which it is reached."""
     last: dict[Var, int] = {}
     for i, e in enumerate(region.eqns):
         for v in e.inputs:
@@ -46,7 +51,7 @@ def region_peak(region: Region, trips: Callable[[SeqType], int] = lambda s: s.le
     outside = set(region.inputs)
     holders: dict[Var, int] = {}
     size: dict[Var, int] = {}
-    live = peak = 0
+    live = peak = where = 0
     for i, e in enumerate(region.eqns):
         inner = loop_peak(e.op, trips) if isinstance(e.op, Loop) else 0
         for k, v in enumerate(e.outs):
@@ -64,14 +69,15 @@ def region_peak(region: Region, trips: Callable[[SeqType], int] = lambda s: s.le
             if root is v:
                 size[v] = size_v
                 live += size_v
-        peak = max(peak, live + inner)
+        if live + inner > peak:
+            peak, where = live + inner, i
         for v in dict.fromkeys([*e.inputs, *e.outs]):
             if last.get(v, i) == i and v not in outside:
                 root = owner[v]
                 holders[root] -= 1
                 if holders[root] == 0 and root not in outside:
                     live -= size.get(root, 0)
-    return peak
+    return peak, where
 
 
 def loop_peak(op: Loop, trips: Callable[[SeqType], int]) -> int:

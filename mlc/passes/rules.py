@@ -32,6 +32,7 @@ from mlc.ir.record import Handle, Recorder, Storage
 from mlc.ir.trees import flatten
 from mlc.ir.types import TensorType, Type
 from mlc.passes import legality
+from mlc.passes.spelling import own_decomposition
 
 __all__ = ["NoRule", "Rule", "forward_rule", "reverse_rule"]
 
@@ -122,8 +123,8 @@ def forward_rule(e: Eqn, active: Given) -> Rule:
     key = ("jvp", e.op, _skeleton(e.args), _skeleton(dict(e.kwargs)), active)
 
     def make() -> Rule:
-        own = legality.own_decomposition(e.op, e.args)
-        ways = [own] if own is not None else [e.op]
+        own = own_decomposition(e.op, e.args)
+        ways: list[Any] = [own] if own is not None else [e.op]
         if not legality.forward_formula_trusted(e.op, e.args, e.kwargs):
             ways = []
         try:
@@ -140,7 +141,7 @@ def _reverse_ways(e: Eqn, given: Given) -> list[Callable[..., Any]]:
     if isinstance(op, OpOverload):
         if op not in legality.REVERSE_NEEDS_DECOMPOSITION:
             ways.append(op)
-        own = legality.own_decomposition(op, e.args, given)
+        own = own_decomposition(op, e.args, given)
         if own is not None:
             ways.insert(0, own)
         if op in decomposition_table:
@@ -229,8 +230,9 @@ def _record_reverse(e: Eqn, active: tuple[bool, ...], given: Given, way: Callabl
         pairs = [(t, c) for t, c in zip(outs, tape.extra, strict=True) if t.requires_grad]
         grads: Sequence[Tensor | None] = [None] * len(wanted)
         if pairs:
-            grads = torch.autograd.grad([t for t, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True,
-                                        create_graph=e.op in legality.SECOND_ORDER_FORMULA)  # fmt: skip
+            twice = e.op in legality.SECOND_ORDER_FORMULA
+            ends, seeds = [t for t, _ in pairs], [c for _, c in pairs]
+            grads = torch.autograd.grad(ends, wanted, seeds, allow_unused=True, create_graph=twice)
     return tape.rule(grads, [v.type for v, a in zip(e.inputs, active, strict=True) if a])
 
 

@@ -1,6 +1,8 @@
 """The text form: a golden, round trips of real and of random programs, errors with line and column."""
 
 import re
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +19,12 @@ from mlc.ir.types import SeqType, TensorType
 from tests import programs
 from tests.ir.regions import CPU, MUL, loop_program, random_programs, tensor, tiny
 
+# The lines of levels are long as they are.
+# ruff: noqa: E501
 GOLDEN = """\
 program "train" returns 1  # me/train.py:1
-file "me/train.py" = "/home/me/train.py"
-file "you/train.py" = "/home/you/train.py"
+file "me/train.py" = "/src/me/train.py"
+file "you/train.py" = "/src/you/train.py"
 note "it says \\"so\\""
 level "L0" [depth=0, optimizer="", trips=1, trains=("x",), reads=(), state=0, at=()]
 level "L1" [depth=1, optimizer="SGD", trips=3, trains=("x",), reads=(), state=0, at=((1, 2),)]  # you/train.py:1
@@ -182,3 +186,15 @@ def test_a_parsed_program_is_verified() -> None:
         parse(text.replace("carry", "each", 1))
     with pytest.raises(mlc.VerifyError, match="0 values returned for 1 carries"):
         parse(text.replace("return %8 emit %5", "return emit %5"))
+
+
+@pytest.mark.slow
+def test_every_program_of_the_numerics_comes_back() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        for path in sorted((Path(__file__).parents[1] / "numerics").glob("test_*.py")):
+            for program in getattr(import_module(f"tests.numerics.{path.stem}"), "SUITE", ()):
+                setup = program.fresh(clone=mlc.clone) if program.clones else program.fresh()
+                same(mlc.trace(setup.loop, **setup.args))
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -2,8 +2,8 @@
 
     python -m tests.opinfo.sweep [--match REGEX] [--shard I/N] [--out FILE.jsonl] [--table docs/legality.md]
 
-One line per operator.  With N shards run N processes with one shard each; ``--table`` with ``--merge FILES`` writes
-the table from their results.
+One line per operator.  With N shards run N processes with one shard each; ``--table`` with ``--merge FILES``
+writes the table from their results.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def table(verdicts: Iterable[Verdict]) -> str:
     head = [
         "# Legality of operators",
         "",
-        "Written by `python -m tests.opinfo.sweep --table docs/legality.md` (part of `make test-all`); do not edit.",
+        "Written by the sweep of `tests/opinfo` (part of `make test-all`); do not edit.",
         "",
-        "Every operator of PyTorch's OpInfo database that states a second derivative in float64, as the loss of one",
-        "compiled gradient step; the hypergradient is compared with float64 differences and with the plain unroll.",
-        "`mixed`: forward over reverse. `reverse`: reverse over reverse, because a forward rule is missing or wrong.",
+        "Every operator of PyTorch's OpInfo database that states a second derivative in float64, as the loss",
+        "of one compiled gradient step; the hypergradient is compared with float64 differences and with the",
+        "plain unroll. `mixed`: forward over reverse. `reverse`: reverse over reverse.",
         "",
         f"torch {torch.__version__}: " + ", ".join(f"{count[k]} {k}" for k in sorted(count)) + ".",
         "",
