@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from mlc.errors import CaptureError
 from mlc.concrete import Guard, concrete
 from mlc.frames import Site, Sites
-from mlc.ir.core import Alias, Draw, Eqn, Grad, Seed, Var
+from mlc.ir.core import Alias, Draw, Eqn, Grad, Seed, Stop, Var
 from mlc.ir.record import Handle, Recorder, Storage
 from mlc.ir.types import Loc, TensorType
 from mlc.ir.views import IDENTITY_VIEWS
@@ -151,7 +151,10 @@ class Tracer(Recorder):
         return self._fakes[id(t)]
 
     def wrote(self, h: Handle) -> None:
-        """Remember writes to the user's memories."""
+        """Remember writes to the user's memories; a step of a leaf is history for gradients at its own depth."""
+        s = h.storage
+        if s.leaf and not s.copied and s.var.mask:
+            s.var = self._stop(s.var, h, level=self.depth())
         ext = h.storage.external
         if isinstance(ext, External):
             if ext.tensor._backward_hooks:
@@ -201,25 +204,34 @@ class Tracer(Recorder):
 
     # ---- gradients
 
+    def reached(self, losses: Sequence[Var], depth: int) -> set[Var]:
+        """Values that the losses depend on differentiably for a gradient taken at this loop depth."""
+        seen: set[Var] = set()
+        todo = list(losses)
+        b = self.builder
+        while todo:
+            v = todo.pop()
+            if v in seen or not v.mask:
+                continue
+            seen.add(v)
+            e = b.producer(v)
+            if e is None or e.impure:
+                continue
+            if isinstance(e.op, Stop) and (e.op.level is None or e.op.level <= depth):
+                continue
+            todo.extend(x for x in e.inputs if x.type.is_float)
+        return seen
+
     def reachable_leaves(self, losses: Sequence[Tensor]) -> list[Tensor]:
         """Leaves whose present value a loss depends on."""
-        mask = 0
-        for t in losses:
-            mask |= self.value(self.handle(t)).mask
-        out = []
-        for t in self.leaves.values():
-            if not t.requires_grad:
-                continue
-            v = self.value(self.handle(t))
-            bit = self._bit_of.get(v)
-            if bit is not None and mask & bit:
-                out.append(t)
-        return out
+        reached = self.reached([self.value(self.handle(t)) for t in losses], self.depth())
+        return [t for t in self.leaves.values() if t.requires_grad and self.value(self.handle(t)) in reached]
 
     def gradient(self, losses: Sequence[Tensor], wrt: Sequence[Tensor], seeds: Sequence[Tensor | None],
                  create_graph: bool = False) -> list[Tensor | None]:  # fmt: skip
         """One ``grad`` equation; None for values that no loss depends on."""
         loc, site = self.locate()
+        depth = self.depth()
         pairs = []
         for t, s in zip(losses, seeds, strict=True):
             h = self.handle(t)
@@ -237,16 +249,16 @@ class Tracer(Recorder):
         mask = 0
         for v, _ in pairs:
             mask |= v.mask
+        reached = self.reached([v for v, _ in pairs], depth)
         targets: list[Var | None] = []
         for t in wrt:
             h = self.handle(t)
             v = self.value(h)
-            self.new_bit(v) if v not in self._bit_of else None
-            targets.append(v if self._depends(mask, v, pairs) else None)
+            targets.append(v if v in reached else None)
         live = [v for v in targets if v is not None]
         outs = tuple(Var(v.type, mask) for v in live)
         n = len(pairs)
-        eqn = Eqn(Grad(n, len(live)), (*[v for v, _ in pairs], *live, *[s for _, s in pairs]), outs, (), loc, "grad", site)
+        eqn = Eqn(Grad(n, len(live), depth), (*[v for v, _ in pairs], *live, *[s for _, s in pairs]), outs, (), loc, "grad", site)
         if live:
             self.builder.append(eqn)
             self.grad_eqns.append(eqn)
@@ -257,17 +269,6 @@ class Tracer(Recorder):
         t = self.fresh(v, taint=create_graph)
         self.handle(t).soft = not create_graph
         return t
-
-    def _depends(self, mask: int, v: Var, pairs: Sequence[tuple[Var, Var]]) -> bool:
-        """Whether a loss depends on ``v`` differentiably."""
-        bit = self._bit_of[v]
-        if mask & bit:
-            return True
-        from mlc.passes.reverse import active_vars
-
-        where = self.builder.position.get(v, -1)
-        act = active_vars(self.builder.eqns[where + 1 :], [v])
-        return any(p in act for p, _ in pairs)
 
     def accumulate(self, t: Tensor, g: Tensor) -> None:
         """``t.grad += g`` as backward() does."""
@@ -333,7 +334,7 @@ class Tracer(Recorder):
         self.wrap(p, new)  # type: ignore[arg-type]
         if p.requires_grad:
             h = self.handle(p)
-            h.leaf = h.storage.leaf = True
+            h.leaf = h.storage.leaf = h.storage.copied = True
             self.new_bit(new)
             self.leaves[id(p)] = p
         return p

@@ -108,9 +108,12 @@ class Unroll:
 
     def holds(self, e: Eqn) -> bool:
         """Whether a stop for some gradients only holds for the one being taken."""
-        if self.stop == "inner":
+        if self.stop == "inner" and e in self._owner:
             return self.taking is not None and self._owner.get(e) is self.taking
-        return self.taking is not None
+        if self.taking is None:
+            return False
+        assert isinstance(e.op, Stop) and isinstance(self.taking.op, Grad)
+        return e.op.level is not None and e.op.level <= self.taking.op.depth
 
     def _draw(self, op: Draw) -> list[Tensor]:
         key = (op.source, op.visit)

@@ -63,11 +63,17 @@ class Primitive:
 class Stop(Primitive):
     """``stop(x)``: the value of x, with no derivative (a ``detach`` or ``no_grad`` of the user).
 
-    With ``inner`` only inner gradients stop here: x is an inner gradient taken without ``create_graph``, a constant
-    for the loop's own gradients as in PyTorch, and differentiated by the hypergradient.
+    With a ``level`` only gradients taken at that loop depth or deeper stop here: for them x (an inner gradient taken
+    without ``create_graph``, or a parameter after a step) is a constant, as in PyTorch; gradients taken outside of
+    that loop, and the hypergradient, pass.
     """
 
-    inner: bool = False
+    level: int | None = None
+
+    @property
+    def inner(self) -> bool:
+        """Whether the hypergradient passes."""
+        return self.level is not None
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ class Grad(Primitive):
 
     n_loss: int
     n_wrt: int
+    depth: int = 0  # how many of the user's loops it is taken in
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ __all__ = ["Handle", "Storage"]
 class Storage:
     """One memory of the recorded program: its current value and how often it was written."""
 
-    __slots__ = ("external", "leaf", "var", "version")
+    __slots__ = ("copied", "external", "leaf", "var", "version")
 
     def __init__(self, var: Var, external: Any = None) -> None:
         self.var = var
         self.version = 0
         self.external = external
+        self.copied = False  # of a differentiable copy (mlc.clone): its steps are followed at every depth
         self.leaf = False  # memory of a leaf that requires grad: each value it takes is one to differentiate by
 
 

@@ -198,7 +198,8 @@ class _Reader:
         if word == "grad":
             if len(groups) != 3:
                 raise _wrong(tree, "grad takes (losses; values; seeds)")
-            return Grad(len(groups[0]), len(groups[1])), sum(groups, ()), kwargs
+            op = self.make(tree, Grad, given=attrs, n_loss=len(groups[0]), n_wrt=len(groups[1]))
+            return op, sum(groups, ()), kwargs
         if word not in _PLAIN:
             _unknown(head)
         return self.make(tree, _PLAIN[word], given=attrs), self.one(groups), kwargs

@@ -212,7 +212,8 @@ class _Printer:
         elif isinstance(op, Grad):
             n = op.n_loss + op.n_wrt
             groups = (e.args[: op.n_loss], e.args[op.n_loss : n], e.args[n:])
-            yield f"grad({'; '.join(map(self.listed, groups))})"
+            attrs = self.attrs(depth=op.depth) if op.depth else ""
+            yield f"grad{attrs}({'; '.join(map(self.listed, groups))})"
         else:
             yield self.head(op) + self.call_args(e.args, e.kwargs)
 

@@ -48,6 +48,11 @@ class Values:
         """Whether ``copy.deepcopy`` is running."""
         return False
 
+    def depth(self) -> int:
+        """How many of the user's loops are running."""
+        site = self.locate()[1]
+        return 0 if site is None else len(site.path)
+
     def scope(self) -> Any:
         """Loop iterations now: derived values are not shared between iterations, which keeps these alike."""
         site = self.locate()[1]
@@ -133,7 +138,7 @@ class Values:
             and not self.carries(t, h)
             and t.dtype.is_floating_point | t.dtype.is_complex
         ):
-            return self._stop(var, h, inner=h.soft)
+            return self._stop(var, h, level=self.depth() if h.soft else None)
         return var
 
     def _own(self, h: Handle, var: Var) -> None:
@@ -143,15 +148,15 @@ class Values:
         else:
             h.storage.var = var
 
-    def _stop(self, var: Var, h: Handle, *, inner: bool = False) -> Var:
-        key = (self.scope(), var, inner)
+    def _stop(self, var: Var, h: Handle, *, level: int | None = None) -> Var:
+        key = (self.scope(), var, level)
         known = self._stops.get(key)
         if known is None:
             known = Var(var.type)
             loc, site = self.locate()
             tag = "copy" if h.copy else self.tag
-            eqn = Eqn(Stop(inner), (var,), (known,), (), h.origin or loc, tag, site)
-            known.mask = var.mask if inner else 0
+            eqn = Eqn(Stop(level), (var,), (known,), (), h.origin or loc, tag, site)
+            known.mask = 0 if level is None else var.mask
             self.builder.append(eqn)
             self.stop_log.append(eqn)
             self._stops[key] = known

@@ -48,7 +48,8 @@ class GradRecord:
     wrt: list[Var]
     seeds: list[Var]
     slice: list[Eqn]
-    cut: frozenset[Eqn] | None
+    cut: frozenset[Eqn]
+    inside: bool | str
 
 
 class Tape:
@@ -60,6 +61,7 @@ class Tape:
         self.policy = policy
         self.records: dict[Eqn, GradRecord] = {}
         self.owned: set[Eqn] = set()
+        self.inside: bool | str = True if policy.stop == "inner" else "inner"
         self._reverse_over = reverse_over | _inner_gradients(region)
         start = len(b.eqns)
         saved = saved or {}
@@ -80,8 +82,8 @@ class Tape:
         args = [env[v] for v in e.args]
         losses, rest = args[: op.n_loss], args[op.n_loss :]
         wrt, seeds = rest[: op.n_wrt], rest[op.n_wrt :]
-        cut = self._cuts(losses, wrt)
-        rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut), cut)
+        cut = self._cuts(losses, wrt, op.depth)
+        rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, self.inside), cut, self.inside)
         mixed = self.policy.mode == "mixed" and e not in self._reverse_over
         if mixed and all(v in saved for v in e.outs):
             values = [saved[v] for v in e.outs]
@@ -97,15 +99,18 @@ class Tape:
         else:
             env.update(zip(e.outs, values, strict=True))
 
-    def _cuts(self, losses: list[Var], wrt: list[Var]) -> frozenset[Eqn] | None:
-        """The stops that hold for a gradient taken here; under "inner" each belongs to its first gradient."""
-        if self.policy.stop == "all":
-            return None
-        mine = {e for e in _ancestors(self.b, losses, set(wrt)) if isinstance(e.op, Stop) and e not in self.owned}
-        self.owned |= mine
-        return frozenset(mine)
+    def _cuts(self, losses: list[Var], wrt: list[Var], depth: int) -> frozenset[Eqn]:
+        """The stops that hold for a gradient taken here; under "inner" each hard one belongs to its first gradient."""
+        stops = [e for e in _ancestors(self.b, losses, set()) if isinstance(e.op, Stop)]
+        soft = {e for e in stops if e.op.level is not None and e.op.level <= depth}  # type: ignore[union-attr]
+        hard = {e for e in stops if not e.op.inner}  # type: ignore[union-attr]
+        if self.policy.stop == "inner":
+            hard &= set(_ancestors(self.b, losses, set(wrt)))
+            hard -= self.owned
+            self.owned |= hard
+        return frozenset(soft | hard)
 
-    def outer_cut(self) -> frozenset[Eqn] | None:
+    def outer_cut(self) -> frozenset[Eqn]:
         """The stops that hold for the gradient of the whole region."""
         stops = [e for e in self.eqns if isinstance(e.op, Stop) and not e.op.inner]
         if self.policy.stop == "all":
@@ -116,9 +121,8 @@ class Tape:
         """Cotangents of ``wrt`` given those of results (all are values of the builder)."""
         b = self.b
         cut = self.outer_cut()
-        passing = frozenset(e for e in self.eqns if isinstance(e.op, Stop) and (cut is None or e not in cut))
-        deep: bool | str = True if self.policy.stop == "inner" else "inner"
-        active = active_vars(self.eqns, wrt, through_stops=Passing(passing, deep))
+        passing = frozenset(e for e in self.eqns if isinstance(e.op, Stop) and e not in cut)
+        active = active_vars(self.eqns, wrt, through_stops=Passing(passing, self.inside))
         cts = {v: c for v, c in seeds.items() if v in active}
         for e in reversed(self.eqns):
             if not any(v in cts for v in e.outs):
@@ -142,21 +146,21 @@ class Tape:
             if out in cts:
                 directions[theta] = b.add(directions.get(theta), cts[out])
         inside = {v for e in rec.slice for v in e.outs}
-        stopped = {e.outs[0] for e in rec.slice if isinstance(e.op, Stop) and (rec.cut is None or e in rec.cut)}
+        stopped = {e.outs[0] for e in rec.slice if e in rec.cut}
         roots = [t for t in dict.fromkeys(rec.wrt) if t not in inside]
         others = [
             v for v in dict.fromkeys(v for e in rec.slice for v in e.inputs)
             if v in active and v not in roots and (v not in inside or v in stopped)
         ]  # fmt: skip
-        found = pullback(b, rec.slice, _seeds(b, rec), [*dict.fromkeys(rec.wrt), *others], cut=rec.cut)
+        found = pullback(b, rec.slice, _seeds(b, rec), [*dict.fromkeys(rec.wrt), *others], cut=rec.cut, inside=rec.inside)
         targets = [v for v in (*roots, *others) if v in found and v in active]
         seeded = [s for s in rec.seeds if s in active]
         fence = {*roots, *others, *rec.seeds}
         wanted = [found[v] for v in targets] + (rec.losses if seeded else [])
         between = _ancestors(b, wanted, fence)
-        start = {v: t for v, t in directions.items() if v in roots}
-        more = {v: t for v, t in directions.items() if v not in roots}
-        tangents = pushforward(b, between, start, extra=more)
+        start = {v: t for v, t in directions.items() if v in fence}
+        more = {v: t for v, t in directions.items() if v not in fence}
+        tangents = pushforward(b, between, start, extra=more, passes=lambda e: e not in rec.cut)
         for v in targets:
             t = tangents.get(found[v])
             if t is not None:
@@ -220,18 +224,17 @@ def _ancestors(b: Builder, of: Sequence[Var], fence: set[Var]) -> list[Eqn]:
     return [b.eqns[i] for i in sorted(seen)]
 
 
-def _slice(b: Builder, losses: list[Var], wrt: list[Var], cut: frozenset[Eqn] | None) -> list[Eqn]:
+def _slice(b: Builder, losses: list[Var], wrt: list[Var], cut: frozenset[Eqn], inside: bool | str) -> list[Eqn]:
     """Equations between ``wrt`` and ``losses``, stops on the way included."""
     back = _ancestors(b, losses, set())
-    here = frozenset(e for e in back if cut is not None and isinstance(e.op, Stop) and e not in cut)
-    through = False if cut is None else Passing(here, True)
-    active = active_vars(back, wrt, through_stops=through)
+    here = frozenset(e for e in back if isinstance(e.op, Stop) and e not in cut)
+    active = active_vars(back, wrt, through_stops=Passing(here, inside))
     return [e for e in back if any(v in active for v in e.inputs)]
 
 
 def lower_grad(b: Builder, rec: GradRecord) -> list[Var]:
     """The gradient as ordinary equations (first order); zeros where the loss does not depend on a value."""
-    found = pullback(b, rec.slice, _seeds(b, rec), rec.wrt, cut=rec.cut)
+    found = pullback(b, rec.slice, _seeds(b, rec), rec.wrt, cut=rec.cut, inside=rec.inside)
     return [found[v] if v in found else b.zero(v.type) for v in rec.wrt]
 
 

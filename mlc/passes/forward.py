@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -19,8 +19,9 @@ class NotForward(NoRule):
 
 
 def pushforward(
-    b: Builder, eqns: Sequence[Eqn], tangents: dict[Var, Var], *, extra: dict[Var, Var] | None = None
-) -> dict[Var, Var]:
+    b: Builder, eqns: Sequence[Eqn], tangents: dict[Var, Var], *, extra: dict[Var, Var] | None = None,
+    passes: Callable[[Eqn], bool] = lambda e: False,
+) -> dict[Var, Var]:  # fmt: skip
     """Jacobian-vector product over ``eqns`` (equations of ``b``, in order).
 
     Args:
@@ -28,6 +29,7 @@ def pushforward(
         eqns: The equations to differentiate.
         tangents: Tangents of values that no equation here defines.
         extra: Tangents added to values that equations here do define.
+        passes: Which stops let a tangent pass.
 
     Returns:
         Tangents of every value that has one.
@@ -36,7 +38,10 @@ def pushforward(
     extra = extra or {}
     for e in eqns:
         if any(v in out for v in e.inputs):
-            push_eqn(b, e, out)
+            if isinstance(e.op, Stop) and passes(e):
+                out[e.outs[0]] = out[e.args[0]]
+            else:
+                push_eqn(b, e, out)
         for v in e.outs:
             if v in extra:
                 out[v] = b.add(out.get(v), extra[v])

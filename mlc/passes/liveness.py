@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mlc.ir.core import Custom, Eqn, Grad, Var
@@ -67,4 +68,4 @@ def _prune(e: Eqn, live: set[Var]) -> Eqn:
     n, wrt = op.n_loss, e.args[op.n_loss : op.n_loss + op.n_wrt]
     chosen = [(w, o) for w, o in zip(wrt, e.outs, strict=True) if o in live]
     args = (*e.args[:n], *[w for w, _ in chosen], *e.args[n + op.n_wrt :])
-    return e.with_(op=Grad(n, len(chosen)), args=args, outs=tuple(o for _, o in chosen))
+    return e.with_(op=replace(op, n_wrt=len(chosen)), args=args, outs=tuple(o for _, o in chosen))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mlc.ir.builder import Builder
-from mlc.ir.core import Eqn, Grad, Loop, Region, Var
+from mlc.ir.core import Eqn, Grad, Loop, Region, Stop, Var
 from mlc.ir.types import SeqType
 from mlc.passes.adjoint import FallBack, Policy, Tape
 from mlc.passes.forward import pushforward
@@ -205,7 +205,8 @@ def push_loop(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     start = {env[p.in_carry[i]]: t for i, t in zip(carried, t_carry, strict=True)}
     start.update((env[p.in_const[i]], t) for i, t in zip(consts, t_const, strict=True))
     start.update((env[p.in_seq[i]], t) for i, t in zip(seqs, t_seq, strict=True))
-    found = pushforward(inner, tape.eqns, start)
+    deep = b.policy.stop == "inner"
+    found = pushforward(inner, tape.eqns, start, passes=lambda x: deep or (isinstance(x.op, Stop) and x.op.inner))
     emits = [i for i, v in enumerate(p.emit) if env[v] in found]
     outs = [found[env[p.next[i]]] if env[p.next[i]] in found else inner.zero(p.next[i].type) for i in carried]
     outs += [found[env[p.emit[i]]] for i in emits]

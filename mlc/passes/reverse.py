@@ -82,7 +82,7 @@ def _passes(e: Eqn, through: Through) -> bool:
 
 
 def pullback(b: Builder, eqns: Sequence[Eqn], seeds: dict[Var, Var], wrt: Sequence[Var],
-             *, cut: frozenset[Eqn] | None = None) -> dict[Var, Var]:  # fmt: skip
+             *, cut: frozenset[Eqn] | None = None, inside: bool | str = False) -> dict[Var, Var]:  # fmt: skip
     """Vector-Jacobian product over ``eqns`` (equations of ``b``, in order).
 
     Args:
@@ -91,12 +91,13 @@ def pullback(b: Builder, eqns: Sequence[Eqn], seeds: dict[Var, Var], wrt: Sequen
         seeds: Cotangents of results.
         wrt: Values whose cotangents are wanted.
         cut: The stops that hold (None: all of them).
+        inside: Which stops pass inside loops (see :class:`Passing`).
 
     Returns:
         Cotangents found; a value without one has derivative zero.
     """
     here = frozenset(e for e in eqns if cut is not None and isinstance(e.op, Stop) and e not in cut)
-    through = False if cut is None else Passing(here, True)
+    through = False if cut is None else Passing(here, inside)
     active = active_vars(eqns, wrt, through_stops=through)
     cts = {v: c for v, c in seeds.items() if v in active}
     for e in reversed(eqns):

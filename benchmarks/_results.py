@@ -1,0 +1,39 @@
+"""Points, each measured in a process of its own, and the JSON file that a benchmark leaves."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+def run_point(script: str, *args: object) -> dict[str, Any]:
+    """What ``script`` measured in a fresh process: it prints one JSON object as its last line."""
+    command = [sys.executable, str(HERE / script), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{script} {' '.join(map(str, args))} failed:\n{done.stderr or done.stdout}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def write(path: Path, points: list[dict[str, Any]], **content: Any) -> None:
+    """Write a result file: what all points share (machine, shape) once, then the points and ``content``.
+
+    The machine's ``load`` (running processes, mean of the last minute) tells whether it was quiet.
+    """
+    machine, shape = points[0]["machine"], points[0]["shape"]
+    own = [{k: v for k, v in p.items() if k not in ("machine", "shape")} for p in points]
+    head = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {**machine, "python": platform.python_version(), "load": os.getloadavg()[0]},
+        "shape": shape,
+        "points": own,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(head | content, indent=2) + "\n")
