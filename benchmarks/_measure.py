@@ -20,6 +20,7 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
     gc.collect()
     cpu, wall = time.process_time(), time.perf_counter()
     if DEVICE == "cuda":
+        torch.cuda.synchronize()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         call()
@@ -33,7 +34,8 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
 def return_memory() -> None:
     """Have malloc give freed memory back at once, so that the resident set follows what is alive.
 
-    Each large block is then mapped and unmapped by the kernel, which costs time: measure seconds before.
+    Call it before anything large is allocated: blocks freed inside an older heap would stay resident. Each large
+    block is then mapped and unmapped by the kernel, which costs time: measure seconds in another process.
     """
     libc = ctypes.CDLL(None)
     libc.mallopt(M_TRIM_THRESHOLD, 64 * 1024)
@@ -41,7 +43,7 @@ def return_memory() -> None:
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Largest memory during one call beyond what was held before it. Call `return_memory` first."""
+    """Largest memory during one call beyond what was held before it. Needs `return_memory`."""
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.synchronize()

@@ -13,10 +13,17 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
 
-def run_point(script: str, *args: object) -> dict[str, Any]:
-    """What ``script`` measured in a fresh process: it prints one JSON object as its last line."""
+def run_point(script: str, *args: object, threads: int | None = None) -> dict[str, Any]:
+    """What ``script`` measured in a fresh process: it prints one JSON object as its last line.
+
+    Args:
+        script: A file in this folder.
+        *args: Its arguments.
+        threads: Threads of each operation; None: as torch chooses.
+    """
     command = [sys.executable, str(HERE / script), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    env = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{script} {' '.join(map(str, args))} failed:\n{done.stderr or done.stdout}")
     return json.loads(done.stdout.splitlines()[-1])

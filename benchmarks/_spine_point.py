@@ -1,4 +1,7 @@
-"""One point of spine.py: ``_spine_point.py mlc|plain STEPS CALLS W1|SMALL seconds|memory GRADIENT_FILE``."""
+"""One point of spine.py: ``_spine_point.py mlc|plain STEPS CALLS W1|SMALL WHAT GRADIENT_FILE``.
+
+WHAT is ``seconds``, ``memory`` or ``seconds,memory``; seconds are slow where memory is measured too.
+"""
 
 import json
 import statistics
@@ -14,6 +17,8 @@ import numpy as np
 import torch
 
 import mlc
+
+Meter = Callable[[Callable[[], object], int], dict[str, Any]]
 
 
 def seconds(call: Callable[[], object], calls: int) -> dict[str, Any]:
@@ -31,8 +36,10 @@ def memory(call: Callable[[], object], calls: int) -> dict[str, Any]:
     return {"peak_bytes": int(statistics.median(peaks)), "all_peak_bytes": peaks}
 
 
-def main(method: str, steps: int, calls: int, shape: _w1.Shape, what: str, gradient_file: str) -> None:
-    if what == "memory":
+def main(
+    method: str, steps: int, calls: int, shape: _w1.Shape, what: list[Meter], gradient_file: str
+) -> None:
+    if memory in what:
         _measure.return_memory()
     model, batches, validation = _w1.problem(shape, steps, _measure.DEVICE)
     params = list(model.parameters())
@@ -43,7 +50,7 @@ def main(method: str, steps: int, calls: int, shape: _w1.Shape, what: str, gradi
         loop(model, batches, validation).backward()
 
     def from_nothing() -> None:
-        """Without the hypergradient of the last call; freed outside of what is measured by a later gc."""
+        """A call that leaves nothing behind, so that each one allocates its hypergradient."""
         call()
         model.zero_grad(set_to_none=True)
 
@@ -52,16 +59,16 @@ def main(method: str, steps: int, calls: int, shape: _w1.Shape, what: str, gradi
     first = time.perf_counter() - began
     np.save(gradient_file, torch.cat([p.grad.flatten() for p in params]).double().cpu().numpy())
     model.zero_grad(set_to_none=True)
-    measured = seconds(from_nothing, calls) if what == "seconds" else memory(from_nothing, calls)
     point = {
         "method": method,
         "steps": steps,
-        **measured,
         "first_call_seconds": first,
         "parameter_bytes": sum(p.numel() * p.element_size() for p in params),
         "shape": asdict(shape),
         "machine": _measure.machine(),
     }
+    for meter in what:
+        point |= meter(from_nothing, calls)
     if method == "mlc":
         point |= {"reported_peak_bytes": compiled.report.peak_bytes, "stages": compiled.report.stages}
         point |= {"planned_peak_bytes": compiled.plan.peak_bytes}
@@ -70,4 +77,5 @@ def main(method: str, steps: int, calls: int, shape: _w1.Shape, what: str, gradi
 
 if __name__ == "__main__":
     method, steps, calls, shape, what, gradient_file = sys.argv[1:]
-    main(method, int(steps), int(calls), getattr(_w1, shape), what, gradient_file)
+    meters = [{"seconds": seconds, "memory": memory}[each] for each in what.split(",")]
+    main(method, int(steps), int(calls), getattr(_w1, shape), meters, gradient_file)

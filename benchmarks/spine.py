@@ -1,9 +1,10 @@
 """Memory and time of mlc beside the plain unroll, over the number of inner steps.
 
 The W1 transformer of the design (``_w1.py``), Adam, the initial parameters as meta-parameters. Every point
-runs in a process of its own: a first call, then calls timed under ordinary malloc, then calls whose peak is
-read with malloc returning memory at once. Peaks are what the operating system sees beyond what was resident
-before the call, so they hold the hypergradient (P, the bytes of the parameters) and what libraries allocate.
+is measured in processes of its own, after a warm-up: seconds under ordinary malloc, and in another process the
+peak, with malloc returning memory at once (which makes calls about three times as slow). Peaks are what the
+operating system sees beyond what was resident before the call, so they hold the hypergradient (P, the bytes of
+the parameters) and what libraries allocate.
 
     python benchmarks/spine.py [--quick] [--steps 1 2 4] [--calls 5] [--out FILE]
 """
@@ -20,30 +21,39 @@ from rich.console import Console
 from rich.table import Table
 
 MEGABYTE = 1e6
+METHODS = ("plain", "mlc")
 Point = dict[str, Any]
 
 
-def measure(steps: int, calls: int, shape: str, together: bool) -> dict[str, Point]:
-    """The points of both methods at one number of steps, and how far their gradients are apart.
-
-    Run ``together``, each disturbs the other's seconds, but it takes half the time.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        files = {method: Path(folder) / f"{method}.npy" for method in ("plain", "mlc")}
-        with ThreadPoolExecutor(2 if together else 1) as pool:
-            started = {
-                method: pool.submit(run_point, "_spine_point.py", method, steps, calls, shape, file)
-                for method, file in files.items()
-            }
-            pair = {method: point.result() for method, point in started.items()}
-        plain, ours = (np.load(files[method]) for method in ("plain", "mlc"))
-    pair["mlc"]["gradient_error"] = float(np.linalg.norm(ours - plain) / np.linalg.norm(plain))
-    return pair
+def measure(method: str, steps: int, calls: int, folder: Path) -> tuple[Point, Path]:
+    """One point of W1, and the file with its gradient."""
+    file = folder / f"{method}{steps}.npy"
+    args = ("_spine_point.py", method, steps, calls, "W1")
+    return run_point(*args, "seconds", file) | run_point(*args, "memory", file), file
 
 
-def compare(pair: dict[str, Point]) -> Point:
-    """One row of the result: mlc relative to the plain unroll."""
-    plain, ours = pair["plain"], pair["mlc"]
+def measure_quickly(method: str, steps: int, calls: int, folder: Path) -> tuple[Point, Path]:
+    """The same for the small model in one process with one thread: it says nothing about speed."""
+    file = folder / f"{method}{steps}.npy"
+    args = ("_spine_point.py", method, steps, calls, "SMALL", "seconds,memory", file)
+    return run_point(*args, threads=1), file
+
+
+def measure_all(steps: list[int], calls: int, quick: bool) -> list[Point]:
+    """All points, the plain unroll's before mlc's at each number of steps; mlc's know their gradient's error."""
+    keys = [(method, t) for t in steps for method in METHODS]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2 if quick else 1) as pool:
+        one = measure_quickly if quick else measure
+        found = dict(zip(keys, pool.map(lambda key: one(*key, calls, Path(folder)), keys), strict=True))
+        gradients = {key: np.load(file) for key, (_, file) in found.items()}
+    for t in steps:
+        plain, ours = gradients["plain", t], gradients["mlc", t]
+        found["mlc", t][0]["gradient_error"] = float(np.linalg.norm(ours - plain) / np.linalg.norm(plain))
+    return [point for point, _ in found.values()]
+
+
+def compare(plain: Point, ours: Point) -> Point:
+    """One row of the result: mlc relative to the plain unroll at the same number of steps."""
     return {
         "steps": ours["steps"],
         "peak_ratio": ours["peak_bytes"] / plain["peak_bytes"],
@@ -126,14 +136,10 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     console = Console(width=110)
-    points: list[Point] = []
-    ratios: list[Point] = []
-    for steps in args.steps:
-        with console.status(f"T={steps}"):
-            pair = measure(steps, args.calls, "SMALL" if args.quick else "W1", together=args.quick)
-        points += pair.values()
-        ratios.append(compare(pair))
-    growths = {method: growth(points, method) for method in ("plain", "mlc")}
+    with console.status("measuring"):
+        points = measure_all(args.steps, args.calls, args.quick)
+    ratios = [compare(plain, ours) for plain, ours in zip(points[::2], points[1::2], strict=True)]
+    growths = {method: growth(points, method) for method in METHODS}
     promised = [] if args.quick else targets(ratios, growths)
     console.print(table(points, ratios))
     for method, value in growths.items():

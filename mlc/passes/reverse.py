@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+from torch._ops import OpOverload
 
 from mlc.errors import DifferentiationError
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Var, aten
 from mlc.ir.types import SeqType, TensorType
-from mlc.passes.rules import NoRule, reverse_rule
+from mlc.passes.rules import NoRule, differentiable_outs, reverse_rule
 
 __all__ = ["Passing", "active_vars", "loop_activity", "pull_eqn", "pullback"]
 
@@ -43,6 +44,8 @@ def active_vars(eqns: Iterable[Eqn], wrt: Iterable[Var], *, through_stops: Throu
         if any(v in active for v in e.inputs):
             if isinstance(e.op, Loop):
                 active.update(_active_results(e, active, through_stops))
+            elif isinstance(e.op, OpOverload) and len(e.outs) > 1:
+                active.update(v for v, d in zip(e.outs, differentiable_outs(e), strict=True) if d)
             else:
                 active.update(v for v in e.outs if v.type.is_float)
     return active

@@ -34,7 +34,7 @@ from mlc.ir.types import TensorType, Type
 from mlc.passes import legality
 from mlc.passes.spelling import own_decomposition
 
-__all__ = ["NoRule", "Rule", "forward_rule", "reverse_rule"]
+__all__ = ["NoRule", "Rule", "differentiable_outs", "forward_rule", "reverse_rule"]
 
 
 class NoRule(Exception):
@@ -113,6 +113,33 @@ def reverse_rule(e: Eqn, active: tuple[bool, ...], given: Given) -> Rule:
     return _cached(
         key, lambda: _first(e, _reverse_ways(e, given), lambda way: _record_reverse(e, active, given, way))
     )
+
+
+_CARRYING: dict[Any, tuple[bool, ...]] = {}
+
+
+def differentiable_outs(e: Eqn) -> tuple[bool, ...]:
+    """Which results of an ATen equation carry a derivative according to autograd.
+
+    Saved statistics (of batch norm, layer norm) and factorisations do not: formulas that read them account for them.
+    """
+    key = (e.op, len(e.outs), tuple([v.type.is_float for v in e.inputs]))
+    found = _CARRYING.get(key)
+    if found is None:
+        floats = tuple([v.type.is_float for v in e.outs])
+        found = floats
+        if len(e.outs) > 1:
+            try:
+                tape = _RuleTape(e, tuple([v.type.is_float for v in e.inputs]), ())
+                with tape.rec, torch.enable_grad(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    found = tuple([t.requires_grad for t in tape.call(e.op, tape.ins)])  # type: ignore[arg-type]
+            except Exception:  # an operator that cannot be run so has its rules recorded otherwise
+                found = floats
+            if not any(found):
+                found = floats
+        _CARRYING[key] = found
+    return found
 
 
 def forward_rule(e: Eqn, active: Given) -> Rule:
