@@ -34,8 +34,8 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
 def return_memory() -> None:
     """Have malloc give freed memory back at once, so that the resident set follows what is alive.
 
-    Call it before anything large is allocated: blocks freed inside an older heap would stay resident. Each large
-    block is then mapped and unmapped by the kernel, which costs time: measure seconds in another process.
+    Call it before anything large is allocated: blocks freed inside an older heap would stay resident. Each
+    large block is then mapped and unmapped by the kernel, so measure seconds in another process.
     """
     libc = ctypes.CDLL(None)
     libc.mallopt(M_TRIM_THRESHOLD, 64 * 1024)

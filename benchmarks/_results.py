@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
@@ -29,16 +31,24 @@ def run_point(script: str, *args: object, threads: int | None = None) -> dict[st
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def write(path: Path, points: list[dict[str, Any]], **content: Any) -> None:
-    """Write a result file: what all points share (machine, shape) once, then the points and ``content``.
+def busy(console: Console) -> float:
+    """Running processes (mean of the last minute) before we start; warn when they spoil what we measure.
 
-    The machine's ``load`` (running processes, mean of the last minute) tells whether it was quiet.
+    One process competing for a core can make threaded operations ten times as slow: their barriers spin.
     """
+    load = os.getloadavg()[0]
+    if load > 0.3:
+        console.print(f"[bold]the machine is busy (load {load:.1f}): seconds below say little[/bold]")
+    return load
+
+
+def write(path: Path, load: float, points: list[dict[str, Any]], **content: Any) -> None:
+    """Write a result file: what all points share (machine, shape) once, then the points and ``content``."""
     machine, shape = points[0]["machine"], points[0]["shape"]
     own = [{k: v for k, v in p.items() if k not in ("machine", "shape")} for p in points]
     head = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {**machine, "python": platform.python_version(), "load": os.getloadavg()[0]},
+        "machine": {**machine, "python": platform.python_version(), "load_before": load},
         "shape": shape,
         "points": own,
     }

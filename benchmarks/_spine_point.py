@@ -36,9 +36,7 @@ def memory(call: Callable[[], object], calls: int) -> dict[str, Any]:
     return {"peak_bytes": int(statistics.median(peaks)), "all_peak_bytes": peaks}
 
 
-def main(
-    method: str, steps: int, calls: int, shape: _w1.Shape, what: list[Meter], gradient_file: str
-) -> None:
+def main(method: str, steps: int, calls: int, shape: _w1.Shape, what: list[Meter], gradient_file: str) -> None:
     if memory in what:
         _measure.return_memory()
     model, batches, validation = _w1.problem(shape, steps, _measure.DEVICE)

@@ -1,10 +1,10 @@
 """Memory and time of mlc beside the plain unroll, over the number of inner steps.
 
 The W1 transformer of the design (``_w1.py``), Adam, the initial parameters as meta-parameters. Every point
-is measured in processes of its own, after a warm-up: seconds under ordinary malloc, and in another process the
-peak, with malloc returning memory at once (which makes calls about three times as slow). Peaks are what the
-operating system sees beyond what was resident before the call, so they hold the hypergradient (P, the bytes of
-the parameters) and what libraries allocate.
+is measured in processes of its own, after a warm-up: seconds under ordinary malloc, and in another process
+the peak, with malloc returning memory at once (which makes calls about three times as slow). Peaks are what
+the operating system sees beyond what was resident before the call, so they hold the hypergradient (P, the
+bytes of the parameters) and what libraries allocate.
 
     python benchmarks/spine.py [--quick] [--steps 1 2 4] [--calls 5] [--out FILE]
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _results import HERE, RESULTS, run_point, write
+from _results import HERE, RESULTS, busy, run_point, write
 from rich.console import Console
 from rich.table import Table
 
@@ -40,7 +40,7 @@ def measure_quickly(method: str, steps: int, calls: int, folder: Path) -> tuple[
 
 
 def measure_all(steps: list[int], calls: int, quick: bool) -> list[Point]:
-    """All points, the plain unroll's before mlc's at each number of steps; mlc's know their gradient's error."""
+    """The plain unroll's point and mlc's at each number of steps; mlc's know their gradient's error."""
     keys = [(method, t) for t in steps for method in METHODS]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2 if quick else 1) as pool:
         one = measure_quickly if quick else measure
@@ -118,9 +118,7 @@ def table(points: list[Point], ratios: list[Point]) -> Table:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny model, T=1 and 2: does it still run?")
     parser.add_argument("--steps", type=int, nargs="+", help="numbers of inner steps (default 1 2 4 8 16)")
     parser.add_argument("--calls", type=int, help="calls per median (default 3; 1 with --quick)")
@@ -136,6 +134,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     console = Console(width=110)
+    load = busy(console)
     with console.status("measuring"):
         points = measure_all(args.steps, args.calls, args.quick)
     ratios = [compare(plain, ours) for plain, ours in zip(points[::2], points[1::2], strict=True)]
@@ -148,10 +147,8 @@ def main() -> None:
     for goal in promised:
         if goal["measured"] is not None:
             verdict = "met" if goal["measured"] <= goal["at_most"] else "[bold]missed[/bold]"
-            console.print(
-                f"{goal['what']}: {goal['measured']:.3f}, wanted at most {goal['at_most']}: {verdict}"
-            )
-    write(args.out, points, ratios=ratios, growth_in_parameters=growths, targets=promised)
+            console.print(f"{goal['what']}: {goal['measured']:.3f}, wanted at most {goal['at_most']}: {verdict}")
+    write(args.out, load, points, ratios=ratios, growth_in_parameters=growths, targets=promised)
     console.print(f"written to {args.out}")
 
 

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from _results import HERE, RESULTS, run_point, write
+from _results import HERE, RESULTS, busy, run_point, write
 from rich.console import Console
 from rich.table import Table
 
@@ -51,13 +51,14 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     console = Console(width=110)
+    load = busy(console)
     points = []
     for steps in args.steps:
         with console.status(f"T={steps}"):
             points.append(run_point("_tracing_point.py", steps, "SMALL" if args.quick else "SIX_LAYERS"))
         points[-1]["at_most"] = None if args.quick else PROMISED.get(steps)
     console.print(table(points))
-    write(args.out, points)
+    write(args.out, load, points)
     console.print(f"written to {args.out}")
 
 

@@ -25,13 +25,27 @@ from mlc.errors import (
     PlanError,
     VerifyError,
 )
+from mlc.ir.program import Program
 from mlc.modules import clone
 from mlc.passes.plan import Plan
-from mlc.ir.program import Program
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "BudgetError", "CaptureError", "CheckReport", "CompiledFunction", "DifferentiationError", "MlcError", "Plan", "PlanError",
-    "Program", "VerifyError", "check", "clone", "compile", "draw", "plan", "trace",
-]  # fmt: skip
+    "BudgetError",
+    "CaptureError",
+    "CheckReport",
+    "CompiledFunction",
+    "DifferentiationError",
+    "MlcError",
+    "Plan",
+    "PlanError",
+    "Program",
+    "VerifyError",
+    "check",
+    "clone",
+    "compile",
+    "draw",
+    "plan",
+    "trace",
+]

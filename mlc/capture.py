@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dis
-import random
 import sys
-import types
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +23,17 @@ from mlc.iterables import Source, Sources, loader_patches, substitute
 from mlc.optimizers import narrow_counts, restore_flags
 from mlc.patches import _ours, _set, patched
 from mlc.roots import Path, Roots, walk
-from mlc.scalars import TracedScalar, traced_max, traced_min
+from mlc.scalars import TracedScalar
+from mlc.setting import (
+    current,
+    default_dtype_kept,
+    eager_dynamo,
+    iterators_elsewhere,
+    numbers_in_optimizers,
+    quiet,
+    rng_kept,
+    zero_grad,
+)
 from mlc.state import Change, Watch
 from mlc.tracer import External, Step, Tracer
 
@@ -83,100 +90,14 @@ class Recording:
     arg_names: tuple[str, ...] = ()
 
 
-@contextlib.contextmanager
-def _iterators_elsewhere(fn: Any, roots: Roots, sources: Sources) -> Iterator[None]:
-    """Iterators in closures, globals and attributes, replaced for the time of the trace."""
-    undo: list[Callable[[], None]] = []
-
-    def cell(c: Any, old: Any) -> Callable[[], None]:
-        def put() -> None:
-            c.cell_contents = old
-
-        return put
-
-    def put_global(scope: dict[str, Any], name: str, old: Any) -> Callable[[], None]:
-        return lambda: scope.__setitem__(name, old)
-
-    try:
-        f = fn.__func__ if isinstance(fn, types.MethodType) else fn
-        for path, x in [*roots.iterators.items(), *roots.batches.items()]:
-            if path[0] == "args" or not isinstance(f, types.FunctionType):
-                continue
-            new = substitute(x, path, roots.batches, roots.iterators, sources)
-            if new is x:
-                continue
-            if path[:2] == ("fn", "closure") and len(path) == 3:
-                c = (f.__closure__ or ())[f.__code__.co_freevars.index(path[2])]
-                undo.append(cell(c, x))
-                c.cell_contents = new
-            elif path[0] == "globals" and len(path) == 3 and f.__globals__.get(path[2]) is x:
-                undo.append(put_global(f.__globals__, path[2], x))
-                f.__globals__[path[2]] = new
-        yield
-    finally:
-        for u in undo:
-            u()
-
-
-@contextlib.contextmanager
-def _zero_grad(tracer: Tracer, active: Callable[[], bool]) -> Iterator[None]:
-    opt_zero, mod_zero = torch.optim.Optimizer.zero_grad, torch.nn.Module.zero_grad
-
-    def zero(original: Any, params: Callable[[Any], Iterator[Tensor]]) -> Any:
-        def run(self: Any, set_to_none: bool = True) -> None:
-            if not active() or not set_to_none:
-                original(self, set_to_none)
-                return
-            for p in params(self):
-                tracer.set_grad(p, None)
-
-        return run
-
-    with (
-        _set(torch.optim.Optimizer, "zero_grad", zero(opt_zero, lambda o: (p for g in o.param_groups for p in g["params"]))),
-        _set(torch.nn.Module, "zero_grad", zero(mod_zero, lambda m: m.parameters())),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def _numbers_in_optimizers() -> Iterator[None]:
-    """Optimizers that take ``max(1.0, norm.item())`` of traced numbers see differentiable ``min`` and ``max``."""
-    from torch.optim import _adafactor
-
-    scope = vars(_adafactor)
-    scope.update(min=traced_min, max=traced_max)
-    try:
-        yield
-    finally:
-        del scope["min"], scope["max"]
-
-
-@contextlib.contextmanager
-def _rng_kept() -> Iterator[None]:
-    """Leave every default generator as it was."""
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    py = random.getstate()
-    np = sys.modules.get("numpy")
-    host = np.random.get_state() if np is not None else None
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        random.setstate(py)
-        if np is not None:
-            np.random.set_state(host)
-
-
 def _call(tracer: Tracer, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     tracer.sites.begin(sys._getframe())
     return fn(*args, **kwargs)
 
 
-def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], roots: Roots | None = None) -> Recording:
+def record(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], roots: Roots | None = None
+) -> Recording:
     """Trace one call.  Nothing of the user's is changed, whether it succeeds or not.
 
     Raises:
@@ -196,20 +117,20 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     try:
         with contextlib.ExitStack() as stack:
             put = stack.enter_context
-            put(_quiet())
-            put(_default_dtype_kept())
-            put(_rng_kept())
+            put(quiet())
+            put(default_dtype_kept())
+            put(rng_kept())
             put(patched(tracer))
-            put(_zero_grad(tracer, active))
-            put(_numbers_in_optimizers())
+            put(zero_grad(tracer, active))
+            put(numbers_in_optimizers())
             put(_set(DataLoader, "__iter__", iterate))
             put(_set(DataLoader, "__len__", length))
-            put(_iterators_elsewhere(fn, roots, sources))
+            put(iterators_elsewhere(fn, roots, sources))
             put(sdpa_kernel(SDPBackend.MATH))
             put(torch.backends.mkldnn.flags(enabled=False))
             put(torch.enable_grad())
-            put(_eager_dynamo())
-            put(_current(tracer))
+            put(eager_dynamo())
+            put(current(tracer))
             with tracer:
                 out = _call(tracer, fn, new_args, new_kwargs)
                 sources.check_random()
@@ -231,44 +152,6 @@ def record(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     host.ignore = _changed(roots, after)
     _clean(tracer)
     return host
-
-
-@contextlib.contextmanager
-def _default_dtype_kept() -> Iterator[None]:
-    dtype = torch.get_default_dtype()
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(dtype)
-
-
-@contextlib.contextmanager
-def _current(tracer: Tracer) -> Iterator[None]:
-    before, Tracer.current = Tracer.current, tracer
-    try:
-        yield
-    finally:
-        Tracer.current = before
-
-
-@contextlib.contextmanager
-def _eager_dynamo() -> Iterator[None]:
-    stance = getattr(torch.compiler, "set_stance", None)
-    if stance is None:
-        yield
-        return
-    with stance("force_eager"):
-        yield
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Schedulers warn when optimizer.step was not called through their wrapper; ours is."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        warnings.filterwarnings("ignore", message=".*TF32 acceleration on top of oneDNN.*")
-        warnings.filterwarnings("ignore", message=".*The .grad attribute of a Tensor that is not a leaf.*")
-        yield
 
 
 def _users_own(e: Exception) -> bool:
@@ -361,7 +244,9 @@ def _reuse(sources: Sources) -> tuple[bool, list[str]]:
     if sources.host_random:
         notes.append("traced anew at every call: the loop draws from Python's or NumPy's random generator")
     if any(s.mixed for s in sources.all):
-        notes.append("traced anew at every call: an iterable yields values that are not tensors, or is made in the call")
+        notes.append(
+            "traced anew at every call: an iterable yields values that are not tensors, or is made in the call"
+        )
     return not notes, notes
 
 
@@ -404,4 +289,3 @@ def _effect_of(c: Change, roots: Roots, value: Callable[[Any], Any]) -> Effect:
         p, name = c.key
         return Effect("state", c.owner, c.path, (p, name), value(c.value), roots.tensors.get(id(p)))
     return Effect(c.kind, c.owner, c.path, c.key, value(c.value))
-

@@ -40,9 +40,7 @@ DIRECTIONS = 2
 MOST_METAS = 16
 
 
-def check(
-    fn: Callable[..., Any], *args: Any, dtype: torch.dtype = torch.float64, **kwargs: Any
-) -> CheckReport:
+def check(fn: Callable[..., Any], *args: Any, dtype: torch.dtype = torch.float64, **kwargs: Any) -> CheckReport:
     """Compare the compiled hypergradient of a call with the plain unroll and with finite differences.
 
     The function runs about 25 times, on copies: parameters, optimizers, buffers and random generators stay
@@ -206,9 +204,7 @@ class _Examination:
     def _state(self) -> dict[Any, Tensor]:
         """Final values of everything reachable (not ``.grad``: meta-parameters deliberately differ there)."""
         at = walk(self.fn, self.args, self.kwargs).at
-        return {
-            p: t.detach().clone() for p, t in at.items() if p[-1] != ".grad" and t.layout is torch.strided
-        }
+        return {p: t.detach().clone() for p, t in at.items() if p[-1] != ".grad" and t.layout is torch.strided}
 
     def _against_function(self) -> tuple[float, float]:
         """Errors of the values and of the final states against an eager run of the user's function."""
@@ -262,9 +258,7 @@ class _Examination:
             loss = self._loss(outs)
             found = torch.autograd.grad(loss, leaves, allow_unused=True)
         except (RuntimeError, NotImplementedError) as e:
-            self.notes.append(
-                f"no plain unroll, PyTorch cannot differentiate it twice: {str(e).splitlines()[0]}"
-            )
+            self.notes.append(f"no plain unroll, PyTorch cannot differentiate it twice: {str(e).splitlines()[0]}")
             return None, None
         err = max((relative(a, b.detach()) for a, b in zip(self.values, outs, strict=True)), default=0.0)
         return [torch.zeros_like(t) if g is None else g for g, t in zip(found, leaves, strict=True)], err
@@ -291,9 +285,7 @@ class _Examination:
             self.box.reset()
             if move is not None:
                 move()
-            inputs = [
-                e.tensor.detach().clone().requires_grad_(e.tensor.requires_grad) for e in self.rec.externals
-            ]
+            inputs = [e.tensor.detach().clone().requires_grad_(e.tensor.requires_grad) for e in self.rec.externals]
             return [t.detach() for t in self._picked(Unroll(self.rec, self.stop, values).run(inputs))]
 
         return run
@@ -332,9 +324,7 @@ def _weights(outs: Sequence[Tensor]) -> list[Tensor | None]:
     if len(live) == 1 and live[0].dim() == 0:
         return [torch.ones_like(o.detach()) if o.requires_grad else None for o in outs]
     return [
-        torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.detach())
-        if o.requires_grad
-        else None
+        torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.detach()) if o.requires_grad else None
         for o in outs
     ]
 

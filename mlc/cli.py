@@ -134,9 +134,7 @@ def run(target: Target, memory: Memory = None, as_json: Json = False, verbose: V
         _print_json({"result": result, "last_calls": reports})
     elif verbose:
         for name, r in reports.items():
-            _screen.print(
-                f"last call of {name}: {r['seconds']:.3f} s, peak {_size(r['peak_bytes'])}", style="dim"
-            )
+            _screen.print(f"last call of {name}: {r['seconds']:.3f} s, peak {_size(r['peak_bytes'])}", style="dim")
 
 
 def _call(file: UserFile, as_json: bool) -> None:

@@ -18,7 +18,7 @@ def _owner(owner: Any, path: Path | None, roots: Roots) -> Any:
     if path is None:
         return owner
     for table in (roots.at, roots.optimizers, roots.schedulers, roots.modules):
-        found = table.get(path)  # type: ignore[attr-defined]
+        found = table.get(path)
         if found is not None:
             return found
     return owner

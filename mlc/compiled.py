@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from mlc.capture import Recording, Ref, record
 from mlc.commit import commit, storages
 from mlc.errors import DifferentiationError, MlcError
+from mlc.ir.program import Program
 from mlc.iterables import batch_tensors
 from mlc.passes.plan import Plan, make_plan, stages_for
 from mlc.program import build_program
@@ -23,7 +24,6 @@ from mlc.roots import Path, Roots, walk
 from mlc.runtime.call import Executor, Run
 from mlc.runtime.feeds import Drawer, Stale
 from mlc.tracer import External
-from mlc.ir.program import Program
 
 __all__ = ["CompiledFunction", "compile"]
 
@@ -98,7 +98,7 @@ class _Call:
     def run(self) -> list[Tensor]:
         """Forward stage, then the user's objects are brought to their final state."""
         entry = self.entry
-        written = {id(self.roots.at.get(e.path, e.owner)) for e in entry.recording.effects if e.kind == "copy"}
+        written = {id(self.roots.at.get(e.path or (), e.owner)) for e in entry.recording.effects if e.kind == "copy"}
         own = [t.detach().clone() if id(t) in written else t for t in self.inputs]
         run = entry.executor.forward(own, self.drawer)
         for s, src in enumerate(entry.recording.sources):
@@ -196,7 +196,7 @@ class CompiledFunction:
         metas = call.metas()
         try:
             if torch.is_grad_enabled() and metas and entry.executor.stages.cotangents:
-                outs = list(_Node.apply(call, *metas))
+                outs = list(_Node.apply(call, *metas))  # type: ignore[no-untyped-call]
             else:
                 outs = call.run()
         except BaseException:
@@ -241,8 +241,8 @@ def _fits(entry: _Entry, roots: Roots) -> bool:
         found = roots.batches.get(path, roots.objects.get(path))
         if found is not None and len(found) != n:
             return False
-    for path, t, none in rec.grad_guards:
-        now = roots.at.get(path, t) if path is not None else t
+    for where, t, none in rec.grad_guards:
+        now = roots.at.get(where, t) if where is not None else t
         if (now.grad is None) != none:
             return False
     return all(g.holds(lambda x: _found(x, roots)) for g in rec.guards)
@@ -293,7 +293,9 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
     Raises:
         PlanError: for options that make no sense.
     """
-    options = dict(memory=memory, backend=backend, stop_gradient=stop_gradient, flows=flows, precision=precision, mesh=mesh)
+    options = dict(
+        memory=memory, backend=backend, stop_gradient=stop_gradient, flows=flows, precision=precision, mesh=mesh
+    )
     from mlc.passes.plan import check_options
 
     check_options(options)

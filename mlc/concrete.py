@@ -102,4 +102,4 @@ def _run(eqns: Sequence[Eqn], values: Mapping[Var, Tensor], result: Var) -> Any:
             out = op(*args, **{k: map_vars(v, env.__getitem__) for k, v in e.kwargs})
             env.update(zip(e.outs, [out] if isinstance(out, Tensor) else out, strict=False))
         # TensorBase.item: Tensor.item is replaced while tracing
-        return torch._C.TensorBase.item(env[result].detach())  # type: ignore[attr-defined]
+        return torch._C.TensorBase.item(env[result].detach())

@@ -94,9 +94,7 @@ def _metas(program: Program) -> list[list[str]]:
     found: dict[tuple[object, ...], list[str]] = {}
     for i in program.metas:
         name = program.inputs[i].name
-        key = tuple(
-            (f.kind, f.target, f.carries, f.why, str(f.loc)) for f in program.flows if f.source == name
-        )
+        key = tuple((f.kind, f.target, f.carries, f.why, str(f.loc)) for f in program.flows if f.source == name)
         found.setdefault(key, []).append(name)
     return list(found.values())
 

@@ -38,9 +38,7 @@ def draw(obj: Program | Plan, path: str | Path) -> Path:
     program = _program(obj)
     write = _WRITERS.get(path.suffix.lower())
     if write is None:
-        raise MlcError(
-            f"cannot draw {path.suffix or 'a file without suffix'}", advice=f"use {', '.join(_WRITERS)}"
-        )
+        raise MlcError(f"cannot draw {path.suffix or 'a file without suffix'}", advice=f"use {', '.join(_WRITERS)}")
     data = write(diagram_of(program))
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return path
@@ -56,9 +54,7 @@ def _program(obj: Program | Plan) -> Program:
                 advice="draw the program, or load the plan with it: mlc.Plan.load(path, program)",
             )
         return obj.bound
-    raise MlcError(
-        f"cannot draw a {type(obj).__name__}", advice="pass a Program (cf.program) or a Plan (cf.plan)"
-    )
+    raise MlcError(f"cannot draw a {type(obj).__name__}", advice="pass a Program (cf.program) or a Plan (cf.plan)")
 
 
 # ---- formats
@@ -124,9 +120,7 @@ def _png(d: Diagram) -> bytes:
     try:
         from resvg_py import svg_to_bytes
     except ImportError:
-        raise MlcError(
-            "drawing .png needs resvg-py", advice="pip install 'mlc[draw]', or draw an .svg"
-        ) from None
+        raise MlcError("drawing .png needs resvg-py", advice="pip install 'mlc[draw]', or draw an .svg") from None
     return bytes(svg_to_bytes(svg_string=to_svg(d), zoom=2))
 
 

@@ -6,10 +6,7 @@ All of them derive from :class:`MlcError`.  The message says what happened, wher
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlc.ir.types import Loc
+from typing import Any
 
 __all__ = ["BudgetError", "CaptureError", "DifferentiationError", "MlcError", "PlanError", "VerifyError"]
 
@@ -19,11 +16,11 @@ class MlcError(Exception):
 
     Attributes:
         what: What went wrong, one sentence.
-        loc: Where in the user's code, or None when no line of theirs is to blame.
+        loc: Where in the user's code (:class:`mlc.ir.types.Loc`), or None when no line of theirs is to blame.
         advice: What to write instead.
     """
 
-    def __init__(self, what: str, *, loc: Loc | None = None, advice: str = "") -> None:
+    def __init__(self, what: str, *, loc: Any = None, advice: str = "") -> None:
         self.what = what
         self.loc = loc
         self.advice = advice

@@ -38,9 +38,7 @@ def through_updates(rec: Recording) -> bool:
     return False
 
 
-def _meets_gradient(
-    losses: Sequence[Var], active: set[Var], fence: set[Var], producer: dict[Var, Eqn]
-) -> bool:
+def _meets_gradient(losses: Sequence[Var], active: set[Var], fence: set[Var], producer: dict[Var, Eqn]) -> bool:
     todo, seen = list(losses), set(fence)
     while todo:
         v = todo.pop()
@@ -75,9 +73,7 @@ def precision(rec: Recording, metas: Sequence[Var]) -> float:
     """Unit round-off of the least precise floating value on a path from a meta-parameter."""
     active = _active(rec, metas)
     types = [v.type for e in rec.eqns for v in e.outs if v in active]
-    return max(
-        (torch.finfo(t.dtype).eps for t in types if isinstance(t, TensorType) and t.is_float), default=0.0
-    )
+    return max((torch.finfo(t.dtype).eps for t in types if isinstance(t, TensorType) and t.is_float), default=0.0)
 
 
 def _active(rec: Recording, metas: Sequence[Var]) -> set[Var]:

@@ -222,7 +222,7 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
 
     def iter_real(loader: Any) -> Iterator[Any]:
         with _disable_current_modes():
-            return original_iter(loader)  # type: ignore[no-any-return]
+            return original_iter(loader)
 
     def length(loader: Any) -> int:
         if active():

@@ -26,6 +26,8 @@ from mlc.tracer import Tracer
 
 __all__ = ["patched"]
 
+_BASE: Any = torch._C.TensorBase
+
 
 def _ours(tracer: Tracer) -> Callable[[], bool]:
     me = threading.get_ident()
@@ -99,14 +101,14 @@ def _refuse(make: Callable[[], CaptureError], active: Callable[[], bool], origin
 
 
 def _numbers(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any]]:
-    base = torch._C.TensorBase
+    base: Any = torch._C.TensorBase
 
     def item(t: Tensor) -> Any:
-        return tracer.item(t) if active() else base.item(t)  # type: ignore[attr-defined]
+        return tracer.item(t) if active() else base.item(t)
 
     def tolist(t: Tensor) -> Any:
         if not active():
-            return base.tolist(t)  # type: ignore[attr-defined]
+            return base.tolist(t)
         if t.dim() == 0:
             return tracer.item(t)
         if t.numel() <= 4096:
@@ -118,7 +120,7 @@ def _numbers(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, 
 
         def convert(t: Tensor) -> Any:
             if not active():
-                return original(t) if original is not None else kind(base.item(t))  # type: ignore[attr-defined]
+                return original(t) if original is not None else kind(base.item(t))
             return tracer.decide(t, kind, what)
 
         return convert
@@ -126,14 +128,15 @@ def _numbers(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, 
     def fmt(t: Tensor, spec: str) -> str:
         if active():
             return "<traced>" if t.numel() == 1 else f"<traced {tuple(t.shape)}>"
-        return original_format(t, spec)
+        return str(original_format(t, spec))
 
     def text(t: Tensor, *args: Any, **kwargs: Any) -> str:
         if active() and (isinstance(t, FakeTensor) or id(t) in tracer.handles):
             return f"<traced {t.dtype} {tuple(t.shape)}>"
-        return original_repr(t, *args, **kwargs)
+        return str(original_repr(t, *args, **kwargs))
 
-    original_format, original_repr = Tensor.__format__, Tensor.__repr__
+    original_format: Any = Tensor.__format__
+    original_repr: Any = Tensor.__repr__
     yield Tensor, "item", item
     yield Tensor, "tolist", tolist
     yield Tensor, "__bool__", number(bool, "a branch")
@@ -151,12 +154,12 @@ def _numpy(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, st
             "derivative", loc=tracer.place(), advice="use torch operators, or convert outside the compiled function",
         )  # fmt: skip
 
-    yield Tensor, "numpy", _refuse(make, active, torch._C.TensorBase.numpy)  # type: ignore[attr-defined]
+    yield Tensor, "numpy", _refuse(make, active, _BASE.numpy)
     yield Tensor, "__array__", _refuse(make, active, Tensor.__array__)
 
 
 def _data(tracer: Tracer, active: Callable[[], bool]) -> property:
-    base = torch._C.TensorBase.data  # type: ignore[attr-defined]
+    base = _BASE.data
 
     def get(t: Tensor) -> Any:
         return base.__get__(t)
@@ -175,7 +178,7 @@ def _data(tracer: Tracer, active: Callable[[], bool]) -> property:
 
 
 def _grad(tracer: Tracer, active: Callable[[], bool]) -> property:
-    base = torch._C.TensorBase.grad  # type: ignore[attr-defined]
+    base = _BASE.grad
 
     def get(t: Tensor) -> Any:
         return tracer.get_grad(t) if active() else base.__get__(t)
@@ -233,7 +236,10 @@ def patched(tracer: Tracer) -> Iterator[None]:
         return _hook(tracer)
 
     with contextlib.ExitStack() as stack:
-        put = lambda o, n, v: stack.enter_context(_set(o, n, v))  # noqa: E731
+
+        def put(owner: Any, name: str, value: Any) -> None:
+            stack.enter_context(_set(owner, name, value))
+
         utils = sys.modules.get("transformers.utils.import_utils")
         if hasattr(utils, "is_torchdynamo_compiling"):  # it asks before it looks at the values of tensors
             put(utils, "is_torchdynamo_compiling", lambda: True)

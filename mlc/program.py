@@ -29,7 +29,11 @@ def path_name(path: Sequence[Any] | None) -> str:
     out = ""
     for p in parts:
         s = str(p)
-        out += f"[{p}]" if isinstance(p, int) and out else (s if s.startswith(".") and out else ("." if out else "") + s.lstrip("."))
+        out += (
+            f"[{p}]"
+            if isinstance(p, int) and out
+            else (s if s.startswith(".") and out else ("." if out else "") + s.lstrip("."))
+        )
     return out or "input"
 
 
@@ -47,9 +51,7 @@ def build_program(rec: Recording, stop: str = "all") -> Program:
     names = [_name(rec, e.path, i) for i, e in enumerate(externals)]
     rolled = roll(rec.eqns, [e.var for e in externals], rec.results, names)
     region = _open_lengths(verify(rolled.region), rec)
-    inputs = tuple(
-        Input(n, _role(e), e.var.type, e.path) for n, e in zip(names, externals, strict=True)
-    )
+    inputs = tuple(Input(n, _role(e), e.var.type, e.path) for n, e in zip(names, externals, strict=True))
     notes = tuple(dict.fromkeys([*rec.notes, *rolled.notes]))
     program = Program(rec.function, region, inputs, rec.n_outputs, notes=notes, loc=rec.loc, binding=rec)
     notes += _diagnose(program, stop)
@@ -115,7 +117,9 @@ def _independent(region: Region, feed: Eqn) -> bool:
     if any(v not in feed.outs for v in seqs):
         return False
     emitted = set(loop.outs[op.n_carry :])
-    return not any(v in emitted for e in region.eqns if e is not loop for v in e.inputs) and not emitted & set(region.outputs)
+    return not any(v in emitted for e in region.eqns if e is not loop for v in e.inputs) and not emitted & set(
+        region.outputs
+    )
 
 
 def _reopen(region: Region, opened: dict[Var, Eqn]) -> Region:
@@ -179,7 +183,11 @@ def _cuts(region: Region, metas: Sequence[int]) -> list[Eqn]:
     through = active_vars(region.eqns, [region.inputs[i] for i in metas], through_stops=True)
     if not any(v in through for v in region.outputs):
         return []
-    return [e for e in region.walk() if isinstance(e.op, Stop) and not e.op.inner and (e.args[0] in through or e not in region.eqns)]
+    return [
+        e
+        for e in region.walk()
+        if isinstance(e.op, Stop) and not e.op.inner and (e.args[0] in through or e not in region.eqns)
+    ]
 
 
 def _no_path(program: Program, names: list[str], cuts: list[Eqn]) -> CaptureError:

@@ -143,8 +143,8 @@ class _Walker:
         self.note((*path, "training"), m.training)
         for n, p in m._parameters.items():
             self.visit(p, (*path, n), depth)
-        for n, p in m._buffers.items():
-            self.visit(p, (*path, n), depth)
+        for n, buffer in m._buffers.items():
+            self.visit(buffer, (*path, n), depth)
         for n, c in m._modules.items():
             self.visit(c, (*path, n), depth)
         self.fields({k: v for k, v in vars(m).items() if k not in _SKIP_MODULE}, path, depth)

@@ -173,7 +173,9 @@ def _smaller(sign: int) -> Callable[..., Any]:
         like = next(a.tensor for a in args if isinstance(a, TracedScalar))
         with torch.no_grad():
             parts = [
-                a.tensor if isinstance(a, TracedScalar) else torch.full([], float(a), dtype=like.dtype, device=like.device)
+                a.tensor
+                if isinstance(a, TracedScalar)
+                else torch.full([], float(a), dtype=like.dtype, device=like.device)
                 for a in args
             ]
             out = parts[0]

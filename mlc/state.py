@@ -50,12 +50,18 @@ class Watch:
         out: list[Change] = []
         for o, path, groups, state in self._optimizers:
             for i, (g, old) in enumerate(zip(o.param_groups, groups, strict=False)):
-                out += [Change(o, path, "group", (i, k), v) for k, v in g.items() if k != "params" and v is not old.get(k)]
+                out += [
+                    Change(o, path, "group", (i, k), v) for k, v in g.items() if k != "params" and v is not old.get(k)
+                ]
             for p, entries in o.state.items():
                 before = state.get(p, {})
-                out += [Change(o, path, "state", (p, k), v) for k, v in entries.items() if v is not before.get(k, _MISSING)]
+                out += [
+                    Change(o, path, "state", (p, k), v) for k, v in entries.items() if v is not before.get(k, _MISSING)
+                ]
         for m, path, attrs, buffers, _ in self._modules:
-            out += [Change(m, path, "buffers", k, v) for k, v in m._buffers.items() if v is not buffers.get(k, _MISSING)]
+            out += [
+                Change(m, path, "buffers", k, v) for k, v in m._buffers.items() if v is not buffers.get(k, _MISSING)
+            ]
             out += [
                 Change(m, path, "attr", k, v) for k, v in vars(m).items()
                 if v is not attrs.get(k, _MISSING) and (isinstance(v, torch.Tensor) or k == "training")

@@ -94,13 +94,9 @@ def to_svg(d: Diagram) -> str:
     """The SVG document."""
     layout = _Layout(d)
     channels = layout.channels()
-    base = (
-        PAD + layout.width + 10 + max(len(a.label) for a in d.arrows) * LABEL * 0.58 + 10 if d.arrows else 0
-    )
+    base = PAD + layout.width + 10 + max(len(a.label) for a in d.arrows) * LABEL * 0.58 + 10 if d.arrows else 0
     width = (
-        (base + CHANNEL * (max((k for _, k in channels), default=0) + 1) + PAD)
-        if d.arrows
-        else layout.width + 2 * PAD
+        (base + CHANNEL * (max((k for _, k in channels), default=0) + 1) + PAD) if d.arrows else layout.width + 2 * PAD
     )
     height = layout.bottom + PAD
     out = [
@@ -114,8 +110,7 @@ def to_svg(d: Diagram) -> str:
         ],
         "</defs>",
         f'<rect width="{width:.0f}" height="{height:.0f}" fill="#ffffff"/>',
-        f'<text x="{PAD}" y="{PAD + 14}" font-size="15" font-weight="bold" '
-        f'fill="#111827">{escape(d.title)}</text>',
+        f'<text x="{PAD}" y="{PAD + 14}" font-size="15" font-weight="bold" fill="#111827">{escape(d.title)}</text>',
     ]
     out += [line for p in layout.order for line in _box(p)]
     out += [line for a, k in channels for line in _arrow(layout, a, base + CHANNEL * k)]
@@ -144,8 +139,7 @@ def _arrow(layout: _Layout, a: Arrow, x: float) -> list[str]:
     dash = ' stroke-dasharray="5 4"' if a.dashed else ""
     path = f"M{x1:.1f} {y1:.1f}H{x:.1f}V{y2:.1f}H{x2 + 1:.1f}"
     return [
-        f'<path d="{path}" fill="none" stroke="{color}" stroke-width="1.4"{dash} '
-        f'marker-end="url(#{a.kind})"/>',
+        f'<path d="{path}" fill="none" stroke="{color}" stroke-width="1.4"{dash} marker-end="url(#{a.kind})"/>',
         f'<text x="{layout.width + PAD + 12:.1f}" y="{y2 - 3:.1f}" font-size="{LABEL}" '
         f'fill="{color}">{escape(a.label)}</text>',
     ]

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from mlc.errors import CaptureError
 from mlc.concrete import Guard, concrete
+from mlc.errors import CaptureError
 from mlc.frames import Site, Sites
 from mlc.ir.core import Alias, Draw, Eqn, Grad, Seed, Stop, Var
 from mlc.ir.record import Handle, Recorder, Storage
@@ -28,6 +28,8 @@ from mlc.ir.views import IDENTITY_VIEWS
 from mlc.scalars import TracedScalar
 
 __all__ = ["External", "Tracer"]
+
+_BASE: Any = torch._C.TensorBase
 
 
 @dataclass
@@ -258,7 +260,15 @@ class Tracer(Recorder):
         live = [v for v in targets if v is not None]
         outs = tuple(Var(v.type, mask) for v in live)
         n = len(pairs)
-        eqn = Eqn(Grad(n, len(live), depth), (*[v for v, _ in pairs], *live, *[s for _, s in pairs]), outs, (), loc, "grad", site)
+        eqn = Eqn(
+            Grad(n, len(live), depth),
+            (*[v for v, _ in pairs], *live, *[s for _, s in pairs]),
+            outs,
+            (),
+            loc,
+            "grad",
+            site,
+        )
         if live:
             self.builder.append(eqn)
             self.grad_eqns.append(eqn)
@@ -276,6 +286,7 @@ class Tracer(Recorder):
         if old is None:
             self.set_grad(t, g)
             return
+        total: Tensor
         with torch.no_grad(), self.active():
             if isinstance(old, FakeTensor):
                 old.add_(g)
@@ -291,7 +302,7 @@ class Tracer(Recorder):
         entry = self.grads.get(id(t))
         if entry is not None:
             return entry[1]
-        real: Tensor | None = torch._C.TensorBase.grad.__get__(t)  # type: ignore[attr-defined]
+        real: Tensor | None = _BASE.grad.__get__(t)
         if not isinstance(t, FakeTensor):
             self.grad_reads.setdefault(id(t), (t, real is None))
         return real

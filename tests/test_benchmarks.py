@@ -21,16 +21,9 @@ def quick(script: str, folder: Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     result = json.loads(out.read_text())
-    assert result["machine"].keys() >= {
-        "device",
-        "device_name",
-        "cores",
-        "threads",
-        "torch",
-        "python",
-        "load",
-    }
-    assert result["date"]
+    known = {"device", "device_name", "cores", "threads", "torch", "python", "load_before"}
+    assert result["machine"].keys() == known
+    assert result["date"] and result["shape"]["layers"] == 1
     return result
 
 

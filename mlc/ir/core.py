@@ -23,9 +23,29 @@ from torch._ops import OpOverload
 from mlc.ir.types import Loc, SeqType, Type
 
 __all__ = [
-    "Alias", "Arg", "Custom", "Draw", "EffectCall", "Eqn", "Feed", "Grad", "Index", "Loop", "NestedEffects", "Op", "Pack", "Primitive",
-    "Random", "Region", "SafeSqrt", "Seed", "Stop", "Var", "flat_vars", "map_vars",
-]  # fmt: skip
+    "Alias",
+    "Arg",
+    "Custom",
+    "Draw",
+    "EffectCall",
+    "Eqn",
+    "Feed",
+    "Grad",
+    "Index",
+    "Loop",
+    "NestedEffects",
+    "Op",
+    "Pack",
+    "Primitive",
+    "Random",
+    "Region",
+    "SafeSqrt",
+    "Seed",
+    "Stop",
+    "Var",
+    "flat_vars",
+    "map_vars",
+]
 
 
 class Var:

@@ -126,9 +126,7 @@ class _Custom(torch.autograd.Function):
         return (None,) * 4 + tuple(grads) + (None,) * (len(args) - n_in)
 
 
-def custom(
-    body: Callable[..., Any], args: Sequence[Any], n_in: int, n_out: int, present: Sequence[bool]
-) -> Any:
+def custom(body: Callable[..., Any], args: Sequence[Any], n_in: int, n_out: int, present: Sequence[bool]) -> Any:
     """A ``torch.autograd.Function`` of the user's."""
     return _Custom.apply(body, n_in, n_out, present, *args)  # type: ignore[no-untyped-call]
 

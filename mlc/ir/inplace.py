@@ -81,9 +81,7 @@ def _same_arguments(op: OpOverload, pure: OpOverload) -> bool:
     """Whether ``pure`` takes what ``op`` takes (without ``out=``) and writes nothing."""
     a = [str(x.type) for x in op._schema.arguments if not (x.kwarg_only and x.alias_info is not None)]
     b = [str(x.type) for x in pure._schema.arguments]
-    return a == b and not any(
-        x.alias_info is not None and x.alias_info.is_write for x in pure._schema.arguments
-    )
+    return a == b and not any(x.alias_info is not None and x.alias_info.is_write for x in pure._schema.arguments)
 
 
 def like_to_fill(op: OpOverload, args: tuple[Any, ...]) -> tuple[OpOverload, tuple[Any, ...]] | None:

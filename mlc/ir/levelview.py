@@ -63,9 +63,7 @@ class LevelView:
     def update_region(self) -> Region:
         """The update as a region."""
         if not self.level.at:
-            raise VerifyError(
-                f"{self.level.name} has no update in the program: what it trains is trained outside"
-            )
+            raise VerifyError(f"{self.level.name} has no update in the program: what it trains is trained outside")
         graph, step = self._graph, self._step
         after = [a for _, a, _, _ in step.trained]
         region = graph.home[after[0]]
@@ -111,9 +109,7 @@ def _takes(e: Eqn, grads: set[Eqn]) -> bool:
     return isinstance(e.op, Loop) and any(x in grads for x in e.op.body.walk())
 
 
-def _cut_out(
-    region: Region, outputs: Iterable[Var], names: dict[Var, str], fence: Callable[[Eqn], bool]
-) -> Region:
+def _cut_out(region: Region, outputs: Iterable[Var], names: dict[Var, str], fence: Callable[[Eqn], bool]) -> Region:
     """What ``outputs`` are made from, back to ``names``, fencing equations and region inputs."""
     outs = tuple(dict.fromkeys(outputs))
     ends = dict(names)

@@ -36,9 +36,7 @@ def dtype_text(dtype: torch.dtype) -> str:
 
 DTYPES = {dtype_text(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 FORMATS: dict[str, Any] = {
-    str(x).removeprefix("torch."): x
-    for x in vars(torch).values()
-    if isinstance(x, torch.layout | torch.memory_format)
+    str(x).removeprefix("torch."): x for x in vars(torch).values() if isinstance(x, torch.layout | torch.memory_format)
 }
 
 

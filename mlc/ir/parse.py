@@ -48,9 +48,7 @@ __all__ = ["parse"]
 
 T = TypeVar("T")
 _PLAIN: dict[str, type[Primitive]] = {
-    WORDS.get(c, c.__name__.lower()): c
-    for c in Primitive.__subclasses__()
-    if c not in (Custom, Feed, Grad, Loop)
+    WORDS.get(c, c.__name__.lower()): c for c in Primitive.__subclasses__() if c not in (Custom, Feed, Grad, Loop)
 }
 _EFFECTS = {"random": Random, "draw": Draw, "seed": Seed}
 _WORDS: dict[str, Any] = {
@@ -123,9 +121,7 @@ class _Reader:
 
     def level(self, tree: Any) -> Level:
         name, attrs, comment = tree.children
-        return self.make(
-            tree, Level, name=_string(name), trips=None, loc=self.comment(comment)[0], given=attrs
-        )
+        return self.make(tree, Level, name=_string(name), trips=None, loc=self.comment(comment)[0], given=attrs)
 
     def flow(self, tree: Any) -> Flow:
         kind, source, target, attrs, comment = tree.children
@@ -137,9 +133,7 @@ class _Reader:
         try:
             return cls(**{**known, **self.attrs(given)})
         except TypeError:
-            raise _wrong(
-                tree, f"missing or unknown attributes of {getattr(cls, '__name__', 'this').lower()}"
-            ) from None
+            raise _wrong(tree, f"missing or unknown attributes of {getattr(cls, '__name__', 'this').lower()}") from None
 
     def comment(self, token: Token | None) -> tuple[Loc | None, str]:
         m = None if token is None else _COMMENT.match(str(token))
@@ -272,9 +266,7 @@ class _Reader:
         for group in tree.children:
             items = [] if group is None else group.children
             groups.append(tuple([self.value(x) for x in items if x.data != "pair"]))
-            kwargs += [
-                (str(x.children[0])[:-1], self.value(x.children[1])) for x in items if x.data == "pair"
-            ]
+            kwargs += [(str(x.children[0])[:-1], self.value(x.children[1])) for x in items if x.data == "pair"]
         return groups, tuple(kwargs)
 
     def type(self, tree: Any) -> Type:

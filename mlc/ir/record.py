@@ -46,7 +46,7 @@ class Recorder(Values, TorchDispatchMode):
         TorchDispatchMode.__init__(self)
         Values.__init__(self, merge=merge, fake_mode=fake_mode)
         self.safe_sqrt = False
-        self._results: dict[Any, list[TensorType]] = {}
+        self._results: dict[Any, tuple[bool, list[Any]]] = {}
 
     def active(self) -> Any:
         """Context in which operators are recorded, whether or not they are already."""
@@ -181,7 +181,7 @@ class Recorder(Values, TorchDispatchMode):
             h.copy = detaches and self.copying()
             h.hidden = not detaches and not torch.is_grad_enabled()
             h.origin = loc if detaches or not torch.is_grad_enabled() else base.origin
-            t._mlc = h
+            t._mlc = h  # type: ignore[union-attr]
         return out
 
     def _inplace_view(self, func: Any, args: Any, kwargs: Any) -> Any:

@@ -28,12 +28,8 @@ def _batch_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     x, weight, bias, mean, var, training, momentum, eps = args[:8]
     with rec.active():
         if not training:
-            return _plain(
-                rec, _A.native_batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps), {}
-            )
-        out = _plain(
-            rec, _A.native_batch_norm.default, (x, weight, bias, None, None, True, momentum, eps), {}
-        )
+            return _plain(rec, _A.native_batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps), {})
+        out = _plain(rec, _A.native_batch_norm.default, (x, weight, bias, None, None, True, momentum, eps), {})
         if mean is not None:
             with torch.no_grad():
                 dims = [d for d in range(x.dim()) if d != 1]
@@ -48,13 +44,9 @@ def _batch_norm_like(mean_at: int | None, extra: bool = False) -> Handler:
 
     def run(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
-        mean, var = (
-            (given.get("running_mean"), given.get("running_var")) if mean_at is not None else (None, None)
-        )
+        mean, var = (given.get("running_mean"), given.get("running_var")) if mean_at is not None else (None, None)
         head = (given["input"], given.get("weight"), given.get("bias"), mean, var)
-        out = _batch_norm(
-            rec, func, (*head, given.get("training", True), given["momentum"], given["eps"]), {}
-        )
+        out = _batch_norm(rec, func, (*head, given.get("training", True), given["momentum"], given["eps"]), {})
         if not extra:
             return out
         with rec.active():

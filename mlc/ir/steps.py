@@ -40,9 +40,7 @@ class Step:
 
 def find_steps(graph: ValueGraph) -> list[Step]:
     """The steps of a program, in order."""
-    reached = graph.spread(
-        {v: 1 << k for k, s in enumerate(graph.grads) for v in s.eqn.outs}, without=_NO_GRAD
-    )
+    reached = graph.spread({v: 1 << k for k, s in enumerate(graph.grads) for v in s.eqn.outs}, without=_NO_GRAD)
     origins = Origins(graph)
     steps: list[Step] = []
     for k, site in enumerate(graph.grads):

@@ -138,11 +138,7 @@ class _Printer:
         return ", ".join(self.literal(a) for a in values)
 
     def call_args(self, args: Iterable[Any], kwargs: Iterable[tuple[str, Any]]) -> str:
-        return (
-            "("
-            + ", ".join([self.literal(a) for a in args] + [f"{k}={self.literal(v)}" for k, v in kwargs])
-            + ")"
-        )
+        return "(" + ", ".join([self.literal(a) for a in args] + [f"{k}={self.literal(v)}" for k, v in kwargs]) + ")"
 
     # ---- programs
 
@@ -186,9 +182,7 @@ class _Printer:
     # ---- equations
 
     def eqn(self, e: Eqn, pad: str) -> Iterator[str]:
-        lines = list(
-            self.work(e, pad)
-        )  # before the results are named: numbers grow down the page inside bodies
+        lines = list(self.work(e, pad))  # before the results are named: numbers grow down the page inside bodies
         outs = ", ".join(self.define(v) for v in e.outs)
         lines[0] = f"{pad}{outs} = {lines[0]}" if outs else pad + lines[0]
         lines[-1] += self.comment(e.loc, e.tag)

@@ -132,12 +132,7 @@ class Values:
                     self._own(h, var)
                 h.storage.leaf = h.storage.leaf or not h.chain
             self.new_bit(var)
-        elif (
-            tracking
-            and var.mask
-            and not self.carries(t, h)
-            and t.dtype.is_floating_point | t.dtype.is_complex
-        ):
+        elif tracking and var.mask and not self.carries(t, h) and t.dtype.is_floating_point | t.dtype.is_complex:
             return self._stop(var, h, level=self.depth() if h.soft else None)
         return var
 
@@ -162,9 +157,7 @@ class Values:
             self._stops[key] = known
         return known
 
-    def _emit(
-        self, op: Any, args: Any, types: Sequence[Any], kwargs: Any = (), loc: Loc | None = None
-    ) -> Any:
+    def _emit(self, op: Any, args: Any, types: Sequence[Any], kwargs: Any = (), loc: Loc | None = None) -> Any:
         here, site = self.locate()
         b = self.builder
         n = len(b.eqns)
@@ -241,15 +234,13 @@ class Values:
             to = TensorType(ty.dtype, v.type.shape, v.type.stride, ty.device)
             (v,) = self._emit(aten("_to_copy"), (v,), (to,), (("dtype", ty.dtype), ("device", ty.device)))
             assert isinstance(v.type, TensorType)
-        if v.type.shape != ty.shape:
-            lead = len(ty.shape) - len(v.type.shape)
-            stride = tuple(
-                0 if i < lead or v.type.shape[i - lead] != s else v.type.stride[i - lead]
-                for i, s in enumerate(ty.shape)
-            )
-            (v,) = self._emit(
-                aten("expand"), (v, list(ty.shape)), (TensorType(ty.dtype, ty.shape, stride, ty.device),)
-            )
+        vt = v.type
+        assert isinstance(vt, TensorType)
+        shape, strides = vt.shape, vt.stride
+        if shape != ty.shape:
+            lead = len(ty.shape) - len(shape)
+            stride = tuple(0 if i < lead or shape[i - lead] != s else strides[i - lead] for i, s in enumerate(ty.shape))
+            (v,) = self._emit(aten("expand"), (v, list(ty.shape)), (TensorType(ty.dtype, ty.shape, stride, ty.device),))
         return v
 
     def twin(self, t: Tensor) -> FakeTensor:

@@ -54,9 +54,7 @@ def verify_program(p: Program) -> Program:
         raise VerifyError(f"{p.name}: {len(p.inputs)} inputs described, {len(p.region.inputs)} in the region")
     for x, v in zip(p.inputs, p.region.inputs, strict=True):
         if x.type != v.type:
-            raise VerifyError(
-                f"{p.name}: input {x.name} is {type_text(v.type)}, described as {type_text(x.type)}"
-            )
+            raise VerifyError(f"{p.name}: input {x.name} is {type_text(v.type)}, described as {type_text(x.type)}")
         if x.role not in ROLES:
             raise VerifyError(f"{p.name}: input {x.name} has the unknown role {x.role}")
     if not 0 <= p.n_outputs <= len(p.region.outputs):
@@ -72,9 +70,7 @@ def _verify_names(p: Program) -> None:
     known = levels | {x.name for x in p.inputs}
     for f in p.flows:
         if f.target not in levels or f.source not in known:
-            raise VerifyError(
-                f"{p.name}: a {f.kind} flow from {f.source} to {f.target}, which are not both there"
-            )
+            raise VerifyError(f"{p.name}: a {f.kind} flow from {f.source} to {f.target}, which are not both there")
         if f.kind not in ("value", "response", "gradient", "stop"):
             raise VerifyError(f"{p.name}: unknown kind of flow {f.kind}")
 
@@ -187,12 +183,7 @@ def _loop(op: Loop, e: Eqn) -> str:
     for (what, v, elem), k in zip(rows, every, strict=True):
         if not isinstance(v.type, SeqType) or not _alike(v.type.elem, elem):
             return f"has a {what} of type {type_text(v.type)} for elements of type {type_text(elem)}"
-        if (
-            op.replay is None
-            and k == 1
-            and None not in (v.type.length, op.trips)
-            and v.type.length != op.trips
-        ):
+        if op.replay is None and k == 1 and None not in (v.type.length, op.trips) and v.type.length != op.trips:
             return f"runs {op.trips} times over a {what} of {v.type.length}"
     return ""
 

@@ -63,9 +63,7 @@ def _dense(base: Tensor) -> bool:
     return True
 
 
-def _as_strided(
-    new: Tensor, base: Tensor, size: list[int], stride: list[int], offset: int | None = None
-) -> Tensor:
+def _as_strided(new: Tensor, base: Tensor, size: list[int], stride: list[int], offset: int | None = None) -> Tensor:
     """Each element of the view by its place in memory; ``base`` must fill its memory without gaps."""
     order = _storage_order(base)
     flat = base.permute(order).reshape(-1)

@@ -85,10 +85,8 @@ class Tape:
         cut = self._cuts(losses, wrt, op.depth)
         rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, self.inside), cut, self.inside)
         mixed = self.policy.mode == "mixed" and e not in self._reverse_over
-        if mixed and all(v in saved for v in e.outs):
-            values = [saved[v] for v in e.outs]
-        else:
-            values = lower_grad(b, rec)
+        known = mixed and all(v in saved for v in e.outs)
+        values = [saved[v] for v in e.outs] if known else lower_grad(b, rec)
         if mixed:
             marker = Eqn(Alias(), tuple(values + losses + wrt + seeds), tuple(Var(v.type) for v in values), tag="grad")
             b.append(marker)
@@ -152,7 +150,9 @@ class Tape:
             v for v in dict.fromkeys(v for e in rec.slice for v in e.inputs)
             if v in active and v not in roots and (v not in inside or v in stopped)
         ]  # fmt: skip
-        found = pullback(b, rec.slice, _seeds(b, rec), [*dict.fromkeys(rec.wrt), *others], cut=rec.cut, inside=rec.inside)
+        found = pullback(
+            b, rec.slice, _seeds(b, rec), [*dict.fromkeys(rec.wrt), *others], cut=rec.cut, inside=rec.inside
+        )
         targets = [v for v in (*roots, *others) if v in found and v in active]
         seeded = [s for s in rec.seeds if s in active]
         fence = {*roots, *others, *rec.seeds}

@@ -81,9 +81,7 @@ def _levels(levels: Sequence[Level]) -> Table:
         at = f"line {x.loc.line}" if x.loc is not None else ""
         trains = names_text(x.trains) + (" (outside)" if not x.depth else "")
         state = str(x.state) if x.depth else ""
-        rows.append(
-            ["  " * x.depth + x.name, x.optimizer or "-", trips if x.depth else "", state, trains, at]
-        )
+        rows.append(["  " * x.depth + x.name, x.optimizer or "-", trips if x.depth else "", state, trains, at])
     return _table(("level", "optimizer", "trips", "state", "trains", "at"), rows)
 
 
@@ -137,9 +135,7 @@ def _decisions(decisions: Sequence[Decision]) -> Table:
 
 
 def _cost(d: Decision) -> tuple[str, str]:
-    return time_text(d.seconds) if d.seconds is not None else "", size_text(
-        d.bytes
-    ) if d.bytes is not None else ""
+    return time_text(d.seconds) if d.seconds is not None else "", size_text(d.bytes) if d.bytes is not None else ""
 
 
 # ---- words

@@ -47,9 +47,7 @@ class _Group:
         return {v for s in self.steps for v in s.zone}
 
 
-def find_levels(
-    program: Program, steps: Sequence[Sequence[Any]]
-) -> tuple[tuple[Level, ...], tuple[Flow, ...]]:
+def find_levels(program: Program, steps: Sequence[Sequence[Any]]) -> tuple[tuple[Level, ...], tuple[Flow, ...]]:
     """Levels by nesting of gradients, and the flows between them.
 
     Args:
@@ -225,9 +223,7 @@ class _Flows:
         self.graph = graph
         self.groups = groups
         region = program.region
-        self.sources: list[tuple[str, set[Var]]] = [
-            (program.inputs[i].name, {region.inputs[i]}) for i in program.metas
-        ]
+        self.sources: list[tuple[str, set[Var]]] = [(program.inputs[i].name, {region.inputs[i]}) for i in program.metas]
         self._cache: dict[tuple[int, str, str], int] = {}
         self.n_meta = len(self.sources)
         self.sources += [(g.name, g.own) for g in groups]

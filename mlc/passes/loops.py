@@ -85,7 +85,7 @@ def add_sequences(b: Builder, a: Var, c: Var) -> Var:
 
 def saved_values(body: Region) -> list[Var]:
     """Values of a trip that the sweep hands to the adjoint: inner gradients and random or drawn values."""
-    out = []
+    out: list[Var] = []
     for e in body.eqns:
         if isinstance(e.op, Grad) or e.impure:
             out.extend(e.outs)
@@ -116,7 +116,9 @@ def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None
     acc = [b.zero(p.consts[i].type) for i in consts]
     args = (*init, *acc, *p.consts, *p.seqs, *[sequences[v] for v in kept], *[cts[p.emitted[i]] for i in given])
     op = Loop(body, len(init) + len(acc), len(p.consts), p.op.trips, not p.op.reverse, label=f"adjoint {p.op.label}")
-    types = [v.type for v in body.outputs[: op.n_carry]] + [SeqType(v.type, op.trips) for v in body.outputs[op.n_carry :]]
+    types = [v.type for v in body.outputs[: op.n_carry]] + [
+        SeqType(v.type, op.trips) for v in body.outputs[op.n_carry :]
+    ]
     outs = b.emit(op, args, types, loc=e.loc, tag="adjoint")
     targets = [*[p.init[i] for i in carried], *[p.consts[i] for i in consts], *[p.seqs[i] for i in seqs]]
     from mlc.passes.reverse import _give
@@ -220,4 +222,3 @@ def push_loop(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     results = b.emit(op, args, types, loc=e.loc, tag="tangent")
     tan.update((p.final[i], r) for i, r in zip(carried, results[: len(carried)], strict=True))
     tan.update((p.emitted[i], r) for i, r in zip(emits, results[len(carried) :], strict=True))
-

@@ -131,4 +131,6 @@ def _with_factories(before: Sequence[Eqn], behind: list[Eqn], grads: Sequence[Va
 
 def _crossing(behind: Sequence[Eqn], grads: Sequence[Var], ct_vars: Sequence[Var]) -> list[Var]:
     own = {v for e in behind for v in e.outs} | set(ct_vars)
-    return list(dict.fromkeys([v for e in behind for v in e.inputs if v not in own] + [g for g in grads if g not in own]))
+    return list(
+        dict.fromkeys([v for e in behind for v in e.inputs if v not in own] + [g for g in grads if g not in own])
+    )

@@ -91,9 +91,7 @@ class Plan(BaseModel):
             PlanError: when it belongs to another program.
         """
         if self.program != digest(program):
-            raise PlanError(
-                "this plan belongs to another program", advice="plan the program again with mlc.plan"
-            )
+            raise PlanError("this plan belongs to another program", advice="plan the program again with mlc.plan")
         self._bound = program
         return self
 

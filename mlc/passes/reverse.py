@@ -195,7 +195,9 @@ def _pull_aten(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> Non
     ins = e.inputs
     grads_in = [cts[v] for v in e.outs if v in cts]
     try:
-        rule = reverse_rule(e, tuple([v in active for v in ins]), tuple([cts[v].type if v in cts else None for v in e.outs]))
+        rule = reverse_rule(
+            e, tuple([v in active for v in ins]), tuple([cts[v].type if v in cts else None for v in e.outs])
+        )
     except NoRule as err:
         raise DifferentiationError(
             f"no derivative: {err}", loc=e.loc, advice="detach the input of this operator, or compute it differently"

@@ -110,9 +110,7 @@ def reverse_rule(e: Eqn, active: tuple[bool, ...], given: Given) -> Rule:
         A rule with inputs ``(*e.inputs, *e.outs, *cotangents given)``, one result per active input.
     """
     key = ("vjp", e.op, _skeleton(e.args), _skeleton(dict(e.kwargs)), active, given)
-    return _cached(
-        key, lambda: _first(e, _reverse_ways(e, given), lambda way: _record_reverse(e, active, given, way))
-    )
+    return _cached(key, lambda: _first(e, _reverse_ways(e, given), lambda way: _record_reverse(e, active, given, way)))
 
 
 _CARRYING: dict[Any, tuple[bool, ...]] = {}

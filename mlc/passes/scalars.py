@@ -51,9 +51,7 @@ def literal_key(e: Eqn, *, strict: bool) -> Any:
     elif isinstance(op, Custom):
         op = ("custom", op.title, op.n_in, op.n_out, op.present, region_key(op.backward))
     spec = None if strict else _HOLES.get(e.op)
-    args = tuple(
-        "#" if spec and i in spec[0] and type(a) in (int, float) else _lit(a) for i, a in enumerate(e.args)
-    )
+    args = tuple("#" if spec and i in spec[0] and type(a) in (int, float) else _lit(a) for i, a in enumerate(e.args))
     kw = tuple((k, "#" if spec and k in spec[1] and type(v) in (int, float) else _lit(v)) for k, v in e.kwargs)
     return (op, args, kw)
 

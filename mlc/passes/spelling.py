@@ -117,9 +117,7 @@ def _embedding_bag(
     if scale or (mode == 2 and padding >= 0):
         raise NotImplementedError("embedding_bag with scale_grad_by_freq, or the largest beside padding")
     each = None if per_sample is None else per_sample.detach()
-    fused = _A._embedding_bag.default(
-        weight.detach(), indices, offsets, scale, mode, sparse, each, last, padding
-    )
+    fused = _A._embedding_bag.default(weight.detach(), indices, offsets, scale, mode, sparse, each, last, padding)
     rest = fused[1:]
     starts = offsets[:-1] if last else offsets
     place = torch.arange(indices.shape[0], device=indices.device)
@@ -153,9 +151,7 @@ _SPELT: dict[Any, Callable[..., Any]] = {
 }
 
 
-def own_decomposition(
-    op: Any, args: tuple[Any, ...], given: tuple[Any, ...] = ()
-) -> Callable[..., Any] | None:
+def own_decomposition(op: Any, args: tuple[Any, ...], given: tuple[Any, ...] = ()) -> Callable[..., Any] | None:
     """Our own spelling of an operator whose formulas cannot be used with these arguments and cotangents."""
     if op in (_A.index_put.default, _A._unsafe_index_put.default):
         return _index_put if any(_is_mask(i) for i in args[1]) else None

@@ -65,7 +65,9 @@ class Executor:
         self._drawer: Drawer | None = None
         special = link(lambda op: feed_runner(op, self._draws), self._draw)
         self._forward: Executable = compile_region(stages.forward, special)
-        self._backward: Executable | None = None if stages.backward is None else compile_region(stages.backward, special)
+        self._backward: Executable | None = (
+            None if stages.backward is None else compile_region(stages.backward, special)
+        )
 
     def _draws(self) -> Drawer:
         assert self._drawer is not None

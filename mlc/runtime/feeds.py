@@ -31,7 +31,9 @@ class Drawer:
         tensors: Tensors of an item, in the traced order.
     """
 
-    def __init__(self, open_source: Callable[[int, int], Iterator[Any]], tensors: Callable[[Any], list[Tensor]]) -> None:
+    def __init__(
+        self, open_source: Callable[[int, int], Iterator[Any]], tensors: Callable[[Any], list[Tensor]]
+    ) -> None:
         self._open = open_source
         self._tensors = tensors
         self._iterators: dict[tuple[int, int], Iterator[Any]] = {}

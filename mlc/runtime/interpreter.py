@@ -136,7 +136,9 @@ def _flat(result: Any) -> list[Tensor]:
 
 
 def _returns_many(op: Any) -> bool:
-    return isinstance(op, OpOverload) and (len(op._schema.returns) > 1 or op._schema.returns[0].type.kind() == "ListType")
+    return isinstance(op, OpOverload) and (
+        len(op._schema.returns) > 1 or op._schema.returns[0].type.kind() == "ListType"
+    )
 
 
 def _as_strided(t: TensorType) -> Callable[..., Tensor]:

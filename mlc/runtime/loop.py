@@ -29,6 +29,7 @@ class LoopRunner:
         return self.op.trips
 
     def __call__(self, args: list[Any]) -> list[Any]:
+        """Run all trips; ``args`` is emptied."""
         op = self.op
         nc, nk = op.n_carry, op.n_const
         carries, consts, seqs = args[:nc], args[nc : nc + nk], args[nc + nk :]

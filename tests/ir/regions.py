@@ -76,9 +76,7 @@ def loop_program() -> Program:
 
 # ---- random programs: well-formed, though no operator would take such arguments
 
-DTYPES = st.sampled_from(
-    [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64, torch.float8_e5m2]
-)
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64, torch.float8_e5m2])
 DEVICES = st.sampled_from([CPU, torch.device("cuda:1"), torch.device("meta")])
 WORDS = st.text(max_size=5)
 
@@ -101,9 +99,7 @@ def literals(values: list[Var]) -> Any:
     leaf = st.one_of(LEAVES, st.sampled_from(values)) if values else LEAVES
     return st.recursive(
         leaf,
-        lambda x: st.one_of(
-            st.lists(x, max_size=3), st.tuples(x), st.tuples(x, x), st.dictionaries(WORDS, x)
-        ),
+        lambda x: st.one_of(st.lists(x, max_size=3), st.tuples(x), st.tuples(x, x), st.dictionaries(WORDS, x)),
     )
 
 
@@ -135,9 +131,7 @@ def equations(draw: Any, known: list[Var], depth: int) -> Eqn:
         return draw(loops(known, depth, where))
     if kind == "feed":
         call = EffectCall(Draw(1, 0), (), (), (draw(types()),))
-        noise = EffectCall(
-            Random(aten("rand")), (draw(literals([])),), (("generator", torch.Generator()),), ()
-        )
+        noise = EffectCall(Random(aten("rand")), (draw(literals([])),), (("generator", torch.Generator()),), ())
         effects = (call, NestedEffects((call, noise), draw(st.none() | st.just(2))))
         trips = draw(st.none() | st.just(4))
         outs = (call.types[0], SeqType(call.types[0], effects[1].trips))
@@ -195,6 +189,4 @@ def random_programs(draw: Any) -> Program:
     region = draw(regions(inputs, 2))
     role = st.sampled_from(["meta", "trained", "state", "data"])
     described = tuple(Input(draw(WORDS), draw(role), v.type) for v in inputs)
-    return Program(
-        draw(WORDS), region, described, 1, notes=tuple(draw(st.lists(WORDS, max_size=2))), loc=draw(LOCS)
-    )
+    return Program(draw(WORDS), region, described, 1, notes=tuple(draw(st.lists(WORDS, max_size=2))), loc=draw(LOCS))

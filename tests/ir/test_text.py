@@ -20,7 +20,6 @@ from tests import programs
 from tests.ir.regions import CPU, MUL, loop_program, random_programs, tensor, tiny
 
 # The lines of levels are long as they are.
-# ruff: noqa: E501
 GOLDEN = """\
 program "train" returns 1  # me/train.py:1
 file "me/train.py" = "/src/me/train.py"

@@ -42,9 +42,7 @@ def loop(body: Region | None = None, n_carry: int = 1, n_const: int = 0, trips: 
     """A loop over a carry and a sequence."""
     c, s = Var(V4), Var(F32)
     return one(
-        Loop(
-            Region((c, s), (), (c, s)) if body is None else body, n_carry, n_const, trips, False, every, "l"
-        ),
+        Loop(Region((c, s), (), (c, s)) if body is None else body, n_carry, n_const, trips, False, every, "l"),
         ins,
         outs,
     )
@@ -141,18 +139,12 @@ def _level(name: str) -> Level:
 
 PROGRAMS: dict[str, Callable[[Program], Program]] = {
     "1 inputs described, 2 in the region": lambda p: replace(p, inputs=p.inputs[:1]),
-    r"input x is f32\[\], described as f32\[4\]": lambda p: replace(
-        p, inputs=(Input("x", "meta", V4), p.inputs[1])
-    ),
+    r"input x is f32\[\], described as f32\[4\]": lambda p: replace(p, inputs=(Input("x", "meta", V4), p.inputs[1])),
     "unknown role boss": lambda p: replace(p, inputs=(Input("a", "boss", F32), p.inputs[1])),
     "returns 2 of 1 results": lambda p: replace(p, n_outputs=2),
     "two levels have the same name": lambda p: replace(p, levels=(_level("L0"), _level("L0"))),
-    "a value flow from a to L9": lambda p: replace(
-        p, levels=(_level("L0"),), flows=(Flow("value", "a", "L9"),)
-    ),
-    "unknown kind of flow love": lambda p: replace(
-        p, levels=(_level("L0"),), flows=(Flow("love", "a", "L0"),)
-    ),
+    "a value flow from a to L9": lambda p: replace(p, levels=(_level("L0"),), flows=(Flow("value", "a", "L9"),)),
+    "unknown kind of flow love": lambda p: replace(p, levels=(_level("L0"),), flows=(Flow("love", "a", "L0"),)),
 }
 
 

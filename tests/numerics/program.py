@@ -150,9 +150,7 @@ def check_compiled(program: Program, mlc: ModuleType) -> None:
         same(describe(out), describe(expected), "output", rel=max(1e-10, program.tolerance))
         assert torch.equal(draws, torch.get_rng_state()), "the random state differs from the loop's"
         for name in plain.args:
-            same(
-                describe(setup.args[name]), describe(plain.args[name]), name, rel=max(1e-9, program.tolerance)
-            )
+            same(describe(setup.args[name]), describe(plain.args[name]), name, rel=max(1e-9, program.tolerance))
     assert all(t.grad is None for t in setup.meta.values() if t.is_leaf), "meta-parameters got an inner .grad"
     other = program.fresh()
     expected = total(other.reference(**other.args))
@@ -176,9 +174,7 @@ def same(one: Any, two: Any, where: str, rel: float = 1e-9) -> None:
         assert one.shape == two.shape, where
         assert one.dtype == two.dtype, where
         assert one.requires_grad == two.requires_grad, f"{where}.requires_grad"
-        torch.testing.assert_close(
-            one.detach(), two.detach(), rtol=rel, atol=1e-12, msg=lambda m: f"{where}: {m}"
-        )
+        torch.testing.assert_close(one.detach(), two.detach(), rtol=rel, atol=1e-12, msg=lambda m: f"{where}: {m}")
     elif isinstance(two, Mapping):
         assert one.keys() == two.keys(), where
         for k in two:

@@ -49,9 +49,7 @@ class Learner:
     def grads(self, loss: Tensor, names: Iterable[str] | None = None) -> Tensors:
         """Differentiable gradients of `loss`; parameters without one are left out."""
         names = [n for n in (names or self.params) if self.params[n].requires_grad]
-        found = torch.autograd.grad(
-            loss, [self.params[n] for n in names], create_graph=True, allow_unused=True
-        )
+        found = torch.autograd.grad(loss, [self.params[n] for n in names], create_graph=True, allow_unused=True)
         return {n: g for n, g in zip(names, found, strict=True) if g is not None}
 
     def renew(self) -> None:
@@ -68,9 +66,7 @@ class Learner:
         """Take over the state of a real optimizer that has stepped on the module."""
         for n, p in self.module.named_parameters():
             if p in opt.state:
-                self.state[n] = {
-                    k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in opt.state[p].items()
-                }
+                self.state[n] = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in opt.state[p].items()}
 
 
 def clip_norm(grads: Mapping[str, Tensor], limit: float) -> Tensors:

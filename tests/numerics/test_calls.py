@@ -153,9 +153,7 @@ def test_generators_are_drawn_at_every_call(mlc: ModuleType) -> None:
         drawn.clear()
         value = compiled(**{**args, "batches": stream(seed)})
         assert drawn == [0, 1, 2, 3]
-        assert float(value.detach()) == pytest.approx(
-            float(val_loss(learner, args["val"]).detach()), rel=1e-10
-        )
+        assert float(value.detach()) == pytest.approx(float(val_loss(learner, args["val"]).detach()), rel=1e-10)
     assert len(ran) == 1
 
 
@@ -212,9 +210,7 @@ def warm_world() -> World:
     def reference(model, meta, batches, val, opt, turn):
         learner = Learner(model)
         learner.continue_from(opt)
-        table = schedule(
-            Adam, {"lr": 0.05, "eps": 1e-3}, lambda o: lr_scheduler.StepLR(o, 4, 0.5), turn.last_epoch + 3
-        )
+        table = schedule(Adam, {"lr": 0.05, "eps": 1e-3}, lambda o: lr_scheduler.StepLR(o, 4, 0.5), turn.last_epoch + 3)
         for (x, y), now in zip(batches, table[turn.last_epoch :], strict=True):
             learner.step(Adam, learner.grads(train_loss(learner, meta, x, y)), **now)
         return val_loss(learner, val)

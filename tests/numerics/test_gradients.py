@@ -109,9 +109,7 @@ def two_backwards_through_one_graph() -> Setup:
         learner = Learner(model)
         for x, y in batches:
             out = learner(x)
-            loss = (
-                meta(F.cross_entropy(out, y, reduction="none"), y) + meta.log_l2.exp() * out.square().mean()
-            )
+            loss = meta(F.cross_entropy(out, y, reduction="none"), y) + meta.log_l2.exp() * out.square().mean()
             learner.step(SGD, learner.grads(loss), lr=0.1)
         return val_loss(learner, val)
 

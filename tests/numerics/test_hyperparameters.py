@@ -41,9 +41,7 @@ def learned(cls, settings, **values) -> Setup:
 
     args = task().args()
     hyper = {n: torch.tensor(v, requires_grad=True) for n, v in values.items()}
-    return Setup(
-        loop, reference, {**args, "hyper": hyper}, {**dict(args["meta"].named_parameters()), **hyper}
-    )
+    return Setup(loop, reference, {**args, "hyper": hyper}, {**dict(args["meta"].named_parameters()), **hyper})
 
 
 @SUITE.add()
@@ -69,9 +67,7 @@ def adam_rate() -> Setup:
 
 @SUITE.add()
 def adam_rate_and_betas() -> Setup:
-    return learned(
-        Adam, lambda h: {"lr": h["lr"], "betas": (h["b1"], h["b2"]), "eps": EPS}, lr=0.05, b1=0.8, b2=0.9
-    )
+    return learned(Adam, lambda h: {"lr": h["lr"], "betas": (h["b1"], h["b2"]), "eps": EPS}, lr=0.05, b1=0.8, b2=0.9)
 
 
 @SUITE.add()

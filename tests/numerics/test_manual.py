@@ -141,9 +141,7 @@ def a_tensor_trained_by_hand() -> Setup:
             w = w - 0.2 * torch.autograd.grad(loss, w, create_graph=True)[0]
         return (a @ w - b).square().mean()
 
-    return Setup(
-        loop, reference, {"a": torch.randn(6, 3), "b": torch.randn(6), "meta": nn.Parameter(torch.randn(6))}
-    )
+    return Setup(loop, reference, {"a": torch.randn(6, 3), "b": torch.randn(6), "meta": nn.Parameter(torch.randn(6))})
 
 
 # --- a gradient inside a step

@@ -50,23 +50,17 @@ def step_lr() -> Setup:
 
 @SUITE.add()
 def cosine() -> Setup:
-    return scheduled(
-        AdamW, {"lr": 0.05, "eps": EPS}, lambda o: schedulers.CosineAnnealingLR(o, T_max=4, eta_min=1e-3)
-    )
+    return scheduled(AdamW, {"lr": 0.05, "eps": EPS}, lambda o: schedulers.CosineAnnealingLR(o, T_max=4, eta_min=1e-3))
 
 
 @SUITE.add()
 def one_cycle_turns_momentum() -> Setup:
-    return scheduled(
-        SGD, {"lr": 0.1, "momentum": 0.9}, lambda o: schedulers.OneCycleLR(o, max_lr=0.3, total_steps=6)
-    )
+    return scheduled(SGD, {"lr": 0.1, "momentum": 0.9}, lambda o: schedulers.OneCycleLR(o, max_lr=0.3, total_steps=6))
 
 
 @SUITE.add()
 def one_cycle_turns_betas() -> Setup:
-    return scheduled(
-        Adam, {"lr": 0.01, "eps": EPS}, lambda o: schedulers.OneCycleLR(o, max_lr=0.05, total_steps=6)
-    )
+    return scheduled(Adam, {"lr": 0.01, "eps": EPS}, lambda o: schedulers.OneCycleLR(o, max_lr=0.05, total_steps=6))
 
 
 @SUITE.add()

@@ -64,9 +64,7 @@ def a_value_made_under_no_grad_is_cut() -> Setup:
     def loss_of(model, meta, x, y):
         with torch.no_grad():
             target = torch.softmax(2 * model(x), 1)
-        return train_loss(model, meta, x, y) + F.kl_div(
-            model(x).log_softmax(1), target, reduction="batchmean"
-        )
+        return train_loss(model, meta, x, y) + F.kl_div(model(x).log_softmax(1), target, reduction="batchmean")
 
     return stepping(loss_of)
 
@@ -96,9 +94,7 @@ def an_early_stop_of_the_unroll() -> Setup:
             w = w - 0.5 * g
         return (torch.tanh(a @ w) - b).square().mean()
 
-    return Setup(
-        loop, loop, {"a": torch.randn(6, 3), "b": torch.randn(6), "meta": nn.Parameter(torch.randn(6))}
-    )
+    return Setup(loop, loop, {"a": torch.randn(6, 3), "b": torch.randn(6), "meta": nn.Parameter(torch.randn(6))})
 
 
 @SUITE.add(referee="none")

@@ -207,9 +207,7 @@ def samples(op: Any, most: int) -> list[Any]:
         if ws and all(w.layout is torch.strided for w in ws) and 0 < sum(w.numel() for w in ws) <= 20000:
             found.append(s)
     n = len(found)
-    return (
-        [found[i] for i in dict.fromkeys((n * (2 * k + 1)) // (2 * most) for k in range(most))] if n else []
-    )
+    return [found[i] for i in dict.fromkeys((n * (2 * k + 1)) // (2 * most) for k in range(most))] if n else []
 
 
 def name_of(op: Any) -> str:
@@ -305,9 +303,7 @@ def _compare(
             return Verdict(name, "ok", note="PyTorch's double backward is missing")
         if not theirs <= 1e-3:
             return Verdict(name, "ok", note=f"PyTorch's double backward is wrong ({theirs:.0e})")
-        return Verdict(
-            name, "ok" if same is not None and same <= 1e-6 else "wrong", note="" if agrees else detail
-        )
+        return Verdict(name, "ok" if same is not None and same <= 1e-6 else "wrong", note="" if agrees else detail)
     if same is not None and same <= 1e-5 and not trusted:
         return Verdict(name, "ok", note="differences not conclusive")
     if agrees and case.low_precision:

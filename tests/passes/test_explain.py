@@ -20,9 +20,7 @@ def test_one_screen() -> None:
     assert words[0].startswith("plan for stopped: inner gradients differentiated in mixed mode")
     assert any(w.startswith("L1 SGD any") and "model.weight, model.bias" in w for w in words)
     assert "weigh.weight, weigh.bias -> L1 value reverse enters the loss" in words
-    assert any(
-        w.startswith("weigh.weight, weigh.bias -> L1 stop cut detach() or no_grad(), line") for w in words
-    )
+    assert any(w.startswith("weigh.weight, weigh.bias -> L1 stop cut detach() or no_grad(), line") for w in words)
 
 
 def test_decisions_stand_beside_their_flows() -> None:
