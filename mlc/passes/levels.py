@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlc.ir.core import Eqn, Loop, Var
+from mlc.ir.core import Eqn, Loop, Stop, Var
 from mlc.ir.program import Flow, Level, Program
 from mlc.ir.steps import Origins, Step, find_steps
 from mlc.ir.types import Loc
@@ -148,7 +148,7 @@ def _level(g: _Group, groups: Sequence[_Group], graph: ValueGraph, steps: Sequen
     places = [e.loc for v in g.zone if (e := graph.producer.get(v)) is not None and e.tag == "update"]
     loc = g.steps[0].site.eqn.loc
     return Level(
-        g.name, g.depth, _optimizer(g, places, steps), _trips(g), tuple(g.names), _reads(g.name, flows),
+        g.name, g.depth, _optimizer(g, places, steps), _trips(g, graph), tuple(g.names), _reads(g.name, flows),
         _state(g, groups, graph, {str(x) for x in places}), loc, tuple(s.site.at for s in g.steps),
     )  # fmt: skip
 
@@ -164,7 +164,7 @@ def _optimizer(g: _Group, places: Sequence[Loc | None], steps: Sequence[Sequence
     return " or ".join(kinds) if kinds else "manual"
 
 
-def _trips(g: _Group) -> int | None:
+def _trips(g: _Group, graph: ValueGraph) -> int | None:
     """Steps of the level from a start to its end: those of a loop, and those peeled off."""
     breaks = [s.site.at for h in g.above for s in h.steps]
     ends: dict[Var, tuple[int, tuple[int, ...]]] = {}
@@ -175,6 +175,9 @@ def _trips(g: _Group) -> int | None:
             before, after, trips = loop.args[i], loop.outs[i], loop.op.trips
         if trips is None:
             return None
+        source = graph.producer.get(before)
+        if source is not None and isinstance(source.op, Stop):
+            before = source.args[0]  # a step seen by gradients at its own depth
         if after not in ends:
             so_far, at = ends.get(before, (0, s.site.at))
             if any(at < x < s.site.at for x in breaks):

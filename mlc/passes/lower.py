@@ -55,14 +55,15 @@ def lower(program: Program, policy: Policy, rounds: int = 2) -> Stages:
 
 
 def _shrink(region: Region, rounds: int) -> Region:
-    """Order and rematerialise the bodies of adjoint loops."""
+    """Order and rematerialise the backward stage and the bodies of its adjoint loops."""
 
     def one(e: Eqn) -> Eqn:
         if not isinstance(e.op, Loop) or e.tag != "adjoint":
             return e
         return e.with_(op=replace(e.op, body=rematerialise(e.op.body, lambda x: x.tag == "tangent", rounds)))
 
-    return Region(region.inputs, tuple(one(e) for e in region.eqns), region.outputs, region.names)
+    shrunk = Region(region.inputs, tuple(one(e) for e in region.eqns), region.outputs, region.names)
+    return rematerialise(shrunk, lambda x: x.tag == "tangent", rounds)
 
 
 def _joint(program: Program, policy: Policy, reverse_over: frozenset[Eqn]

@@ -8,20 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from mlc.errors import BudgetError, PlanError
 from mlc.ir.core import Eqn
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
+from mlc.ir.types import nbytes
 from mlc.passes.adjoint import Policy
 from mlc.passes.explain import explain
 from mlc.passes.lower import Stages, lower
+from mlc.passes.memory import region_peak
 
 __all__ = ["Decision", "Plan", "check_options", "make_plan", "parse_memory", "stages_for"]
 
 VERSION = 1
+USUAL_ROUNDS, MOST_ROUNDS = 2, 4
 _UNITS = {
     "": 1,
     "B": 1,
@@ -59,6 +61,7 @@ class Plan(BaseModel):
         stop: Meaning of stops, ``"all"`` or ``"inner"``.
         backend: ``"interpreter"``.
         checkpoint: Distance of kept states in the outermost loops (1: every state).
+        rounds: Cuts of rematerialisation inside products.
         decisions: Every decision with its reason.
         peak_bytes: Predicted peak of what a call allocates beyond its inputs, bytes.
         seconds: Predicted time of forward and backward, seconds.
@@ -73,10 +76,12 @@ class Plan(BaseModel):
     stop: str = "all"
     backend: str = "interpreter"
     checkpoint: int = 1
+    rounds: int = 2
     decisions: tuple[Decision, ...] = ()
     peak_bytes: int = 0
     seconds: float = 0.0
     _bound: Program | None = PrivateAttr(default=None)
+    _stages: Stages | None = PrivateAttr(default=None)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.model_dump() == other.model_dump()
@@ -178,8 +183,69 @@ def parse_memory(memory: int | str | None) -> int | str | None:
 
 def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
               flows: Any = None, precision: Any = None, mesh: Any = None) -> Plan:  # fmt: skip
-    """Choose modes and checkpoints for a program."""
-    return Plan(program=digest(program), stop=stop_gradient).bind(program)
+    """Choose how inner gradients are differentiated and how much is recomputed inside products.
+
+    Raises:
+        BudgetError: when the smallest peak this compiler can reach is above the budget.
+        PlanError: for options that make no sense.
+    """
+    budget = parse_memory(memory)
+    identity = digest(program)
+    tried: list[tuple[int, int, Stages, dict[str, str]]] = []
+    for rounds in (MOST_ROUNDS,) if budget == "min" else (USUAL_ROUNDS, MOST_ROUNDS):
+        fallbacks: dict[str, str] = {}
+
+        def note(e: Eqn, why: str, into: dict[str, str] = fallbacks) -> None:
+            into[str(e.loc)] = why
+
+        stages = lower(program, Policy("mixed", stop_gradient, note), rounds)
+        tried.append((peak_bytes(stages), rounds, stages, fallbacks))
+        if not isinstance(budget, int) or tried[-1][0] <= budget:
+            break
+    peak, rounds, stages, fallbacks = tried[-1]
+    if isinstance(budget, int) and peak > budget:
+        smallest = min(t[0] for t in tried)
+        raise BudgetError(
+            f"no plan fits {budget} bytes: the smallest predicted peak is {smallest} bytes", loc=program.loc,
+            advice=f"give at least memory={smallest}, fewer steps or a smaller batch",
+        )  # fmt: skip
+    plan = Plan(
+        program=identity, stop=stop_gradient, memory=budget if isinstance(budget, int) else None, rounds=rounds,
+        decisions=_decisions(program, fallbacks, rounds), peak_bytes=peak,
+    ).bind(program)  # fmt: skip
+    plan._stages = stages
+    return plan
+
+
+def peak_bytes(stages: Stages) -> int:
+    """Predicted peak of a call beyond its inputs: the forward stage, or what is kept and the backward stage."""
+    forward = region_peak(stages.forward)
+    if stages.backward is None:
+        return forward
+    kept = sum(nbytes(stages.forward.outputs[i].type) for kind, i in stages.saved if kind == "out")
+    return max(forward, kept + region_peak(stages.backward))
+
+
+def _decisions(program: Program, fallbacks: dict[str, str], rounds: int) -> tuple[Decision, ...]:
+    out = []
+    for level in program.levels[1:]:
+        why = fallbacks.get(str(level.loc))
+        if why is None:
+            out.append(Decision(
+                subject=level.name, choice="mixed",
+                reason="forward over reverse",
+                runner_up="reverse",
+            ))  # fmt: skip
+        else:
+            out.append(Decision(subject=level.name, choice="reverse", reason=why))
+    out.append(Decision(
+        subject="products", choice=f"recompute, {rounds} cuts",
+        reason="minimum cut",
+        runner_up="keep all",
+    ))  # fmt: skip
+    out.append(Decision(subject="states", choice="all kept",
+                        reason="no step is redone"))  # fmt: skip
+    return tuple(out)
 
 
 def policy_of(plan: Plan, note: Any = None) -> Policy:
@@ -195,7 +261,6 @@ def stages_for(program: Program, plan: Plan) -> Stages:
     """
     if plan.program != digest(program):
         raise PlanError("this plan belongs to another program", advice="plan the program again with mlc.plan")
-    return lower(program, policy_of(plan))
-
-
-_ = (json, Path, torch, ValidationError, BudgetError, Eqn)
+    if plan._stages is not None and plan.bound is program:
+        return plan._stages
+    return lower(program, policy_of(plan), plan.rounds)

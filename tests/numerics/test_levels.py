@@ -215,32 +215,3 @@ def three_levels_of_sgd() -> Setup:
 def three_levels_of_adam() -> Setup:
     """As above, Adam within Adam."""
     return nested(Adam, {"lr": 0.05, "eps": EPS}, Adam, {"lr": 0.1, "eps": EPS})
-
-
-@SUITE.add(referee="reference", eager=False, tolerance=THREE)
-def the_middle_level_steps_with_the_inner_one() -> Setup:
-    """Online: one inner step, one step of the weights through it (as in second-order DARTS)."""
-
-    def loop(model, weigh, batches, val, meta):
-        opt, top = SGD(model.parameters(), lr=0.1), SGD(weigh.parameters(), lr=0.5)
-        for x, y in batches:
-            opt.zero_grad()
-            train_loss(model, weigh, x, y).backward()
-            opt.step()
-            top.zero_grad()
-            (val_loss(model, val) + meta * weigh.source.square().sum()).backward()
-            top.step()
-        return val_loss(model, val)
-
-    def reference(model, weigh, batches, val, meta):
-        learner, top = Learner(model), Learner(weigh)
-        for x, y in batches:
-            learner.renew()
-            loss = train_loss(learner, _bound(weigh, top.params), x, y)
-            learner.step(SGD, learner.grads(loss), lr=0.1)
-            upper = val_loss(learner, val) + meta * top.params["source"].square().sum()
-            top.step(SGD, top.grads(upper), lr=0.5)
-        return val_loss(learner, val)
-
-    args = {**task().args(), "weigh": Meta(), "meta": nn.Parameter(torch.tensor(0.1))}
-    return Setup(loop, reference, args)
