@@ -283,9 +283,9 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
         backend: ``"auto"`` or ``"interpreter"``.
         stop_gradient: ``"all"``: ``detach`` and ``no_grad`` stop the gradient at every level; ``"inner"``: only the
             gradient taken by the level they stand in.
-        flows: Overrides per flow, ``{"L1": "reverse"}`` for the mode of a level's gradient.
-        precision: None (exact: the precision of the program).
-        mesh: None (one device).
+        flows: Reserved for overrides per flow; must be None.
+        precision: Reserved; must be None (exact: the precision of the program).
+        mesh: Reserved; must be None (one device).
 
     Returns:
         A :class:`CompiledFunction` (or a decorator, when called without ``fn``).

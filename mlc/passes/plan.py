@@ -162,6 +162,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise PlanError(f"stop_gradient={options['stop_gradient']!r}", advice='use "all" or "inner"')
     if options.get("backend", "auto") not in ("auto", "interpreter"):
         raise PlanError(f"backend={options['backend']!r}", advice='use "auto" or "interpreter"')
+    for name in ("flows", "precision", "mesh"):
+        if options.get(name) is not None:
+            raise PlanError(f"{name}={options[name]!r} is not supported yet", advice=f"leave {name} out")
     parse_memory(options.get("memory"))
 
 
@@ -189,6 +192,9 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
         BudgetError: when the smallest peak this compiler can reach is above the budget.
         PlanError: for options that make no sense.
     """
+    check_options(
+        {"backend": backend, "stop_gradient": stop_gradient, "flows": flows, "precision": precision, "mesh": mesh}
+    )
     budget = parse_memory(memory)
     identity = digest(program)
     tried: list[tuple[int, int, Stages, dict[str, str]]] = []
