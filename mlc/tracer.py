@@ -64,6 +64,7 @@ class Tracer(Recorder):
     def __init__(self, paths: dict[int, tuple[Any, ...]]) -> None:
         super().__init__(merge=False)
         self.sites = Sites()
+        self._here: tuple[Loc | None, Site | None] | None = None
         self.paths = paths
         self.externals: dict[int, External] = {}
         self.grads: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -84,8 +85,16 @@ class Tracer(Recorder):
     # ---- places
 
     def locate(self) -> tuple[Loc | None, Site | None]:
-        """See :class:`~mlc.frames.Sites`."""
-        return self.sites.here()
+        """See :class:`~mlc.frames.Sites`; looked up once per operator."""
+        return self.sites.here() if self._here is None else self._here
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """As :meth:`Recorder.__torch_dispatch__`."""
+        before, self._here = self._here, self.sites.here()
+        try:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self._here = before
 
     def place(self) -> Loc | None:
         """The user's line now."""
