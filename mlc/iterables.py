@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import DataLoader
@@ -236,6 +235,3 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
 def _rooted(dataset: Any, sources: Sources, loaders: dict[int, Path]) -> bool:
     """Whether a dataset was there before the call (then its loader may be iterated again as it is)."""
     return id(dataset) in getattr(sources, "known_objects", {})
-
-
-_ = torch

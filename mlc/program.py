@@ -8,7 +8,7 @@ from typing import Any
 
 from mlc.capture import Recording
 from mlc.errors import CaptureError
-from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Index, Loop, NestedEffects, Region, Stop, Var
+from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Stop, Var
 from mlc.ir.program import Input, Program
 from mlc.ir.types import SeqType, Type
 from mlc.ir.verify import verify
@@ -202,6 +202,3 @@ def _no_path(program: Program, names: list[str], cuts: list[Eqn]) -> CaptureErro
         f"meta-parameter {which} has no path to the result", loc=loc,
         advice="use it in the inner loss, in the update or in the returned value",
     )  # fmt: skip
-
-
-_ = Index

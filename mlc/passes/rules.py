@@ -209,8 +209,6 @@ class _RuleTape:
 
     def _fake(self, v: Var, grad: bool) -> Tensor:
         assert isinstance(v.type, TensorType)
-        if grad and 0 in v.type.stride:
-            pass
         f = self.rec.fresh(v)
         if grad:
             f.requires_grad_(True)

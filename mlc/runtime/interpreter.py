@@ -25,14 +25,13 @@ _A: Any = torch.ops.aten
 class _Writer:
     """Generates the source of one region."""
 
-    def __init__(self, region: Region, special: Callable[[Eqn], Callable[..., Any] | None], meter: Any) -> None:
+    def __init__(self, region: Region, special: Callable[[Eqn], Callable[..., Any] | None]) -> None:
         self.region = region
         self.special = special
         self.names: dict[Var, str] = {}
         self.consts: dict[str, Any] = {"flat": _flat}
         self._const_names: dict[Any, str] = {}
         self.lines: list[str] = []
-        self.meter = meter
 
     def name(self, v: Var) -> str:
         n = self.names.get(v)
@@ -204,7 +203,7 @@ def compile_region(region: Region, special: Callable[[Eqn], Callable[..., Any] |
         region: Its equations; inner gradients must have been lowered.
         special: Gives the callable ``list -> list`` for loops, feeds, draws and other runtime equations.
     """
-    w = _Writer(region, special, None)
+    w = _Writer(region, special)
     source = w.write()
     scope = dict(w.consts)
     exec(compile(source, "<mlc region>", "exec"), scope)
