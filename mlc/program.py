@@ -126,7 +126,7 @@ def _reopen(region: Region, opened: dict[Var, Eqn]) -> Region:
     new: dict[Var, Var] = {}
 
     def open_type(t: Type) -> Type:
-        return SeqType(t.elem, None) if isinstance(t, SeqType) else t
+        return SeqType(t.elem, None, t.length) if isinstance(t, SeqType) else t
 
     eqns: list[Eqn] = []
     for e in region.eqns:
@@ -137,7 +137,9 @@ def _reopen(region: Region, opened: dict[Var, Eqn]) -> Region:
         elif isinstance(e.op, Loop) and any(v in new for v in e.inputs):
             outs = tuple(Var(open_type(v.type)) for v in e.outs)
             new.update(zip(e.outs, outs, strict=True))
-            e = e.with_(op=replace(e.op, trips=None), args=tuple(new.get(v, v) for v in e.args), outs=outs)
+            e = e.with_(
+                op=replace(e.op, trips=None, usual=e.op.trips), args=tuple(new.get(v, v) for v in e.args), outs=outs
+            )
         elif any(v in new for v in e.inputs):
             from mlc.ir.core import map_vars
 

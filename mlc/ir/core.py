@@ -140,9 +140,8 @@ class Loop(Primitive):
     """``loop(carries..., consts..., seqs...)``: the body once per trip, carries handed from trip to trip.
 
     The body takes carries, consts and one element of each sequence; it returns the next carries and one
-    element for each sequence that the loop emits.  ``emit_every[j] = k`` emits sequence j only at trips
-    0, k, 2k, ....  With ``reverse`` the trips run from last to first and index their sequences so.
-    ``replay`` (reverse only) rebuilds carries inside a segment from sparse ones: see passes.states.
+    element for each sequence that the loop emits.  With ``reverse`` the trips run from last to first and index
+    their sequences so.  ``replay`` tells how emitted carries are stored; it changes no value.
     """
 
     body: Region
@@ -150,9 +149,18 @@ class Loop(Primitive):
     n_const: int
     trips: int | None
     reverse: bool = False
-    emit_every: tuple[int, ...] = ()
     label: str = ""
     replay: Replay | None = None
+    usual: int | None = field(default=None, compare=False)
+
+    @property
+    def count(self) -> int:
+        """Number of trips to plan for, at least 1: that of the traced call where it is open."""
+        return self.trips or self.usual or 1
+
+    def sequence(self, elem: Type) -> SeqType:
+        """Type of a sequence with one ``elem`` per trip."""
+        return SeqType(elem, self.trips, self.usual)
 
     @property
     def n_seq(self) -> int:
@@ -167,16 +175,25 @@ class Loop(Primitive):
 
 @dataclass(frozen=True)
 class Replay:
-    """How a reverse loop rebuilds states between the sparse ones that were kept.
+    """How a loop's emitted carries are stored: a few sets of them, the others rebuilt when they are read.
 
-    ``body`` maps (states, consts, sequence elements) to the next states; ``every`` is the distance of kept
-    states; ``states``, ``seqs`` tell which of the loop's sequences hold sparse states and which feed the body.
+    Attributes:
+        body: Maps (carries, consts, elements of the loop's sequences, elements of its other emissions) to the
+            next carries.
+        carries: Which carries of the loop are rebuilt; an emission that is the value of one of them at the start
+            of a trip is kept sparsely.
+        consts: Which of the loop's consts the body reads.
+        seqs: Which of the loop's sequences the body reads.
+        dense: Which emissions of the loop the body reads (they are kept at every trip).
+        slots: How many sets of carries are kept at most, the first one included.
     """
 
     body: Region
-    every: int
-    n_state: int
+    carries: tuple[int, ...]
+    consts: tuple[int, ...]
     seqs: tuple[int, ...]
+    dense: tuple[int, ...]
+    slots: int
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,9 @@ class _Words:
             replay = ""
             if op.replay is not None:
                 self.region(op.replay.body)
-                replay = f",{op.replay.every},{op.replay.n_state},{op.replay.seqs}"
-            return f"loop[{op.n_carry},{op.n_const},{op.trips},{op.reverse},{op.emit_every}{replay}]"
+                r = op.replay
+                replay = f",{r.carries},{r.consts},{r.seqs},{r.dense},{r.slots}"
+            return f"loop[{op.n_carry},{op.n_const},{op.trips},{op.reverse}{replay}]"
         if isinstance(op, Custom):
             self.region(op.backward)
             return f"custom[{op.title},{op.n_in},{op.n_out},{op.present}]"

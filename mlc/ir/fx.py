@@ -91,7 +91,7 @@ def grad(losses: Sequence[Tensor], wrt: Sequence[Tensor], seeds: Sequence[Tensor
 
 
 def loop(body: Callable[..., Any], args: Sequence[Any], n_carry: int, n_const: int, trips: int | None,
-         reverse: bool, every: Sequence[int]) -> list[Any]:  # fmt: skip
+         reverse: bool) -> list[Any]:  # fmt: skip
     """The body once per trip: carries and constants, then an element of each sequence."""
     carry, const, seqs = list(args[:n_carry]), args[n_carry : n_carry + n_const], args[n_carry + n_const :]
     count = trips if trips is not None else min((len(s) for s in seqs), default=0)
@@ -101,8 +101,7 @@ def loop(body: Callable[..., Any], args: Sequence[Any], n_carry: int, n_const: i
         carry = list(outs[:n_carry])
         emitted = emitted or [{} for _ in outs[n_carry:]]
         for j, x in enumerate(outs[n_carry:]):
-            if not every or t % every[j] == 0:
-                emitted[j][t] = x
+            emitted[j][t] = x
     return [*carry, *[[e[t] for t in sorted(e)] for e in emitted or []]]
 
 
@@ -198,7 +197,7 @@ class _Converter:
         op, f = e.op, graph.call_function
         if isinstance(op, Loop):
             body = self.inner(graph, root, op.body, op.label or "loop")
-            rest = (op.n_carry, op.n_const, op.trips, op.reverse, op.emit_every)
+            rest = (op.n_carry, op.n_const, op.trips, op.reverse)
             return f(loop, (body, args, *rest)), True
         if isinstance(op, Custom):
             body = self.inner(graph, root, op.backward, op.title)

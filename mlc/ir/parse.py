@@ -220,7 +220,7 @@ class _Reader:
             raise _wrong(body.children[-1], f"{carried} values returned for {words.count('carry')} carries")
         known = dict(
             body=region, n_carry=carried, n_const=words.count("const"), trips=given.pop("trips", None),
-            emit_every=given.pop("every", ()), replay=self.replay(replay),
+            replay=self.replay(replay),
         )  # fmt: skip
         return self.make(tree, Loop, **known, **given), args, ()
 
@@ -229,7 +229,7 @@ class _Reader:
             return None
         given = self.attrs(tree.children[0])
         body = self.region(tree.children[1].children)
-        return self.make(tree, Replay, body=body, n_state=given.pop("states", 0), **given)
+        return self.make(tree, Replay, body=body, **given)
 
     def _custom(self, tree: Any) -> tuple[Custom, tuple[Any, ...], tuple[Any, ...]]:
         attrs, args, region = tree.children

@@ -219,9 +219,7 @@ class _Printer:
         return WORDS.get(type(op), op.name) + self.attrs(**given)
 
     def loop(self, op: Loop, e: Eqn, pad: str) -> Iterator[str]:
-        what = self.attrs(
-            label=op.label or None, trips=op.trips, reverse=op.reverse or None, every=op.emit_every or None
-        )
+        what = self.attrs(label=op.label or None, trips=op.trips, reverse=op.reverse or None)
         yield f"loop{what} {{"
         inner = pad + "  "
         words = ["carry"] * op.n_carry + ["const"] * op.n_const + ["each"] * op.n_seq
@@ -234,7 +232,8 @@ class _Printer:
         self.scope = outer
         if op.replay is not None:
             r = op.replay
-            yield f"{inner}replay{self.attrs(every=r.every, states=r.n_state, seqs=r.seqs)} {{"
+            what = self.attrs(carries=r.carries, consts=r.consts, seqs=r.seqs, dense=r.dense, slots=r.slots)
+            yield f"{inner}replay{what} {{"
             yield from self.region(r.body, ["in"] * len(r.body.inputs), inner + "  ")
             yield inner + "}"
         yield pad + "}"

@@ -65,10 +65,19 @@ class TensorType:
 
 @dataclass(frozen=True, slots=True)
 class SeqType:
-    """A sequence with one value of type ``elem`` per trip; ``length`` is None when known only at run time."""
+    """A sequence with one value of type ``elem`` per trip; ``length`` is None when known only at run time.
+
+    ``usual`` is then the length that was seen when the program was traced: plans are made for it.
+    """
 
     elem: Type
     length: int | None
+    usual: int | None = field(default=None, compare=False)
+
+    @property
+    def count(self) -> int:
+        """Number of elements to plan for, at least 1."""
+        return self.length or self.usual or 1
 
     @property
     def is_float(self) -> bool:
@@ -82,7 +91,7 @@ Type: TypeAlias = TensorType | SeqType
 def nbytes(t: Type) -> int:
     """Bytes of storage that a value of type ``t`` needs when materialised (holes of strided layouts excluded)."""
     if isinstance(t, SeqType):
-        return nbytes(t.elem) * (t.length or 1)
+        return nbytes(t.elem) * t.count
     span = 1
     for size, stride in zip(t.shape, t.stride, strict=True):
         if size == 0:

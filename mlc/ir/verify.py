@@ -30,6 +30,7 @@ from mlc.ir.core import (
     Pack,
     Primitive,
     Region,
+    Replay,
     SafeSqrt,
     Stop,
     Var,
@@ -170,8 +171,6 @@ def _loop(op: Loop, e: Eqn) -> str:
         return f"has {len(e.outs)} results for a body of {len(outs)} outputs"
     if op.n_seq < 0 or op.n_emit < 0:
         return "has more carries and constants than its body has inputs or outputs"
-    if op.emit_every and (len(op.emit_every) != op.n_emit or min(op.emit_every) < 1):
-        return f"emits {op.n_emit} sequences at {op.emit_every}"
     split = n + op.n_const
     found = _pairs("carry", ins[:n], outs[:n]) or _pairs("argument", e.args[:split], ins[:split])
     found = found or _pairs("result", e.outs[:n], outs[:n])
@@ -179,13 +178,29 @@ def _loop(op: Loop, e: Eqn) -> str:
         return found
     rows = [("sequence", a, b.type) for a, b in zip(e.args[split:], ins[split:], strict=True)]
     rows += [("emission", a, b.type) for a, b in zip(e.outs[n:], outs[n:], strict=True)]
-    every = (1,) * op.n_seq + (op.emit_every or (1,) * op.n_emit)
-    for (what, v, elem), k in zip(rows, every, strict=True):
+    for what, v, elem in rows:
         if not isinstance(v.type, SeqType) or not _alike(v.type.elem, elem):
             return f"has a {what} of type {type_text(v.type)} for elements of type {type_text(elem)}"
-        if op.replay is None and k == 1 and None not in (v.type.length, op.trips) and v.type.length != op.trips:
+        if None not in (v.type.length, op.trips) and v.type.length != op.trips:
             return f"runs {op.trips} times over a {what} of {v.type.length}"
-    return ""
+    return "" if op.replay is None else _replay(op, op.replay)
+
+
+def _replay(op: Loop, r: Replay) -> str:
+    split = op.n_carry + op.n_const
+    ins, emitted = op.body.inputs, op.body.outputs[op.n_carry :]
+    sizes = (op.n_carry, op.n_const, op.n_seq, op.n_emit)
+    for what, size in zip((r.carries, r.consts, r.seqs, r.dense), sizes, strict=True):
+        if any(not 0 <= i < size for i in what):
+            return f"replays {what} of {size}"
+    if r.slots < 1 or len(r.body.outputs) != len(r.carries):
+        return f"replays {len(r.carries)} carries from {r.slots} sets with a body of {len(r.body.outputs)} results"
+    wanted = [ins[i] for i in r.carries] + [ins[op.n_carry + i] for i in r.consts]
+    wanted += [ins[split + i] for i in r.seqs] + [emitted[i] for i in r.dense]
+    if len(wanted) != len(r.body.inputs):
+        return f"replays with {len(wanted)} values for a body of {len(r.body.inputs)} inputs"
+    found = _pairs("replayed input", wanted, r.body.inputs)
+    return found or _pairs("replayed carry", wanted[: len(r.carries)], r.body.outputs)
 
 
 def _pack(op: Pack, e: Eqn) -> str:

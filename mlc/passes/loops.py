@@ -60,9 +60,8 @@ def augment(b: Builder, e: Eqn, values: Sequence[Var]) -> tuple[Eqn, dict[Var, V
     new = [v for v in dict.fromkeys(values) if v not in known]
     if new:
         body = Region(op.body.inputs, op.body.eqns, (*op.body.outputs, *new), op.body.names)
-        every = op.emit_every + (1,) * (op.n_emit - len(op.emit_every) + len(new)) if op.emit_every else ()
-        outs = tuple(Var(SeqType(v.type, op.trips)) for v in new)
-        larger = e.with_(op=replace(op, body=body, emit_every=every), outs=e.outs + outs)
+        outs = tuple(Var(op.sequence(v.type)) for v in new)
+        larger = e.with_(op=replace(op, body=body), outs=e.outs + outs)
         b.replace(e, larger)
         known.update(zip(new, outs, strict=True))
         e = larger
@@ -114,10 +113,9 @@ def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None
     init = [cts[p.final[i]] if p.final[i] in cts else b.zero(p.final[i].type) for i in carried]
     acc = [b.zero(p.consts[i].type) for i in consts]
     args = (*init, *acc, *p.consts, *p.seqs, *[sequences[v] for v in kept], *[cts[p.emitted[i]] for i in given])
-    op = Loop(body, len(init) + len(acc), len(p.consts), p.op.trips, not p.op.reverse, label=f"adjoint {p.op.label}")
-    types = [v.type for v in body.outputs[: op.n_carry]] + [
-        SeqType(v.type, op.trips) for v in body.outputs[op.n_carry :]
-    ]
+    op = Loop(body, len(init) + len(acc), len(p.consts), p.op.trips, not p.op.reverse,
+              label=f"adjoint {p.op.label}", usual=p.op.usual)  # fmt: skip
+    types = [v.type for v in body.outputs[: op.n_carry]] + [op.sequence(v.type) for v in body.outputs[op.n_carry :]]
     outs = b.emit(op, args, types, loc=e.loc, tag="adjoint")
     targets = [*[p.init[i] for i in carried], *[p.consts[i] for i in consts], *[p.seqs[i] for i in seqs]]
     from mlc.passes.reverse import _give
@@ -210,8 +208,9 @@ def push_loop(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     init = [tan[p.init[i]] if p.init[i] in tan else b.zero(p.init[i].type) for i in carried]
     args = (*init, *[tan[p.consts[i]] for i in consts], *p.consts, *p.seqs,
             *[sequences[v] for v in p.in_carry], *[tan[p.seqs[i]] for i in seqs])  # fmt: skip
-    op = Loop(body, len(init), len(consts) + len(p.consts), p.op.trips, p.op.reverse, label=f"tangent {p.op.label}")
-    types = [v.type for v in outs[: len(init)]] + [SeqType(v.type, p.op.trips) for v in outs[len(init) :]]
+    op = Loop(body, len(init), len(consts) + len(p.consts), p.op.trips, p.op.reverse,
+              label=f"tangent {p.op.label}", usual=p.op.usual)  # fmt: skip
+    types = [v.type for v in outs[: len(init)]] + [op.sequence(v.type) for v in outs[len(init) :]]
     results = b.emit(op, args, types, loc=e.loc, tag="tangent")
     tan.update((p.final[i], r) for i, r in zip(carried, results[: len(carried)], strict=True))
     tan.update((p.emitted[i], r) for i, r in zip(emits, results[len(carried) :], strict=True))

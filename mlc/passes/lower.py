@@ -6,17 +6,23 @@ cotangent of an output enters: what lies before runs at the call, what lies behi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mlc.ir.builder import Builder, contiguous_type, dce
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.program import Program
+from mlc.ir.types import SeqType, nbytes
 from mlc.passes.adjoint import FallBack, Policy, Tape, lower_grads
-from mlc.passes.remat import rematerialise
+from mlc.passes.cost import Meter, device_of
+from mlc.passes.keep import choose, needed_for
+from mlc.passes.memory import root_of
+from mlc.passes.remat import Trade, rematerialise
+from mlc.passes.residuals import keep_residuals
 from mlc.passes.reverse import active_vars
+from mlc.passes.states import sparse_states
 
-__all__ = ["Stages", "lower"]
+__all__ = ["Joint", "Levers", "Stages", "differentiate", "finish", "lower"]
 
 
 @dataclass(frozen=True)
@@ -41,29 +47,93 @@ class Stages:
     gradients: tuple[int, ...]
 
 
-def lower(program: Program, policy: Policy, rounds: int = 2) -> Stages:
-    """Differentiate and cut; ``rounds`` of rematerialisation inside products."""
+@dataclass(frozen=True)
+class Levers:
+    """How a program is lowered; every setting is exact.
+
+    Attributes:
+        mode: ``"mixed"`` or ``"reverse"``: how inner gradients are differentiated.
+        stop: Meaning of stops, ``"all"`` or ``"inner"``.
+        price: Seconds of a call that one byte of its peak is worth: what is kept and what is computed again between
+            a step and its adjoint, between the stages, inside products, and for replays of states.
+        slots: Sets of states kept per loop; None: all of them.
+        rounds: Most cuts of rematerialisation inside a region.
+    """
+
+    mode: str = "mixed"
+    stop: str = "all"
+    price: float = 0.0
+    slots: int | None = None
+    rounds: int = 4
+
+
+def lower(program: Program, levers: Levers, note: Callable[[Eqn, str], None] = lambda e, why: None) -> Stages:
+    """Stage graphs of a program."""
+    return finish(differentiate(program, Policy(levers.mode, levers.stop, note)), levers)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Values and hypergradients of a program in one region, before anything is decided about memory.
+
+    Attributes:
+        region: ``(inputs, cotangents) -> (results, hypergradients)``.
+        n_inputs: Number of inputs of the program.
+        n_results: Number of its results.
+        cotangents: Output positions that have a cotangent input.
+        gradients: Input positions that have a hypergradient.
+    """
+
+    region: Region
+    n_inputs: int
+    n_results: int
+    cotangents: tuple[int, ...]
+    gradients: tuple[int, ...]
+
+
+def differentiate(program: Program, policy: Policy) -> Joint:
+    """The joint graph: adjoint of the whole program, inner gradients lowered."""
     reverse_over: frozenset[Eqn] = frozenset()
     while True:
         try:
-            joint, outs, cts, grads, which = _joint(program, policy, reverse_over)
+            b, outs, cts, grads, which = _joint(program, policy, reverse_over)
             break
         except FallBack as why:
             policy.note(why.eqn, why.reason)
             reverse_over |= {why.eqn}
-    return _cut(program, policy, joint, outs, cts, grads, which, rounds)
+    region = lower_grads(dce(Region(tuple(b.inputs), tuple(b.eqns), (*outs, *grads), tuple(b.names))), policy)
+    return Joint(region, len(program.inputs), len(outs), tuple(i for i, _ in cts), tuple(which))
 
 
-def _shrink(region: Region, rounds: int) -> Region:
-    """Order and rematerialise the backward stage and the bodies of its adjoint loops."""
+def finish(joint: Joint, levers: Levers) -> Stages:
+    """Decide what is kept, cut into stages, order and rematerialise."""
+    meter = Meter(device_of(joint.region))
+    region = _kept(joint.region, levers, meter, 1)
+    forward, backward, saved = _cut(replace(joint, region=region), levers.price, meter)
+    forward = _shrink(forward, levers, meter, 1)
+    backward = _shrink(backward, levers, meter, 1) if backward is not None else None
+    return Stages(forward, backward, joint.n_results, saved, joint.cotangents, joint.gradients)
 
-    def one(e: Eqn) -> Eqn:
-        if not isinstance(e.op, Loop) or e.tag != "adjoint":
-            return e
-        return e.with_(op=replace(e.op, body=rematerialise(e.op.body, lambda x: x.tag == "tangent", rounds)))
 
-    shrunk = Region(region.inputs, tuple(one(e) for e in region.eqns), region.outputs, region.names)
-    return rematerialise(shrunk, lambda x: x.tag == "tangent", rounds)
+def _kept(region: Region, levers: Levers, meter: Meter, times: int) -> Region:
+    """Residuals and states of the region's loops, then of the loops inside their bodies (run ``times`` as often)."""
+    region = keep_residuals(region, levers.price / times, meter)
+    if levers.slots is not None:
+        region = sparse_states(region, levers.slots, levers.price / times, meter)
+    return _bodies(region, lambda op: _kept(op.body, levers, meter, times * op.count))
+
+
+def _shrink(region: Region, levers: Levers, meter: Meter, times: int) -> Region:
+    """Order and rematerialise a stage and the bodies of its loops."""
+    region = _bodies(region, lambda op: _shrink(op.body, levers, meter, times * op.count))
+    trade = Trade(levers.price, times, levers.rounds)
+    return rematerialise(region, lambda x: x.tag == "tangent", trade, meter)
+
+
+def _bodies(region: Region, f: Callable[[Loop], Region]) -> Region:
+    """The region with other bodies of its loops."""
+    eqns = [e.with_(op=replace(e.op, body=f(e.op))) if isinstance(e.op, Loop) else e for e in region.eqns]
+    return Region(region.inputs, tuple(eqns), region.outputs, region.names)
 
 
 def _joint(program: Program, policy: Policy, reverse_over: frozenset[Eqn]
@@ -89,49 +159,52 @@ def _joint(program: Program, policy: Policy, reverse_over: frozenset[Eqn]
     return b, outs, cts, [found[inputs[i]] for i in which], which
 
 
-def _cut(program: Program, policy: Policy, b: Builder, outs: list[Var], cts: list[tuple[int, Var]], grads: list[Var],
-         which: list[int], rounds: int) -> Stages:  # fmt: skip
-    joint = lower_grads(dce(Region(tuple(b.inputs), tuple(b.eqns), (*outs, *grads), tuple(b.names))), policy)
-    n_in = len(program.inputs)
-    ct_vars = joint.inputs[n_in:]
-    outs, grads = list(joint.outputs[: len(outs)]), list(joint.outputs[len(outs) :])
+def _cut(joint: Joint, price: float, meter: Meter) -> tuple[Region, Region | None, tuple[tuple[str, int], ...]]:
+    """Forward and backward stage, and where the backward stage's saved inputs come from."""
+    region, n = joint.region, joint.n_results
+    outs, grads = region.outputs[:n], region.outputs[n:]
+    inputs, ct_vars = region.inputs[: joint.n_inputs], region.inputs[joint.n_inputs :]
+    names = region.names[: joint.n_inputs]
     late: set[Var] = set(ct_vars)
     before: list[Eqn] = []
     behind: list[Eqn] = []
-    for e in joint.eqns:
+    for e in region.eqns:
         if any(v in late for v in e.inputs):
             late.update(e.outs)
             behind.append(e)
         else:
             before.append(e)
     if not grads:
-        forward = dce(Region(joint.inputs[:n_in], tuple(before), tuple(outs), joint.names[:n_in]))
-        return Stages(forward, None, len(outs), (), (), ())
-    behind = _with_factories(before, behind, grads)
-    saved = _crossing(behind, grads, ct_vars)
-    position = {v: i for i, v in enumerate(joint.inputs[:n_in])}
-    results = list(outs)
-    where: list[tuple[str, int]] = []
-    for v in saved:
-        if v in position:
-            where.append(("in", position[v]))
-        else:
-            where.append(("out", len(results)))
-            results.append(v)
-    forward = dce(Region(joint.inputs[:n_in], tuple(before), tuple(results), joint.names[:n_in]))
-    backward = _shrink(dce(Region((*saved, *ct_vars), tuple(behind), tuple(grads))), rounds)
-    return Stages(forward, backward, len(outs), tuple(where), tuple(i for i, _ in cts), tuple(which))
+        return dce(Region(inputs, tuple(before), outs, names)), None, ()
+    read = dict.fromkeys(v for v in (*[v for e in behind for v in e.inputs], *grads) if v not in late)
+    kept = choose(before, read, *_prices(inputs, before, price, meter))
+    again = needed_for(before, read, kept)
+    used = {v for e in (*again, *behind) for v in e.inputs} | set(grads)
+    saved = [v for v in (*inputs, *[v for e in before for v in e.outs]) if v in kept and v in used]
+    position = {v: i for i, v in enumerate(inputs)}
+    results = [*outs, *[v for v in saved if v not in position]]
+    where = [("in", position[v]) if v in position else ("out", results.index(v, n)) for v in saved]
+    forward = dce(Region(inputs, tuple(before), tuple(results), names))
+    backward = dce(Region((*saved, *ct_vars), (*again, *behind), tuple(grads)))
+    return forward, backward, tuple(where)
 
 
-def _with_factories(before: Sequence[Eqn], behind: list[Eqn], grads: Sequence[Var]) -> list[Eqn]:
-    """Constants are made anew behind the cut instead of being kept."""
-    cheap = [e for e in before if not e.inputs and not e.impure]
-    needed = {v for e in behind for v in e.inputs} | set(grads)
-    return [e for e in cheap if any(v in needed for v in e.outs)] + behind
+def _prices(inputs: Sequence[Var], before: Sequence[Eqn], price: float, meter: Meter
+            ) -> tuple[Callable[[Var], float | None], Callable[[Eqn], float | None]]:  # fmt: skip
+    """What keeping and making again costs between the stages; constants are always made again, loops never."""
+    made = {v: e for e in before for v in e.outs}
 
+    def keep(v: Var) -> float | None:
+        e = made.get(v)
+        if e is None or isinstance(v.type, SeqType):
+            return 0.0
+        if redo(e) is not None and (root_of(e) is not None or not e.inputs):
+            return None
+        return price * nbytes(v.type)
 
-def _crossing(behind: Sequence[Eqn], grads: Sequence[Var], ct_vars: Sequence[Var]) -> list[Var]:
-    own = {v for e in behind for v in e.outs} | set(ct_vars)
-    return list(
-        dict.fromkeys([v for e in behind for v in e.inputs if v not in own] + [g for g in grads if g not in own])
-    )
+    def redo(e: Eqn) -> float | None:
+        if e.impure or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)) or isinstance(e.op, Loop):
+            return None
+        return meter(e).seconds
+
+    return keep, redo

@@ -1,86 +1,226 @@
-"""Peak memory of a region by liveness over its types.
+"""Peak memory by liveness over the types, storage by storage, as the interpreter allocates and frees.
 
-Views share the storage of their base; a value is freed after its last use, as the interpreter does.  Inputs are
-counted by the caller, except those that die inside (their storage belongs to the caller too).  O(equations).
+Views share the storage of their base; a value is freed after its last use; a loop holds its constants and sequences
+until it ends, frees its carries inside the body, and adds its emissions trip by trip (states that are rebuilt count
+as the few sets that are kept).  O(equations).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 
-from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Region, Stop, Var
-from mlc.ir.inplace import schema_of
-from mlc.ir.types import SeqType, Type, nbytes
+from mlc.ir.core import Eqn, Feed, Loop, Pack, Region, Var
+from mlc.ir.reuse import reused, shared_with
+from mlc.ir.types import nbytes
 
-__all__ = ["liveness", "loop_peak", "region_peak", "root_of"]
+__all__ = ["Footprint", "Profile", "liveness", "region_peak", "root_of"]
 
 
 def root_of(e: Eqn) -> Var | None:
-    """The input whose storage the result of ``e`` shares, if it does."""
-    op = e.op
-    if isinstance(op, (Alias, Stop, Index)):
-        return e.args[0]  # type: ignore[no-any-return]
-    if isinstance(op, torch._ops.OpOverload) and schema_of(op).view and e.args and type(e.args[0]) is Var:
-        return e.args[0]
-    return None
+    """The input whose storage the (first) result of ``e`` shares, if it does."""
+    return None if not e.outs else shared_with(e, 0)
 
 
-def _size(t: Type, trips: Callable[[SeqType], int]) -> int:
-    if isinstance(t, SeqType):
-        return _size(t.elem, trips) * trips(t)
-    return nbytes(t)
+@dataclass(frozen=True)
+class Profile:
+    """Memory of running a region once, beyond the inputs that belong to others.
+
+    Attributes:
+        peak: Largest number of bytes.
+        where: Position of the equation at which it is reached (0 when nothing is allocated).
+        after: Bytes alive after each equation.
+        during: Bytes alive while each equation runs.
+    """
+
+    peak: int
+    where: int
+    after: tuple[int, ...]
+    during: tuple[int, ...]
 
 
-def region_peak(region: Region, trips: Callable[[SeqType], int] = lambda s: s.length or 1) -> int:
-    """Largest number of bytes that running the region adds to its inputs."""
-    return liveness(region, trips)[0]
+def region_peak(region: Region, owned: Collection[Var] = ()) -> int:
+    """Largest number of bytes that running the region adds to its inputs (``owned`` ones count as its own)."""
+    return Footprint().region(region, owned).peak
 
 
-def liveness(region: Region, trips: Callable[[SeqType], int] = lambda s: s.length or 1) -> tuple[int, int]:
+def liveness(region: Region) -> tuple[int, int]:
     """The peak in bytes, and the position of the equation at which it is reached."""
-    last: dict[Var, int] = {}
-    for i, e in enumerate(region.eqns):
-        for v in e.inputs:
-            last[v] = i
-    n = len(region.eqns)
-    for v in region.outputs:
-        last[v] = n
-    owner: dict[Var, Var] = {v: v for v in region.inputs}
-    outside = set(region.inputs)
-    holders: dict[Var, int] = {}
-    size: dict[Var, int] = {}
-    live = peak = where = 0
-    for i, e in enumerate(region.eqns):
-        inner = loop_peak(e.op, trips) if isinstance(e.op, Loop) else 0
-        for k, v in enumerate(e.outs):
-            base = root_of(e)
-            shared = e.args[k] if isinstance(e.op, (Alias,)) and k < len(e.args) else base
-            if isinstance(e.op, Custom):
-                shared = e.args[e.op.n_in + k]
-            if isinstance(e.op, (Feed, Pack)):
-                shared, size_v = None, 0
+    found = Footprint().region(region)
+    return found.peak, found.where
+
+
+class Footprint:
+    """Predicts memory; remembers loop bodies and which sequences are rebuilt from sparse states.
+
+    Attributes:
+        sparse: Sequences whose elements are rebuilt when they are read, with the bytes that a replay needs.
+        sizes: Bytes of the results of loops met so far, where they are not those of their types.
+    """
+
+    def __init__(self) -> None:
+        self.sparse: dict[Var, int] = {}
+        self.sizes: dict[Var, int] = {}
+        self._loops: dict[int, tuple[Eqn, _LoopMemory]] = {}
+
+    def region(self, region: Region, owned: Collection[Var] = ()) -> Profile:
+        """Profile of a region; ``owned`` inputs die inside, at their last use."""
+        book = _Book(region, {v: self.sizes.get(v, nbytes(v.type)) for v in owned})
+        peak, where = book.live, 0
+        after, during = [], []
+        for i, e in enumerate(region.eqns):
+            now = self._enter(book, e, i)
+            if now > peak:
+                peak, where = now, i
+            book.leave(e, i)
+            during.append(now)
+            after.append(book.live)
+        return Profile(peak, where, tuple(after), tuple(during))
+
+    def _enter(self, book: _Book, e: Eqn, i: int) -> int:
+        """Enter the results of an equation; returns the bytes alive while it runs."""
+        if not isinstance(e.op, Loop):
+            book.enter(e, i, [_size(e, k, v) for k, v in enumerate(e.outs)])
+            return book.live + _workspace(e)
+        loop = self._loop(e)
+        freed = sum(book.freed_with(v, i) for v in dict.fromkeys(e.args[: e.op.n_carry]))
+        during = book.live - freed + loop.peak
+        book.enter(e, i, loop.results)
+        return max(during, book.live)
+
+    def _loop(self, e: Eqn) -> _LoopMemory:
+        entry = self._loops.get(id(e))
+        if entry is None:
+            entry = self._loops[id(e)] = (e, self._measure(e))
+        return entry[1]
+
+    def _measure(self, e: Eqn) -> _LoopMemory:
+        op = e.op
+        assert isinstance(op, Loop)
+        n, ins = op.count, op.body.inputs
+        carries = ins[: op.n_carry]
+        roots = _roots(op.body)
+        emitted = [roots.get(v, v) for v in op.body.outputs[op.n_carry :]]
+        kept = set(op.replay.carries) if op.replay is not None else set()
+        rebuilt = {v for i, v in enumerate(carries) if i in kept}
+        states = {v for v in emitted if v in carries and v not in rebuilt}
+        made = {v for v in emitted if v not in ins}
+        slots = min(op.replay.slots, n) if op.replay is not None else 0
+        sets = sum(nbytes(ins[i].type) for i in kept)
+        fed = self._rebuilt_inputs(e)
+        body = self.region(op.body, [v for v in carries if v not in states] + fed)
+        before = (n - 1) * (_bytes(made) + _bytes(states)) + max(slots - 1, 0) * sets
+        replayed = max((self.sparse[v] for v in e.args if v in self.sparse), default=0)
+        results = [nbytes(v.type) for v in carries]
+        seen: set[Var] = set()
+        for v, out in zip(emitted, e.outs[op.n_carry :], strict=True):
+            if v in rebuilt:
+                share = max(slots - 1, 0) * sets if not seen & rebuilt else 0
+                self.sparse[out] = sets + region_peak(op.replay.body, op.replay.body.inputs[: len(kept)])  # type: ignore[union-attr]
             else:
-                size_v = _size(v.type, trips)
-            root = owner.get(shared, shared) if shared is not None else v
-            owner[v] = root
-            holders[root] = holders.get(root, 0) + 1
+                share = (
+                    0 if v in seen else n * nbytes(v.type) if v in made else (n - 1) * nbytes(v.type) * (v in states)
+                )
+            seen.add(v)
+            results.append(share)
+            self.sizes[out] = share
+        return _LoopMemory(before + max(body.peak, replayed), results)
+
+    def _rebuilt_inputs(self, e: Eqn) -> list[Var]:
+        """Body inputs that are elements of rebuilt sequences: the body owns them."""
+        op = e.op
+        assert isinstance(op, Loop)
+        return [v for v, a in zip(op.body.inputs, e.args, strict=True) if a in self.sparse]
+
+
+@dataclass(frozen=True)
+class _LoopMemory:
+    """Bytes that a loop needs at its last trip beyond its arguments, and those of its results."""
+
+    peak: int
+    results: list[int]
+
+
+class _Book:
+    """Storages alive at a point of a region."""
+
+    def __init__(self, region: Region, owned: Mapping[Var, int]) -> None:
+        self.last: dict[Var, int] = {}
+        for i, e in enumerate(region.eqns):
+            for v in e.inputs:
+                self.last[v] = i
+        for v in region.outputs:
+            self.last[v] = len(region.eqns)
+        self.reused = reused(region)
+        self.owner: dict[Var, Var] = {v: v for v in region.inputs}
+        self.holders: dict[Var, int] = {}
+        self.size: dict[Var, int] = {}
+        self.live = 0
+        for v, size in owned.items():
+            if v in self.last:
+                self.holders[v], self.size[v] = 1, size
+                self.live += size
+
+    def enter(self, e: Eqn, i: int, sizes: list[int]) -> None:
+        """Results of equation ``i``, with the bytes of those that have a storage of their own."""
+        over = self.reused.get(i)
+        for k, v in enumerate(e.outs):
+            shared = shared_with(e, k) if over is None else over
+            root = v if shared is None else self.owner[shared]
+            self.owner[v] = root
             if root is v:
-                size[v] = size_v
-                live += size_v
-        if live + inner > peak:
-            peak, where = live + inner, i
+                self.size[v] = sizes[k]
+                self.live += sizes[k]
+                self.holders[v] = 1
+            elif root in self.holders:
+                self.holders[root] += 1
+
+    def leave(self, e: Eqn, i: int) -> None:
+        """Drop what the equation read or made for the last time."""
         for v in dict.fromkeys([*e.inputs, *e.outs]):
-            if last.get(v, i) == i and v not in outside:
-                root = owner[v]
-                holders[root] -= 1
-                if holders[root] == 0 and root not in outside:
-                    live -= size.get(root, 0)
-    return peak, where
+            root = self.owner[v]
+            if self.last.get(v, i) == i and root in self.holders:
+                self.holders[root] -= 1
+                if self.holders[root] == 0:
+                    self.live -= self.size[root]
+                    del self.holders[root]
+
+    def freed_with(self, v: Var, i: int) -> int:
+        """Bytes that go when equation ``i``, their last user, lets ``v`` go."""
+        root = self.owner[v]
+        alone = self.last.get(v) == i and self.holders.get(root) == 1
+        return self.size[root] if alone else 0
 
 
-def loop_peak(op: Loop, trips: Callable[[SeqType], int]) -> int:
-    """Bytes that one trip needs beyond the loop's arguments and results."""
-    carried = sum(_size(v.type, trips) for v in op.body.inputs[: op.n_carry])
-    return region_peak(op.body, trips) + carried
+def _size(e: Eqn, k: int, v: Var) -> int:
+    """Bytes of a result with a storage of its own; what a feed draws is held one trip at a time."""
+    if isinstance(e.op, (Feed, Pack)):
+        return 0
+    return nbytes(v.type)
+
+
+_SCRATCH = {"_safe_softmax": 1.5}
+
+
+def _workspace(e: Eqn) -> int:
+    """Bytes that an operator allocates and frees inside, beyond its results."""
+    if not isinstance(e.op, torch._ops.OpOverload):
+        return 0
+    factor = _SCRATCH.get(e.op._schema.name.split("::")[1])
+    return int(factor * nbytes(e.outs[0].type)) if factor else 0
+
+
+def _roots(region: Region) -> dict[Var, Var]:
+    """The value that owns the storage of each value."""
+    owner: dict[Var, Var] = {}
+    for e in region.eqns:
+        for k, v in enumerate(e.outs):
+            shared = shared_with(e, k)
+            owner[v] = v if shared is None else owner.get(shared, shared)
+    return owner
+
+
+def _bytes(values: Iterable[Var]) -> int:
+    return sum(nbytes(v.type) for v in values)

@@ -14,11 +14,10 @@ from mlc.errors import BudgetError, PlanError
 from mlc.ir.core import Eqn
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
-from mlc.ir.types import nbytes
 from mlc.passes.adjoint import Policy
 from mlc.passes.explain import explain
-from mlc.passes.lower import Stages, lower
-from mlc.passes.memory import region_peak
+from mlc.passes.lower import Levers, Stages, lower
+from mlc.passes.memory import Footprint
 
 __all__ = ["Decision", "Plan", "check_options", "make_plan", "parse_memory", "stages_for"]
 
@@ -204,7 +203,7 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
         def note(e: Eqn, why: str, into: dict[str, str] = fallbacks) -> None:
             into[str(e.loc)] = why
 
-        stages = lower(program, Policy("mixed", stop_gradient, note), rounds)
+        stages = lower(program, Levers("mixed", stop_gradient), note)
         tried.append((peak_bytes(stages), rounds, stages, fallbacks))
         if not isinstance(budget, int) or tried[-1][0] <= budget:
             break
@@ -225,11 +224,12 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
 
 def peak_bytes(stages: Stages) -> int:
     """Predicted peak of a call beyond its inputs: the forward stage, or what is kept and the backward stage."""
-    forward = region_peak(stages.forward)
+    footprint = Footprint()
+    forward = footprint.region(stages.forward).peak
     if stages.backward is None:
         return forward
-    kept = sum(nbytes(stages.forward.outputs[i].type) for kind, i in stages.saved if kind == "out")
-    return max(forward, kept + region_peak(stages.backward))
+    saved = [v for v, (kind, _) in zip(stages.backward.inputs, stages.saved, strict=False) if kind == "out"]
+    return max(forward, footprint.region(stages.backward, saved).peak)
 
 
 def _decisions(program: Program, fallbacks: dict[str, str], rounds: int) -> tuple[Decision, ...]:
@@ -269,4 +269,4 @@ def stages_for(program: Program, plan: Plan) -> Stages:
         raise PlanError("this plan belongs to another program", advice="plan the program again with mlc.plan")
     if plan._stages is not None and plan.bound is program:
         return plan._stages
-    return lower(program, policy_of(plan), plan.rounds)
+    return lower(program, Levers(plan.mode, plan.stop))

@@ -1,127 +1,136 @@
-"""Rematerialisation inside a product: what is kept across its widest point, and what is computed again behind it.
+"""Rematerialisation inside a region: what is kept across its widest point, and what is computed again behind it.
 
 The point is where most bytes are alive.  Values needed behind it that were computed before it are either kept or
-recomputed from kept ones; which is a minimum cut (Boykov-Kolmogorov through networkx) on the graph of equations
-before the point: capacities are bytes, operators with much arithmetic per byte (matrix products, convolutions)
-and impure ones are never run twice.  Exact: the same operators on the same values.
+made again from kept ones; which is the minimum cut of :mod:`mlc.passes.keep` at the price of a byte.  One cut moves
+the widest point elsewhere, so it is done again, as long as the bytes saved are worth the seconds spent.  Exact: the
+same operators on the same values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import networkx as nx
-from networkx.algorithms.flow import boykov_kolmogorov
-from torch._ops import OpOverload
-
-from mlc.ir.builder import Builder
-from mlc.ir.core import Alias, Eqn, Index, Primitive, Region, SafeSqrt, Stop, Var, map_vars
-from mlc.ir.types import SeqType, TensorType, nbytes
-from mlc.passes.memory import liveness, region_peak
+from mlc.ir.builder import dce
+from mlc.ir.core import Eqn, Loop, Region, Var, map_vars
+from mlc.ir.types import SeqType, nbytes
+from mlc.passes.cost import Meter
+from mlc.passes.keep import Infeasible, choose, needed_for
+from mlc.passes.memory import Footprint, root_of
 from mlc.passes.schedule import on_demand
 
-__all__ = ["rematerialise"]
-
-_HEAVY = {"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "_fft_c2c", "linalg_solve", "svd"}
-_FLOPS_PER_BYTE = 20.0
+__all__ = ["Trade", "rematerialise"]
 
 
-def rematerialise(region: Region, anchor: Callable[[Eqn], bool], rounds: int) -> Region:
-    """Reduce the peak of a region by up to ``rounds`` cuts; stops where one gains less than 2 percent."""
-    region = on_demand(region, anchor)
-    best = region_peak(region)
-    for _ in range(rounds):
-        new = on_demand(_once(region), anchor)
-        peak = region_peak(new)
-        if peak >= best * 0.98:
+@dataclass(frozen=True)
+class Trade:
+    """What rematerialisation may spend.
+
+    Attributes:
+        price: Seconds of a call that one byte of peak is worth.
+        times: How often the region runs in a call.
+        rounds: Most cuts.
+    """
+
+    price: float
+    times: int = 1
+    rounds: int = 4
+
+
+def rematerialise(region: Region, anchor: Callable[[Eqn], bool], trade: Trade, meter: Meter) -> Region:
+    """Reduce the peak of a region by cuts, as long as each is worth its price.
+
+    Args:
+        region: Equations in any order that respects their dependencies.
+        anchor: Equations whose order is kept; the others run just before they are needed.
+        trade: The price of a byte.
+        meter: Cost of equations.
+    """
+    now = _measured(on_demand(region, anchor), meter)
+    if trade.price <= 0:
+        return now.region
+    unit = 1 / meter.rates.far
+    scales: tuple[float, ...] = _SCALES
+    for _ in range(trade.rounds):
+        found = [(_try(now, k * unit, anchor, meter), k) for k in scales]
+        best, scale = min(found, key=lambda x: x[0].worth(trade))
+        if best.worth(trade) >= now.worth(trade):
             break
-        region, best = new, peak
-    return region
+        now, scales = best, (scale, scale / 2)
+    return now.region
 
 
-def _light(e: Eqn) -> bool:
-    """Whether an equation may run twice."""
-    if e.impure or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)):
-        return False
-    if isinstance(e.op, Primitive):
-        return isinstance(e.op, (Alias, Stop, SafeSqrt, Index))
-    name = e.op._schema.name.split("::")[1] if isinstance(e.op, OpOverload) else ""
-    if name not in _HEAVY and not name.startswith("linalg_"):
-        return True
-    if name not in ("mm", "bmm"):
-        return False
-    a, out = e.args[0].type, e.outs[0].type
-    assert isinstance(a, TensorType) and isinstance(out, TensorType)
-    return 2.0 * a.shape[-1] / out.dtype.itemsize <= _FLOPS_PER_BYTE
+_SCALES = (5.0, 14.0, 28.0, 56.0)  # prices of a byte at a cut, in times of moving it
 
 
-def _once(region: Region) -> Region:
-    """One cut at the present peak."""
-    at = liveness(region)[1]
+@dataclass(frozen=True)
+class _Measured:
+    """A region with its predicted peak (bytes) and time (seconds)."""
+
+    region: Region
+    peak: int
+    where: int
+    seconds: float
+
+    def worth(self, trade: Trade) -> float:
+        """What it costs, bytes at their price."""
+        return trade.price * self.peak + self.seconds * trade.times
+
+
+def _measured(region: Region, meter: Meter) -> _Measured:
+    profile = Footprint().region(region)
+    return _Measured(region, profile.peak, profile.where, meter.region(region).seconds)
+
+
+def _try(now: _Measured, price: float, anchor: Callable[[Eqn], bool], meter: Meter) -> _Measured:
+    cut = _once(now.region, now.where, price, meter)
+    return now if cut is now.region else _measured(on_demand(cut, anchor), meter)
+
+
+def _once(region: Region, at: int, price: float, meter: Meter) -> Region:
+    """One cut behind equation ``at`` at ``price`` seconds per byte."""
     before, behind = region.eqns[: at + 1], region.eqns[at + 1 :]
     made = {v: e for e in before for v in e.outs}
     needed = {v for e in behind for v in e.inputs if v in made} | {v for v in region.outputs if v in made}
     if not needed:
         return region
-    kept = _cut(before, made, needed)
-    return _rebuild(region, at, made, needed, kept)
+
+    def redo(e: Eqn) -> float | None:
+        if e.impure or isinstance(e.op, Loop) or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)):
+            return None
+        return meter(e).seconds
+
+    def keep(v: Var) -> float | None:
+        e = made.get(v)
+        if e is None:
+            return 0.0
+        if redo(e) is not None and root_of(e) is not None:
+            return None  # its base is kept, or nothing
+        return price * nbytes(v.type)
+
+    try:
+        kept = choose(before, needed, keep, redo)
+    except Infeasible:
+        return region
+    again = needed_for(before, needed, kept)
+    return _rebuild(region, at, again, kept) if again else region
 
 
-def _cut(before: tuple[Eqn, ...], made: dict[Var, Eqn], needed: set[Var]) -> set[Var]:
-    """Values to keep: a minimum cut between what cannot be recomputed and what is needed."""
-    g: nx.DiGraph[object] = nx.DiGraph()
-    reach: set[Var] = set()
-    todo = list(needed)
-    while todo:
-        v = todo.pop()
-        if v in reach or v not in made:
-            continue
-        reach.add(v)
-        if _light(made[v]):
-            todo.extend(made[v].inputs)
-    for v in reach:
-        g.add_edge((v, 0), (v, 1), capacity=max(nbytes(v.type), 1))
-        if not _light(made[v]):
-            g.add_edge("source", (v, 0))
-        else:
-            for u in made[v].inputs:
-                if u in reach:
-                    g.add_edge((u, 1), (v, 0))
-        if v in needed:
-            g.add_edge((v, 1), "sink")
-    if "source" not in g or "sink" not in g:
-        return set()
-    _, (left, _) = nx.minimum_cut(g, "source", "sink", flow_func=boykov_kolmogorov)
-    return {v for v in reach if (v, 0) in left and (v, 1) not in left}
-
-
-def _rebuild(region: Region, at: int, made: dict[Var, Eqn], needed: set[Var], kept: set[Var]) -> Region:
-    """The region with copies of what is not kept behind the point."""
-    b = Builder(merge=False)
+def _rebuild(region: Region, at: int, again: list[Eqn], kept: set[Var]) -> Region:
+    """The region with copies of ``again`` behind the point."""
     env: dict[Var, Var] = {}
-    where = {v: i for i, e in enumerate(region.eqns[: at + 1]) for v in e.outs}
-    again: set[int] = set()
-    todo = [v for v in needed if v not in kept]
-    while todo:
-        v = todo.pop()
-        if v in kept or v not in made or where[v] in again:
-            continue
-        again.add(where[v])
-        todo.extend(made[v].inputs)
-    for i in sorted(again):
-        e = region.eqns[i]
-        outs = tuple([Var(v.type) for v in e.outs])
-        args = map_vars(e.args, lambda v: env.get(v, v))
-        kwargs = tuple((k, map_vars(x, lambda v: env.get(v, v))) for k, x in e.kwargs)
-        b.append(Eqn(e.op, args, outs, kwargs, e.loc, "recomputed"))
-        env.update((v, o) for v, o in zip(e.outs, outs, strict=True) if v not in kept)
-    tail = [
-        e.with_(args=map_vars(e.args, lambda v: env.get(v, v)),
-                kwargs=tuple((k, map_vars(x, lambda v: env.get(v, v))) for k, x in e.kwargs))
-        for e in region.eqns[at + 1 :]
-    ]  # fmt: skip
-    outputs = tuple(env.get(v, v) for v in region.outputs)
-    eqns = (*region.eqns[: at + 1], *b.eqns, *tail)
-    from mlc.ir.builder import dce
 
-    return dce(Region(region.inputs, eqns, outputs, region.names))
+    def renamed(e: Eqn) -> Eqn:
+        if not any(v in env for v in e.inputs):
+            return e
+        args = map_vars(e.args, lambda v: env.get(v, v))
+        return e.with_(args=args, kwargs=tuple((k, map_vars(x, lambda v: env.get(v, v))) for k, x in e.kwargs))
+
+    copies = []
+    for e in again:
+        outs = tuple([Var(v.type) for v in e.outs])
+        copies.append(renamed(e).with_(outs=outs, tag="recomputed"))
+        env.update((v, o) for v, o in zip(e.outs, outs, strict=True) if v not in kept)
+    tail = [renamed(e) for e in region.eqns[at + 1 :]]
+    outputs = tuple(env.get(v, v) for v in region.outputs)
+    return dce(Region(region.inputs, (*region.eqns[: at + 1], *copies, *tail), outputs, region.names))

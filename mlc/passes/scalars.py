@@ -58,7 +58,7 @@ def literal_key(e: Eqn, *, strict: bool) -> Any:
 
 def loop_key(op: Loop) -> Any:
     """Structure of a loop, equal for loops with equal bodies."""
-    return (op.n_carry, op.n_const, op.trips, op.emit_every, region_key(op.body))
+    return (op.n_carry, op.n_const, op.trips, region_key(op.body))
 
 
 def region_key(region: Region) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Random, Region, SafeSqrt, Stop, Var, aten
+from mlc.ir.reuse import into, reused
 from mlc.ir.types import TensorType
 
 __all__ = ["Executable", "compile_region"]
@@ -74,9 +75,13 @@ class _Writer:
         unused = [self.names[v] for v in r.inputs if v not in last]
         if unused:
             self.lines.append("    del " + ", ".join(unused))
+        over = reused(r)
         for i, e in enumerate(r.eqns):
             dying = list(dict.fromkeys(self.names[v] for v in e.inputs if last[v] == i))
-            self._eqn(e, dying)
+            if i in over:
+                self._write_over(e, over[i], dying)
+            else:
+                self._eqn(e, dying)
             dead = [self.names[v] for v in e.outs if v not in last]
             if dead:
                 self.lines.append("    del " + ", ".join(dead))
@@ -109,6 +114,15 @@ class _Writer:
             self._call(e)
         if dying:
             self.lines.append("    del " + ", ".join(dying))
+
+    def _write_over(self, e: Eqn, v: Var, dying: list[str]) -> None:
+        """The result takes the place of a dying operand."""
+        found = into(e, v)
+        assert found is not None
+        op, as_out = found
+        args = ", ".join(self.literal(a) for a in e.args) + (f", out={self.name(v)}" if as_out else "")
+        self.lines.append(f"    {self.name(e.outs[0])} = {self.const(op)}({args})")
+        self.lines.append("    del " + ", ".join(dying))
 
     def _call(self, e: Eqn) -> None:
         fn = _callable(e)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlc.ir.core import Eqn, Feed, Loop
+from mlc.ir.core import Eqn, Feed, Loop, Region
 from mlc.runtime.interpreter import Executable, compile_region
+from mlc.runtime.states import Rebuilt, States
 
 __all__ = ["LoopRunner", "link"]
 
@@ -14,11 +15,11 @@ __all__ = ["LoopRunner", "link"]
 class LoopRunner:
     """A compiled loop equation; called with its arguments in a list, returns its results in a list."""
 
-    def __init__(self, op: Loop, body: Executable) -> None:
+    def __init__(self, op: Loop, body: Executable, replay: Executable | None = None) -> None:
         self.op = op
         self.body = body
-        n = op.n_emit
-        self.every = op.emit_every or (1,) * n
+        self.replay = replay
+        self.rebuilt = _rebuilt(op)
 
     def trips(self, seqs: list[Any]) -> int | None:
         """How many trips: fixed, the length of a sequence, or None until a lazy one ends."""
@@ -35,7 +36,9 @@ class LoopRunner:
         carries, consts, seqs = args[:nc], args[nc : nc + nk], args[nc + nk :]
         args.clear()
         n = self.trips(seqs)
-        emitted: list[list[Any]] = [[] for _ in range(op.n_emit)]
+        emitted: list[Any] = [[] for _ in range(op.n_emit)]
+        states = None if self.replay is None else States(op, self.replay, consts, seqs, emitted)
+        dense = [j for j in range(op.n_emit) if j not in self.rebuilt]
         t = 0
         while n is None or t < n:
             at = n - 1 - t if op.reverse and n is not None else t
@@ -43,18 +46,31 @@ class LoopRunner:
                 ins = [*carries, *consts, *[s[at] for s in seqs]]
             except StopIteration:
                 break
+            if states is not None:
+                states.offer(t, carries)
             carries = []
             outs = self.body(ins)
-            for j in range(op.n_emit):
-                if at % self.every[j] == 0:
-                    emitted[j].append(outs[nc + j])
+            for j in dense:
+                emitted[j].append(outs[nc + j])
             carries = outs[:nc]
             del outs
             t += 1
         if op.reverse:
             for s in emitted:
                 s.reverse()
+        if states is not None:
+            for j, k in self.rebuilt.items():
+                emitted[j] = Rebuilt(states, k)
         return [*carries, *emitted]
+
+
+def _rebuilt(op: Loop) -> dict[int, int]:
+    """Emissions that are rebuilt, and which state each one is."""
+    if op.replay is None:
+        return {}
+    where = {op.body.inputs[c]: k for k, c in enumerate(op.replay.carries)}
+    emitted = op.body.outputs[op.n_carry :]
+    return {j: where[v] for j, v in enumerate(emitted) if v in where}
 
 
 def link(feed: Callable[[Feed], Callable[..., Any]], draw: Callable[[Eqn], Callable[..., Any] | None],
@@ -62,12 +78,15 @@ def link(feed: Callable[[Feed], Callable[..., Any]], draw: Callable[[Eqn], Calla
     """The ``special`` function of :func:`compile_region` for whole programs."""
     known: dict[int, tuple[Any, Executable]] = {}
 
+    def compiled(region: Region) -> Executable:
+        entry = known.get(id(region))
+        if entry is None:
+            entry = known[id(region)] = (region, compile_region(region, special))
+        return entry[1]
+
     def special(e: Eqn) -> Callable[..., Any] | None:
         if isinstance(e.op, Loop):
-            entry = known.get(id(e.op.body))
-            if entry is None:
-                entry = known[id(e.op.body)] = (e.op.body, compile_region(e.op.body, special))
-            return LoopRunner(e.op, entry[1])
+            return LoopRunner(e.op, compiled(e.op.body), None if e.op.replay is None else compiled(e.op.replay.body))
         if isinstance(e.op, Feed):
             return feed(e.op)
         return draw(e)

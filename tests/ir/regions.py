@@ -58,9 +58,9 @@ def loop_program() -> Program:
         (y, loss),
     )  # fmt: skip
     r1, r2 = Var(tensor(4)), Var(tensor(4))
-    replay = Replay(Region((r1,), (Eqn(Alias(), (r1,), (r2,)),), (r2,), ("state",)), 2, 1, (0,))
+    replay = Replay(Region((r1,), (Eqn(Alias(), (r1,), (r2,)),), (r2,), ("state",)), (0,), (), (), (), 2)
     final, losses, last = Var(tensor(4)), Var(SeqType(F32, 3)), Var(F32)
-    op = Loop(body, 1, 1, 3, True, (1,), "train", replay)
+    op = Loop(body, 1, 1, 3, True, "train", replay)
     eqns = (
         Eqn(Feed((EffectCall(Draw(0, 0), (), (), (tensor(4),)),), 3), (), (seq,)),
         Eqn(op, (x, x, seq), (final, losses)),
@@ -165,7 +165,6 @@ def loops(draw: Any, known: list[Var], depth: int, where: dict[str, Any]) -> Eqn
         1,
         trips,
         draw(st.booleans()),
-        (),
         draw(WORDS),
     )
     outs = (Var(carry.type), *[Var(SeqType(v.type, trips)) for v in emitted])

@@ -33,7 +33,7 @@ flow stop "x" -> "L1" [carries=False, why="detach() or no_grad()"]  # me/train.p
   %1: seq[f32[4], 3] = feed[trips=3] {
     draw[source=0, visit=0]() -> (f32[4])
   }
-  %11: f32[4], %12: seq[f32[], 3] = loop[label="train", trips=3, reverse=True, every=(1,)] {
+  %11: f32[4], %12: seq[f32[], 3] = loop[label="train", trips=3, reverse=True] {
     carry %2: f32[4] = %0
     const %3: f32[4] = %0
     each %4: f32[4] = %1
@@ -42,7 +42,7 @@ flow stop "x" -> "L1" [carries=False, why="detach() or no_grad()"]  # me/train.p
     %7: f32[4] = grad(%5; %2; %6)  # [grad]
     %8: f32[4] = aten.sub.Tensor(%2, %7, alpha=0.5)  # me/train.py:4 in train [update]
     return %8 emit %5
-    replay[every=2, states=1, seqs=(0,)] {
+    replay[carries=(0,), consts=(), seqs=(), dense=(), slots=2] {
       in %9: f32[4] "state"
       %10: f32[4] = alias(%9)
       return %10

@@ -19,6 +19,7 @@ from mlc.ir.core import (
     Op,
     Pack,
     Region,
+    Replay,
     Stop,
     Var,
 )
@@ -38,14 +39,20 @@ def one(op: Op, ins: tuple[Type, ...], outs: tuple[Type, ...], at: Loc | None = 
 
 def loop(body: Region | None = None, n_carry: int = 1, n_const: int = 0, trips: int | None = 3,
          ins: tuple[Type, ...] = (V4, SeqType(F32, 3)), outs: tuple[Type, ...] = (V4, SeqType(F32, 3)),
-         every: tuple[int, ...] = ()) -> Region:  # fmt: skip
+         replay: Replay | None = None) -> Region:  # fmt: skip
     """A loop over a carry and a sequence."""
     c, s = Var(V4), Var(F32)
     return one(
-        Loop(Region((c, s), (), (c, s)) if body is None else body, n_carry, n_const, trips, False, every, "l"),
+        Loop(Region((c, s), (), (c, s)) if body is None else body, n_carry, n_const, trips, False, "l", replay),
         ins,
         outs,
     )
+
+
+def replay(carries: tuple[int, ...] = (0,), seqs: tuple[int, ...] = (), slots: int = 2) -> Replay:
+    """A replay that hands its carry on."""
+    v = Var(V4)
+    return Replay(Region((v,), (), (v,)), carries, (), seqs, (), slots)
 
 
 def unused() -> Region:
@@ -99,7 +106,9 @@ BROKEN: dict[str, Callable[[], Region]] = {
     r"\(loop\) has a sequence of type f32\[\] for elements": lambda: loop(ins=(V4, F32)),
     r"\(loop\) has a emission of type f32\[\]": lambda: loop(outs=(V4, F32)),
     r"\(loop\) runs 3 times over a sequence of 4": lambda: loop(ins=(V4, SeqType(F32, 4))),
-    r"\(loop\) emits 1 sequences at \(0,\)": lambda: loop(every=(0,)),
+    r"\(loop\) replays \(1,\) of 1": lambda: loop(replay=replay(carries=(1,))),
+    r"\(loop\) replays 1 carries from 0 sets with a body of 1 results": lambda: loop(replay=replay(slots=0)),
+    r"\(loop\) replays with 2 values for a body of 1 inputs": lambda: loop(replay=replay(seqs=(0,))),
     r"\(pack\) makes no sequence of its 1 arguments": lambda: one(Pack(), (F32,), (SeqType(F32, 2),)),
     r"\(pack\) puts f32\[4\] into seq\[f32\[\], 1\]": lambda: one(Pack(), (V4,), (SeqType(F32, 1),)),
     r"picks from what is no sequence": lambda: one(Index(0), (F32,), (F32,)),

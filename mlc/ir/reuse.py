@@ -1,0 +1,127 @@
+"""In-place reuse: which elementwise equations may write their result over an operand that dies there.
+
+Safe when the operand has the type of the result, is the only value that holds its storage, was allocated by an
+operator of the same region, and is read for the last time; elementwise operators then read each element before they
+write it.  Saves an allocation, and the traffic of touching fresh memory.  Linear in the number of equations.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from mlc.ir.core import Alias, Custom, Eqn, Index, Region, SafeSqrt, Stop, Var
+from mlc.ir.inplace import schema_of
+from mlc.ir.types import TensorType
+
+__all__ = ["into", "reused", "shared_with"]
+
+_A: Any = torch.ops.aten
+_UNARY = (
+    "exp", "log", "tanh", "sqrt", "rsqrt", "neg", "sigmoid", "relu", "reciprocal", "abs", "erf", "sin", "cos",
+    "square", "log1p", "expm1",
+)  # fmt: skip
+_BINARY = ("add", "sub", "mul", "div")
+
+# Operators that write into their first operand, and those that can write into any of their operands.
+_FIRST: dict[Any, Any] = {getattr(_A, n).default: getattr(_A, n + "_").default for n in _UNARY}
+_FIRST.update({getattr(_A, n).Tensor: getattr(_A, n + "_").Tensor for n in _BINARY})
+_FIRST.update({getattr(_A, n).Scalar: getattr(_A, n + "_").Scalar for n in _BINARY})
+_FIRST.update(
+    {
+        _A.pow.Tensor_Scalar: _A.pow_.Scalar, _A.lerp.Scalar: _A.lerp_.Scalar, _A.addcmul.default: _A.addcmul_.default,
+        _A.addcdiv.default: _A.addcdiv_.default, _A.masked_fill.Scalar: _A.masked_fill_.Scalar,
+        _A.clamp_min.default: _A.clamp_min_.default,
+    }
+)  # fmt: skip
+_ANY: dict[Any, Any] = {getattr(_A, n).Tensor: getattr(_A, n).out for n in _BINARY}
+
+
+def shared_with(e: Eqn, k: int) -> Var | None:
+    """The value whose storage result ``k`` of an equation shares, if it does."""
+    op = e.op
+    if isinstance(op, Alias):
+        return e.args[k]  # type: ignore[no-any-return]
+    if isinstance(op, Custom):
+        return e.args[op.n_in + k]  # type: ignore[no-any-return]
+    if isinstance(op, (Stop, Index)):
+        return e.args[0]  # type: ignore[no-any-return]
+    if isinstance(op, OpOverload) and schema_of(op).view and e.args and type(e.args[0]) is Var:
+        return e.args[0]
+    return None
+
+
+def into(e: Eqn, v: Var) -> tuple[Any, bool] | None:
+    """The operator that computes ``e`` into its operand ``v``, and whether it takes it as ``out=``."""
+    if isinstance(e.op, SafeSqrt):
+        return _A.sqrt_.default, False
+    if e.op in _FIRST and e.args[0] is v:
+        return _FIRST[e.op], False
+    return (_ANY[e.op], True) if e.op in _ANY else None
+
+
+def reused(region: Region) -> dict[int, Var]:
+    """For each equation that writes over an operand: its position, and the operand."""
+    last: dict[Var, int] = {}
+    for i, e in enumerate(region.eqns):
+        for v in e.inputs:
+            last[v] = i
+    for v in region.outputs:
+        last[v] = len(region.eqns)
+    owner: dict[Var, Var] = {}
+    holders: dict[Var, int] = {}
+    out: dict[int, Var] = {}
+    for i, e in enumerate(region.eqns):
+        chosen = _candidate(e, i, last, owner, holders)
+        if chosen is not None:
+            out[i] = chosen
+            owner[e.outs[0]] = owner[chosen]
+            holders[owner[chosen]] += 1
+        else:
+            _enter(e, owner, holders)
+        for v in dict.fromkeys((*e.inputs, *e.outs)):
+            if v in owner and last.get(v, i) == i:
+                holders[owner[v]] -= 1
+    return out
+
+
+def _enter(e: Eqn, owner: dict[Var, Var], holders: dict[Var, int]) -> None:
+    fresh = _allocates(e)
+    for k, v in enumerate(e.outs):
+        shared = shared_with(e, k)
+        if shared is None and fresh:
+            owner[v], holders[v] = v, 1
+        elif shared is not None and shared in owner:
+            owner[v] = owner[shared]
+            holders[owner[v]] += 1
+
+
+def _candidate(e: Eqn, i: int, last: dict[Var, int], owner: dict[Var, Var], holders: dict[Var, int]) -> Var | None:
+    if len(e.outs) != 1 or e.kwargs or not (isinstance(e.op, SafeSqrt) or e.op in _FIRST):
+        return None
+    t = e.outs[0].type
+    for v in dict.fromkeys(e.inputs):
+        if last[v] == i and v.type == t and v in owner and holders[owner[v]] == 1 and _dense(v) and into(e, v):
+            return v
+    return None
+
+
+def _dense(v: Var) -> bool:
+    """Whether no two elements share a place (an expanded tensor must not be written)."""
+    t = v.type
+    return isinstance(t, TensorType) and all(s > 0 or n == 1 for n, s in zip(t.shape, t.stride, strict=True))
+
+
+def _allocates(e: Eqn) -> bool:
+    """Whether results surely have storages of their own."""
+    return isinstance(e.op, SafeSqrt) or (isinstance(e.op, OpOverload) and _allocating(e.op))
+
+
+@cache
+def _allocating(op: OpOverload) -> bool:
+    if op.namespace != "aten" or schema_of(op).view or any(a.alias_info for a in op._schema.arguments):
+        return False
+    return not torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")

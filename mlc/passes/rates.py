@@ -1,0 +1,125 @@
+"""Rates of a device: how fast it multiplies matrices, moves bytes, draws special functions and starts an operator.
+
+Measured once per device, torch version and thread count (well under a second) and kept in the user's cache folder,
+so that the same plan comes out again; ``MLC_RATES`` names another file.  The model they feed is a roofline
+(Williams et al. 2009): an operator takes its start plus the larger of its arithmetic and its traffic.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+__all__ = ["Rates", "rates"]
+
+
+class Rates(BaseModel):
+    """What a device does in a second.
+
+    Attributes:
+        flops: Matrix multiplication, floating point operations per second, by item size in bytes (2, 4, 8).
+        near: Traffic of operators whose operands fit the cache, bytes per second.
+        far: Traffic of operators whose operands do not, bytes per second.
+        cache: Bytes of operands from which traffic is far.
+        special: Elements per second of exponentials and the like, by item size.
+        start: Seconds to start one operator from Python.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flops: dict[int, float]
+    near: float = Field(gt=0)
+    far: float = Field(gt=0)
+    cache: int = Field(gt=0)
+    special: dict[int, float]
+    start: float = Field(gt=0)
+
+
+def rates(device: torch.device) -> Rates:
+    """Rates of the device, from the cache folder or measured now."""
+    return _rates(device.type, device.index or 0, torch.get_num_threads())
+
+
+@functools.cache
+def _rates(kind: str, index: int, threads: int) -> Rates:
+    if kind not in ("cpu", "cuda"):
+        kind = "cpu"
+    device = torch.device(kind) if kind == "cpu" else torch.device(kind, index)
+    name = platform.machine() if kind == "cpu" else torch.cuda.get_device_name(device)
+    title = f"{name}-{threads}-{torch.__version__}".replace(" ", "-").replace("/", "-")
+    given = os.environ.get("MLC_RATES")
+    file = Path(given) if given else _folder() / f"rates-{title}.json"
+    try:
+        return Rates.model_validate_json(file.read_text())
+    except (OSError, ValidationError):
+        measured = _measure(device)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(measured.model_dump_json(indent=2))
+    except OSError:
+        pass  # a read-only home: measured again next time
+    return measured
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlc"
+
+
+def _measure(device: torch.device) -> Rates:
+    with torch.no_grad():
+        return Rates(
+            flops={size: _matmul(device, dtype) for size, dtype in _DTYPES.items()},
+            near=_traffic(device, 2**15, 1), far=_traffic(device, 2**17, 64), cache=2**19,
+            special={size: _special(device, dtype) for size, dtype in _DTYPES.items()},
+            start=_seconds(device, _adds(device, 16, 1)),
+        )  # fmt: skip
+
+
+_DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+
+
+def _adds(device: torch.device, n: int, many: int) -> list[Callable[[], object]]:
+    """Additions of ``many`` pairs of vectors: enough of them, and none finds its operands in a cache."""
+    pairs = [(torch.ones(n, device=device), torch.ones(n, device=device)) for _ in range(many)]
+    return [functools.partial(torch.ops.aten.add.Tensor, a, b) for a, b in pairs]
+
+
+def _traffic(device: torch.device, n: int, many: int) -> float:
+    return 12 * n / _seconds(device, _adds(device, n, many))
+
+
+def _matmul(device: torch.device, dtype: torch.dtype) -> float:
+    n, many = (384, 16) if device.type == "cpu" else (4096, 1)
+    made = [[torch.ones(n, n, device=device, dtype=dtype) for _ in range(2)] for _ in range(many)]
+    return 2 * n**3 / _seconds(device, [functools.partial(torch.ops.aten.mm.default, a, b) for a, b in made])
+
+
+def _special(device: torch.device, dtype: torch.dtype) -> float:
+    n = 2**16
+    a = torch.ones(n, device=device, dtype=dtype)
+    return n / _seconds(device, [lambda: torch.ops.aten.tanh.default(a)])
+
+
+def _seconds(device: torch.device, calls: list[Callable[[], object]], times: int = 9) -> float:
+    """Median seconds of a call, after warming up; of short ones, and on a GPU, in a queue of calls."""
+    rounds = max(1, 20 // len(calls))
+    found = []
+    for _ in range(times + 1):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        for _ in range(rounds):
+            for call in calls:
+                call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append((time.perf_counter() - began) / (rounds * len(calls)))
+    return statistics.median(found[1:])
