@@ -282,11 +282,14 @@ class Eqn:
     loc: Loc | None = None
     tag: str = ""
     site: Any = None
+    _inputs: tuple[Var, ...] | None = field(default=None, init=False, repr=False)
 
     @property
-    def inputs(self) -> list[Var]:
+    def inputs(self) -> tuple[Var, ...]:
         """The values it reads, in order, with repetitions."""
-        return flat_vars(self.args, self.kwargs)
+        if self._inputs is None:
+            object.__setattr__(self, "_inputs", tuple(flat_vars(self.args, self.kwargs)))
+        return self._inputs  # type: ignore[return-value]
 
     @property
     def impure(self) -> bool:
