@@ -34,10 +34,13 @@ _DISPATCH = (_HERE, os.path.join(os.path.dirname(torch.__file__), "_compile.py")
 _COROUTINE = 0x20 | 0x80 | 0x100 | 0x200
 
 
-@cache
 def is_user_code(code: CodeType) -> bool:
     """Whether code belongs to the user (not to mlc, an installed package or the standard library)."""
-    file = code.co_filename
+    return _is_user_file(code.co_filename)
+
+
+@cache
+def _is_user_file(file: str) -> bool:
     if file.startswith("<") and "ipython" not in file and file not in ("<stdin>", "<string>"):
         return False
     real = os.path.realpath(file)
@@ -70,7 +73,10 @@ class Site:
 
 
 def _loc(f: FrameType, caller: Loc | None) -> Loc:
-    return Loc(f.f_code.co_filename, f.f_lineno or 0, f.f_code.co_name, caller)
+    return _loc_at(f.f_code.co_filename, f.f_lineno or 0, f.f_code.co_name, caller)
+
+
+_loc_at = cache(Loc)  # many operators run on one line
 
 
 @dataclass
@@ -111,7 +117,7 @@ class Sites:
         chain: list[FrameType] = []
         under: FrameType | None = None
         for g in reversed(frames):
-            if is_user_code(g.f_code):
+            if _is_user_file(g.f_code.co_filename):
                 chain.append(g)
             elif chain:
                 under = None if g.f_code.co_filename.startswith(_DISPATCH) else g
@@ -124,7 +130,7 @@ class Sites:
         else:
             site = self._advance(chain, under)
             self._cached = (key, site)
-        inner = next((g for g in frames if is_user_code(g.f_code)), chain[-1])
+        inner = next((g for g in frames if _is_user_file(g.f_code.co_filename)), chain[-1])
         caller = None if inner is chain[0] else _loc(chain[0], None)
         return _loc(inner, caller), site
 

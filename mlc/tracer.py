@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from mlc.concrete import Guard, concrete
 from mlc.errors import CaptureError
 from mlc.frames import Site, Sites
-from mlc.ir.core import Alias, Draw, Eqn, Grad, Seed, Stop, Var
+from mlc.ir.core import Alias, Draw, Eqn, Grad, Seed, Var
 from mlc.ir.record import Handle, Recorder, Storage
 from mlc.ir.types import Loc, TensorType
 from mlc.ir.views import IDENTITY_VIEWS
@@ -88,11 +88,11 @@ class Tracer(Recorder):
         """See :class:`~mlc.frames.Sites`; looked up once per operator."""
         return self.sites.here() if self._here is None else self._here
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """As :meth:`Recorder.__torch_dispatch__`."""
+    def dispatch(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
+        """As :meth:`Recorder.dispatch`."""
         before, self._here = self._here, self.sites.here()
         try:
-            return super().__torch_dispatch__(func, types, args, kwargs)
+            return super().dispatch(func, s, special, args, kwargs)
         finally:
             self._here = before
 

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch._ops import OpOverload
+
 from mlc.ir.builder import Builder
 from mlc.ir.core import (
     Custom,
@@ -206,7 +208,7 @@ class _Roller(Uses):
 
     @staticmethod
     def aligned(e: Eqn, counts: dict[Any, int]) -> Any:
-        op = e.op.title if isinstance(e.op, Custom) else e.op
+        op = e.op.title if isinstance(e.op, Custom) else id(e.op) if isinstance(e.op, OpOverload) else e.op
         key = (e.site.key if e.site is not None else None, op)
         counts[key] += 1
         return (*key, counts[key])

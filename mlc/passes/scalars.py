@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
 from mlc.ir.builder import Builder
 from mlc.ir.core import Custom, Eqn, Loop, Region, Var, aten
@@ -29,12 +30,13 @@ _HOLES: dict[Any, tuple[tuple[int, ...], tuple[str, ...]]] = {
     aten("pow", "Tensor_Scalar"): ((1,), ()),
     aten("pow", "Scalar"): ((0,), ()),
 }
+_HOLES_OF = {id(op): spec for op, spec in _HOLES.items()}  # by identity: an operator's own hash is slow
 _DEFAULT = {"alpha": 1, "value": 1}
 
 
 def holes(e: Eqn) -> tuple[Any, ...]:
     """Numbers of the equation that may become tensors; empty when it has none."""
-    spec = _HOLES.get(e.op)
+    spec = _HOLES_OF.get(id(e.op))
     if spec is None:
         return ()
     found = [e.args[i] for i in spec[0] if i < len(e.args) and type(e.args[i]) in (int, float)]
@@ -50,9 +52,13 @@ def literal_key(e: Eqn, *, strict: bool) -> Any:
         op = ("loop", loop_key(op))
     elif isinstance(op, Custom):
         op = ("custom", op.title, op.n_in, op.n_out, op.present, region_key(op.backward))
-    spec = None if strict else _HOLES.get(e.op)
-    args = tuple("#" if spec and i in spec[0] and type(a) in (int, float) else _lit(a) for i, a in enumerate(e.args))
-    kw = tuple((k, "#" if spec and k in spec[1] and type(v) in (int, float) else _lit(v)) for k, v in e.kwargs)
+    elif isinstance(op, OpOverload):
+        op = id(op)
+    spec = None if strict else _HOLES_OF.get(id(e.op))
+    if spec is None:
+        return (op, tuple(map(_lit, e.args)), tuple([(k, _lit(v)) for k, v in e.kwargs]) if e.kwargs else ())
+    args = tuple(["#" if i in spec[0] and type(a) in (int, float) else _lit(a) for i, a in enumerate(e.args)])
+    kw = tuple([(k, "#" if k in spec[1] and type(v) in (int, float) else _lit(v)) for k, v in e.kwargs])
     return (op, args, kw)
 
 
