@@ -206,10 +206,18 @@ class Random(Primitive):
 
 @dataclass(frozen=True)
 class Draw(Primitive):
-    """``draw()``: the next item of iterable ``source`` (iteration number ``visit``); one result per tensor in it."""
+    """``draw()``: the next item of iterable ``source`` (iteration number ``visit``); one result per tensor in it.
+
+    In loops the iteration advances by ``steps[d]`` with every trip of the loop at depth d, outermost first.
+    """
 
     source: int
     visit: int
+    steps: tuple[int, ...] = ()
+
+    def at(self, trips: tuple[int, ...]) -> int:
+        """The number of the iteration over the source, in these trips of the loops around."""
+        return self.visit + sum(s * t for s, t in zip(self.steps, trips, strict=False))
 
     @property
     def impure(self) -> bool:

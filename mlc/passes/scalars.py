@@ -8,7 +8,7 @@ import torch
 from torch._ops import OpOverload
 
 from mlc.ir.builder import Builder
-from mlc.ir.core import Custom, Eqn, Loop, Region, Var, aten
+from mlc.ir.core import Custom, Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Var, aten
 from mlc.ir.types import TensorType
 
 __all__ = ["holes", "literal_key", "spell_out"]
@@ -46,7 +46,7 @@ def holes(e: Eqn) -> tuple[Any, ...]:
 
 
 def literal_key(e: Eqn, *, strict: bool) -> Any:
-    """Operator and literals of an equation; with ``strict`` numbers in holes count too."""
+    """Operator and literals of an equation; with ``strict`` numbers in holes and iterations over iterables count too."""
     op: Any = e.op
     if isinstance(op, Loop):
         op = ("loop", loop_key(op))
@@ -54,12 +54,23 @@ def literal_key(e: Eqn, *, strict: bool) -> Any:
         op = ("custom", op.title, op.n_in, op.n_out, op.present, region_key(op.backward))
     elif isinstance(op, OpOverload):
         op = id(op)
+    elif not strict and isinstance(op, (Draw, Feed)):
+        op = _any_visit(op)
     spec = None if strict else _HOLES_OF.get(id(e.op))
     if spec is None:
         return (op, tuple(map(_lit, e.args)), tuple([(k, _lit(v)) for k, v in e.kwargs]) if e.kwargs else ())
     args = tuple(["#" if i in spec[0] and type(a) in (int, float) else _lit(a) for i, a in enumerate(e.args)])
     kw = tuple([(k, "#" if k in spec[1] and type(v) in (int, float) else _lit(v)) for k, v in e.kwargs])
     return (op, args, kw)
+
+
+def _any_visit(op: Any) -> Any:
+    """What draws, whichever iteration over an iterable it draws from: that may advance from trip to trip."""
+    if isinstance(op, Draw):
+        return ("draw", op.source, op.steps)
+    if isinstance(op, (Feed, NestedEffects)):
+        return (type(op), op.trips, tuple(map(_any_visit, op.effects)))
+    return (_any_visit(op.op), op.args, op.kwargs, op.types) if isinstance(op, EffectCall) else op
 
 
 def loop_key(op: Loop) -> Any:
