@@ -46,7 +46,7 @@ def holes(e: Eqn) -> tuple[Any, ...]:
 
 
 def literal_key(e: Eqn, *, strict: bool) -> Any:
-    """Operator and literals of an equation; with ``strict`` numbers in holes and iterations over iterables count too."""
+    """Operator and literals of an equation; with ``strict`` numbers in holes and visits of iterables count too."""
     op: Any = e.op
     if isinstance(op, Loop):
         op = ("loop", loop_key(op))

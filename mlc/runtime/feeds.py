@@ -180,7 +180,7 @@ class Tape:
 
     def _draw(self, e: EffectCall, trips: tuple[int, ...]) -> list[Tensor]:
         assert isinstance(e.op, Draw)
-        first = e is next(x for x in self.effects if isinstance(x, EffectCall) and isinstance(x.op, Draw))
+        first = e is next((x for x in self.effects if isinstance(x, EffectCall) and isinstance(x.op, Draw)), None)
         try:
             return self.drawer.next(e.op, e.types, trips)
         except StopIteration:
