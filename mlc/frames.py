@@ -61,7 +61,7 @@ def _loops(code: CodeType) -> tuple[tuple[int, int], ...]:
 
 @cache
 def _calls(code: CodeType) -> dict[int, int]:
-    """Offsets of ``CALL`` and of the ``PRECALL`` before it: Python 3.11 runs a call it has specialised in the latter."""
+    """From ``CALL`` to the ``PRECALL`` before it, where Python 3.11 runs a call that it has specialised (offsets)."""
     out: dict[int, int] = {}
     before = None
     for i in dis.get_instructions(code):

@@ -6,15 +6,20 @@ after that, results of the same types can be made directly, at a fraction of the
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
+from mlc.ir.trees import each_tensor, map_tensors
 from mlc.ir.types import TensorType
 
-__all__ = ["Fakes", "Result"]
+__all__ = ["Fakes", "Result", "try_types"]
+
+_MAX_TRIED = 1 << 24  # elements
 
 Result = tuple[TensorType, int | None]  # a type, and for a view of the first argument the offset in its memory
 
@@ -92,3 +97,26 @@ class Fakes:
         """Fresh results of an operator that ran before with the same signature."""
         made = [self.make(t) if offset is None else self.view(base, t, offset) for t, offset in known[1]]
         return made[0] if known[0] else tuple(made)
+
+
+def try_types(func: Any, args: Any, kwargs: Any) -> None:
+    """Run an operator that mixes floating types on zeros, where fake kernels are laxer than real ones.
+
+    Raises:
+        RuntimeError: PyTorch's own, about the types; other errors may come from the zeros and are nobody's.
+    """
+    found: list[Tensor] = []
+    each_tensor((args, kwargs), found.append)
+    if len({t.dtype for t in found if t.dtype.is_floating_point}) < 2 or sum(t.numel() for t in found) > _MAX_TRIED:
+        return
+
+    def real(t: Tensor) -> Tensor:
+        ty = TensorType.of(t)
+        return torch.empty_strided(ty.shape, ty.stride, dtype=ty.dtype, device=ty.device).zero_()
+
+    with _disable_current_modes(), torch.no_grad():
+        try:
+            func(*map_tensors(args, real), **{k: map_tensors(v, real) for k, v in kwargs.items()})
+        except RuntimeError as e:
+            if re.search(r"d-?type|scalar ?type|same type", str(e), re.IGNORECASE):
+                raise

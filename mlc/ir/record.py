@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from mlc.errors import CaptureError
 from mlc.ir.core import Alias, Random, SafeSqrt, Var, aten
-from mlc.ir.fakes import Result
+from mlc.ir.fakes import Result, try_types
 from mlc.ir.handles import Handle, Storage
 from mlc.ir.inplace import Schema, functional_variant, like_to_fill, schema_of
 from mlc.ir.special import FILLED, SPECIAL, factory
@@ -133,12 +133,15 @@ class Recorder(Values, TorchDispatchMode):
         fargs, fkwargs = map_tensors(args, self.twin), map_tensors(kwargs, self.twin)
         with self.fake_mode:
             try:
-                return func(*fargs, **fkwargs)
+                out = func(*fargs, **fkwargs)
             except (DynamicOutputShapeException, DataDependentOutputException) as e:
                 raise CaptureError(
                     f"the result of {func} has a size that depends on data", loc=self.locate()[0],
                     advice="use torch.where or multiply by the mask instead of indexing with it",
                 ) from e  # fmt: skip
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            try_types(func, fargs, fkwargs)
+        return out
 
     def scalar(self, t: Tensor) -> Any:
         """A Python number read from a tensor."""
