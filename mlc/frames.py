@@ -34,10 +34,13 @@ _DISPATCH = (_HERE, os.path.join(os.path.dirname(torch.__file__), "_compile.py")
 _COROUTINE = 0x20 | 0x80 | 0x100 | 0x200
 
 
-@cache
 def is_user_code(code: CodeType) -> bool:
     """Whether code belongs to the user (not to mlc, an installed package or the standard library)."""
-    file = code.co_filename
+    return _is_user_file(code.co_filename)
+
+
+@cache
+def _is_user_file(file: str) -> bool:
     if file.startswith("<") and "ipython" not in file and file not in ("<stdin>", "<string>"):
         return False
     real = os.path.realpath(file)
@@ -56,6 +59,23 @@ def _loops(code: CodeType) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(ends.items(), key=lambda r: (r[0], -r[1])))
 
 
+@cache
+def _calls(code: CodeType) -> dict[int, int]:
+    """From ``CALL`` to the ``PRECALL`` before it, where Python 3.11 runs a call that it has specialised (offsets)."""
+    out: dict[int, int] = {}
+    before = None
+    for i in dis.get_instructions(code):
+        if before is not None and before.opname == "PRECALL" and i.opname == "CALL":
+            out[i.offset] = before.offset
+        before = i
+    return out
+
+
+def _at(f: FrameType) -> int:
+    """Byte offset where a frame stands: the same at every execution of an instruction."""
+    return _calls(f.f_code).get(f.f_lasti, f.f_lasti)
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """Loop iterations around an equation, outermost first, and its place in the innermost.
@@ -70,7 +90,10 @@ class Site:
 
 
 def _loc(f: FrameType, caller: Loc | None) -> Loc:
-    return Loc(f.f_code.co_filename, f.f_lineno or 0, f.f_code.co_name, caller)
+    return _loc_at(f.f_code.co_filename, f.f_lineno or 0, f.f_code.co_name, caller)
+
+
+_loc_at = cache(Loc)  # many operators run on one line
 
 
 @dataclass
@@ -111,7 +134,7 @@ class Sites:
         chain: list[FrameType] = []
         under: FrameType | None = None
         for g in reversed(frames):
-            if is_user_code(g.f_code):
+            if _is_user_file(g.f_code.co_filename):
                 chain.append(g)
             elif chain:
                 under = None if g.f_code.co_filename.startswith(_DISPATCH) else g
@@ -124,7 +147,7 @@ class Sites:
         else:
             site = self._advance(chain, under)
             self._cached = (key, site)
-        inner = next((g for g in frames if is_user_code(g.f_code)), chain[-1])
+        inner = next((g for g in frames if _is_user_file(g.f_code.co_filename)), chain[-1])
         caller = None if inner is chain[0] else _loc(chain[0], None)
         return _loc(inner, caller), site
 
@@ -139,7 +162,7 @@ class Sites:
             stack.append(_Frame(g))
         for depth, s in enumerate(stack):
             deepest_known = depth == same - 1
-            self._move(s, chain[depth].f_lasti, renewed and deepest_known)
+            self._move(s, _at(chain[depth]), renewed and deepest_known)
         self._under = under
         path = tuple((loop[2], loop[3]) for s in stack for loop in s.loops)
         return Site(path, tuple((id(s.frame.f_code), s.last) for s in stack))

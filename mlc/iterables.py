@@ -93,6 +93,10 @@ class Sources:
 
     def iterate(self, source: int, make: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """Draw items for real and tell the tracer of each."""
+        self.tracer.place()  # a loop over it begins anew: without this, one inner loop runs on through the outer one
+        return self._items(source, make)
+
+    def _items(self, source: int, make: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         src = self.all[source]
         visit = len(src.visits)
         src.visits.append(([], False))

@@ -221,7 +221,6 @@ def _checkpoint(active: Callable[[], bool]) -> Any:
 def patched(tracer: Tracer) -> Iterator[None]:
     """Install the replacements for the time of a trace."""
     active = _ours(tracer)
-    scalars.set_decider(tracer.decide)
     base = torch.autograd.function._SingleLevelFunction  # below Function.apply, which users keep references to
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -236,6 +235,7 @@ def patched(tracer: Tracer) -> Iterator[None]:
         return _hook(tracer)
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(scalars.deciding(tracer.decide))
 
         def put(owner: Any, name: str, value: Any) -> None:
             stack.enter_context(_set(owner, name, value))

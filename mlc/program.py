@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from mlc.ir.program import Input, Program
 from mlc.ir.types import SeqType, Type
 from mlc.ir.verify import verify
 from mlc.passes.levels import find_levels
-from mlc.passes.reverse import active_vars
+from mlc.passes.reverse import dependence
 from mlc.passes.roll import roll
 
 __all__ = ["build_program"]
@@ -160,16 +160,18 @@ def _diagnose(program: Program, stop: str) -> tuple[str, ...]:
             "no meta-parameter: the loop reads no tensor that requires grad except those it trains",
             loc=program.loc, advice="set requires_grad on what you want the gradient of, and use it in the loop",
         )  # fmt: skip
-    through: bool | str = True if stop == "inner" else "inner"
-    outs = set(region.outputs[: program.n_outputs])
-    free = active_vars(region.eqns, [region.inputs[i] for i in metas], through_stops=through)
-    if not outs & free:
-        raise _no_path(program, [program.inputs[i].name for i in metas], _cuts(region, metas))
+    outs = region.outputs[: program.n_outputs]
+    marks = {region.inputs[i]: 1 << k for k, i in enumerate(metas)}
+    passing = dependence(region.eqns, marks, through_stops=True if stop == "inner" else "inner")
+    reached = _union(passing, outs)
+    cuts_of = _cuts(region, marks)
+    if not reached:
+        every = [e for e, bits in cuts_of if bits]
+        raise _no_path(program, [program.inputs[i].name for i in metas], every)
     notes: list[str] = []
-    for i in metas:
-        reached = active_vars(region.eqns, [region.inputs[i]], through_stops=through)
-        cuts = _cuts(region, (i,))
-        if outs & reached:
+    for k, i in enumerate(metas):
+        cuts = [e for e, bits in cuts_of if bits >> k & 1]
+        if reached >> k & 1:
             notes += [f"one path of {program.inputs[i].name} is cut at {c.loc}" for c in cuts if c.loc is not None]
         elif cuts and all(c.tag == "copy" for c in cuts):
             notes.append(f"{program.inputs[i].name} is copied by deepcopy: its gradient is None (mlc.clone keeps it)")
@@ -180,15 +182,22 @@ def _diagnose(program: Program, stop: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(notes))
 
 
-def _cuts(region: Region, metas: Sequence[int]) -> list[Eqn]:
-    """Stops that lie between meta-parameters and an output."""
-    through = active_vars(region.eqns, [region.inputs[i] for i in metas], through_stops=True)
-    if not any(v in through for v in region.outputs):
-        return []
+def _union(marks: Mapping[Var, int], vs: Iterable[Var]) -> int:
+    out = 0
+    for v in vs:
+        out |= marks.get(v, 0)
+    return out
+
+
+def _cuts(region: Region, marks: dict[Var, int]) -> list[tuple[Eqn, int]]:
+    """Stops that lie between meta-parameters and a result, each with the marks of these meta-parameters."""
+    through = dependence(region.eqns, marks, through_stops=True)
+    arriving = _union(through, region.outputs)
+    outer = {id(e) for e in region.eqns}
     return [
-        e
+        (e, arriving & (through.get(e.args[0], 0) if id(e) in outer else -1))
         for e in region.walk()
-        if isinstance(e.op, Stop) and not e.op.inner and (e.args[0] in through or e not in region.eqns)
+        if isinstance(e.op, Stop) and not e.op.inner
     ]
 
 

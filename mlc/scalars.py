@@ -8,32 +8,51 @@ needs the number itself - a branch, an index, ``math`` - gets it if it is known 
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
 
 from mlc.errors import CaptureError
 
-__all__ = ["TracedScalar", "set_decider", "traced_max", "traced_min"]
+__all__ = ["TracedScalar", "deciding", "traced_max", "traced_min"]
 
 Decide = Callable[[Tensor, Callable[[Any], Any], str], Any]
 
 
+def _over(what: str) -> CaptureError:
+    return CaptureError(
+        f"{what} is wanted of a placeholder: it was read (.item()) while the compiled function was traced, and the "
+        "call has finished without filling it in",
+        advice="return the value from the compiled function: what it returns becomes a number",
+    )
+
+
 def _undecided(t: Tensor, kind: Callable[[Any], Any], what: str) -> Any:
-    raise CaptureError(f"{what} depends on a value that was read while tracing")
+    raise _over(what)
 
 
 _decide: Decide = _undecided
 
 
-def set_decider(f: Decide) -> None:
-    """Install the function that turns a traced value into a Python number, or refuses."""
+@contextlib.contextmanager
+def deciding(f: Decide) -> Iterator[None]:
+    """For the time of a trace: the function that turns a traced value into a Python number, or refuses."""
     global _decide
-    _decide = f
+    before, _decide = _decide, f
+    try:
+        yield
+    finally:
+        _decide = before
+
+
+def _text() -> str:
+    """How a placeholder prints: at a glance while tracing, with what to do once that is over."""
+    return "<traced>" if _decide is not _undecided else "<traced: a placeholder, return it to get the number>"
 
 
 def _formats() -> bool:
@@ -56,16 +75,18 @@ class TracedScalar:
         self.tensor = tensor
 
     def __repr__(self) -> str:
-        return "<traced>"
+        return _text()
 
     __str__ = __repr__
 
     def __format__(self, spec: str) -> str:
-        return "<traced>"
+        return _text()
 
     def _with(self, other: Any, f: Callable[[Any, Any], Any]) -> Any:
         import torch
 
+        if _decide is _undecided:
+            raise _over("arithmetic")
         if isinstance(other, Tensor) and other.dim() > 0:
             return f(self.tensor, other)
         with torch.no_grad():
@@ -117,6 +138,8 @@ class TracedScalar:
                 return type(a)(plain(x) for x in a)
             return a
 
+        if _decide is _undecided:
+            raise _over("a torch operator's operand")
         args, kwargs = list(args), dict(kwargs or {})
         for name in ("alpha", "value"):  # these must be Python numbers: multiply instead
             scale = kwargs.get(name)
@@ -132,7 +155,7 @@ class TracedScalar:
         return bool(_decide(self.tensor, bool, "a branch"))
 
     def __float__(self) -> float:
-        if _formats():
+        if _decide is not _undecided and _formats():
             return math.nan
         return float(_decide(self.tensor, float, "a Python float"))
 
@@ -155,10 +178,14 @@ class TracedScalar:
         return self._with(o, lambda a, b: a >= b)
 
     def __ne__(self, o: object) -> Any:
+        if _decide is _undecided:  # containers compare what they hold
+            return o is not self
         return self._with(o, lambda a, b: a != b)
 
     def __eq__(self, o: object) -> Any:
-        return True if o is self else self._with(o, lambda a, b: a == b)
+        if o is self or _decide is _undecided:
+            return o is self
+        return self._with(o, lambda a, b: a == b)
 
 
 def _smaller(sign: int) -> Callable[..., Any]:

@@ -21,10 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from mlc.concrete import Guard, concrete
 from mlc.errors import CaptureError
 from mlc.frames import Site, Sites
-from mlc.ir.core import Alias, Draw, Eqn, Grad, Seed, Stop, Var
+from mlc.ir.core import Alias, Draw, Eqn, Grad, Seed, Var
 from mlc.ir.record import Handle, Recorder, Storage
 from mlc.ir.types import Loc, TensorType
 from mlc.ir.views import IDENTITY_VIEWS
+from mlc.reach import Reach
 from mlc.scalars import TracedScalar
 
 __all__ = ["External", "Tracer"]
@@ -79,8 +80,7 @@ class Tracer(Recorder):
         self.guards: list[Guard] = []
         self._fakes: dict[int, FakeTensor] = {}
         self._by_storage: dict[int, External] = {}
-        self._leaf_of_bit: dict[Var, Tensor] = {}
-        self._mode_depth = 0
+        self._reach: dict[int, Reach] = {}
 
     # ---- places
 
@@ -88,11 +88,11 @@ class Tracer(Recorder):
         """See :class:`~mlc.frames.Sites`; looked up once per operator."""
         return self.sites.here() if self._here is None else self._here
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """As :meth:`Recorder.__torch_dispatch__`."""
+    def dispatch(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
+        """As :meth:`Recorder.dispatch`."""
         before, self._here = self._here, self.sites.here()
         try:
-            return super().__torch_dispatch__(func, types, args, kwargs)
+            return super().dispatch(func, s, special, args, kwargs)
         finally:
             self._here = before
 
@@ -215,28 +215,21 @@ class Tracer(Recorder):
 
     # ---- gradients
 
-    def reached(self, losses: Sequence[Var], depth: int) -> set[Var]:
-        """Values that the losses depend on differentiably for a gradient taken at this loop depth."""
-        seen: set[Var] = set()
-        todo = list(losses)
-        b = self.builder
-        while todo:
-            v = todo.pop()
-            if v in seen or not v.mask:
-                continue
-            seen.add(v)
-            e = b.producer(v)
-            if e is None or e.impure:
-                continue
-            if isinstance(e.op, Stop) and (e.op.level is None or e.op.level <= depth):
-                continue
-            todo.extend(x for x in e.inputs if x.type.is_float)
-        return seen
+    def reached(self, losses: Sequence[Var], targets: Sequence[Var], depth: int) -> set[Var]:
+        """Targets that the losses depend on differentiably for a gradient taken at this loop depth."""
+        known = self._reach.get(depth)
+        if known is None or known.builder is not self.builder:  # the backward of a custom function is a recording apart
+            known = Reach(self.builder, self._bit_of, depth)
+            if not self.nested:
+                self._reach[depth] = known
+        return known.among(losses, targets)
 
     def reachable_leaves(self, losses: Sequence[Tensor]) -> list[Tensor]:
         """Leaves whose present value a loss depends on."""
-        reached = self.reached([self.value(self.handle(t)) for t in losses], self.depth())
-        return [t for t in self.leaves.values() if t.requires_grad and self.value(self.handle(t)) in reached]
+        leaves = [(t, self.value(self.handle(t))) for t in self.leaves.values() if t.requires_grad]
+        values = [self.value(self.handle(t)) for t in losses]
+        reached = self.reached(values, [v for _, v in leaves], self.depth())
+        return [t for t, v in leaves if v in reached]
 
     def gradient(self, losses: Sequence[Tensor], wrt: Sequence[Tensor], seeds: Sequence[Tensor | None],
                  create_graph: bool = False) -> list[Tensor | None]:  # fmt: skip
@@ -260,12 +253,9 @@ class Tracer(Recorder):
         mask = 0
         for v, _ in pairs:
             mask |= v.mask
-        reached = self.reached([v for v, _ in pairs], depth)
-        targets: list[Var | None] = []
-        for t in wrt:
-            h = self.handle(t)
-            v = self.value(h)
-            targets.append(v if v in reached else None)
+        values = [self.value(self.handle(t)) for t in wrt]
+        reached = self.reached([v for v, _ in pairs], values, depth)
+        targets = [v if v in reached else None for v in values]
         live = [v for v in targets if v is not None]
         outs = tuple(Var(v.type, mask) for v in live)
         n = len(pairs)

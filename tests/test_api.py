@@ -1,5 +1,7 @@
 """mlc.trace and mlc.plan: a program and a plan without a run."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -51,6 +53,51 @@ def test_options_that_make_no_sense() -> None:
         with pytest.raises(mlc.PlanError) as caught:
             mlc.plan(program, **options)
         assert caught.value.advice
+
+
+@pytest.mark.parametrize("option", ["flows", "precision", "mesh"])
+def test_reserved_options(option: str) -> None:
+    with pytest.raises(mlc.PlanError, match=option) as caught:
+        mlc.compile(train, **{option: "any"})
+    assert caught.value.advice and option in caught.value.advice
+    with pytest.raises(mlc.PlanError, match=option):
+        mlc.plan(mlc.trace(train, *task()), **{option: "any"})
+
+
+def test_a_budget_that_nothing_fits() -> None:
+    """The message names the least that would do, and the loop; nothing has run."""
+    model, *rest = task()
+    before = [p.detach().clone() for p in model.parameters()]
+    program = mlc.trace(train, model, *rest)
+    with pytest.raises(mlc.BudgetError) as caught:
+        mlc.plan(program, memory=1)
+    assert caught.value.loc is not None and caught.value.loc.function == "train"
+    least = int(re.search(r"memory=(\d+)", caught.value.advice).group(1))
+    assert mlc.plan(program, memory=least).peak_bytes <= least
+    with pytest.raises(mlc.BudgetError):
+        mlc.plan(program, memory=least - 1)
+    with pytest.raises(mlc.BudgetError):
+        mlc.compile(train, memory=1)(model, *rest)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_a_placeholder_after_the_call() -> None:
+    """What was logged while tracing says what it is, and is never taken for a number."""
+    logged = []
+
+    def loop(model: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+        loss = (weight * model(torch.ones(1, 2))).sum()
+        logged.append(loss.item())
+        return loss
+
+    mlc.trace(loop, nn.Linear(2, 1), torch.ones((), requires_grad=True))
+    (x,) = logged
+    assert "placeholder" in str(x) and "return it" in f"{x:.3f}"
+    for use in (float, int, bool, "%.3f".__mod__, lambda v: v + 1, lambda v: v < 1, lambda v: torch.ones(2) * v):
+        with pytest.raises(mlc.CaptureError, match="placeholder") as caught:
+            use(x)
+        assert "return the value" in caught.value.advice
+    assert x in logged and x != 1.0
 
 
 def test_no_meta_parameter() -> None:

@@ -75,7 +75,7 @@ class Builder:
 
     def emit(
         self, op: Op, args: tuple[Arg, ...], types: Sequence[Type], kwargs: tuple[tuple[str, Arg], ...] = (),
-        loc: Loc | None = None, tag: str = "", *, simplify: bool = True,
+        loc: Loc | None = None, tag: str = "", site: Any = None, *, simplify: bool = True,
     ) -> tuple[Var, ...]:  # fmt: skip
         """Append an equation (or find it, or simplify it away) and return its results."""
         if simplify:
@@ -94,7 +94,7 @@ class Builder:
             if found is not None:
                 return found
         outs = tuple([Var(t) for t in types])
-        eqn = Eqn(op, args, outs, kwargs, loc, tag)
+        eqn = Eqn(op, args, outs, kwargs, loc, tag, site)
         where = len(self.eqns)
         self.eqns.append(eqn)
         for v in outs:

@@ -223,10 +223,18 @@ class Random(Primitive):
 
 @dataclass(frozen=True)
 class Draw(Primitive):
-    """``draw()``: the next item of iterable ``source`` (iteration number ``visit``); one result per tensor in it."""
+    """``draw()``: the next item of iterable ``source`` (iteration number ``visit``); one result per tensor in it.
+
+    In loops the iteration advances by ``steps[d]`` with every trip of the loop at depth d, outermost first.
+    """
 
     source: int
     visit: int
+    steps: tuple[int, ...] = ()
+
+    def at(self, trips: tuple[int, ...]) -> int:
+        """The number of the iteration over the source, in these trips of the loops around."""
+        return self.visit + sum(s * t for s, t in zip(self.steps, trips, strict=False))
 
     @property
     def impure(self) -> bool:
@@ -299,11 +307,14 @@ class Eqn:
     loc: Loc | None = None
     tag: str = ""
     site: Any = None
+    _inputs: tuple[Var, ...] | None = field(default=None, init=False, repr=False)
 
     @property
-    def inputs(self) -> list[Var]:
+    def inputs(self) -> tuple[Var, ...]:
         """The values it reads, in order, with repetitions."""
-        return flat_vars(self.args, self.kwargs)
+        if self._inputs is None:
+            object.__setattr__(self, "_inputs", tuple(flat_vars(self.args, self.kwargs)))
+        return self._inputs  # type: ignore[return-value]
 
     @property
     def impure(self) -> bool:

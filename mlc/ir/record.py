@@ -27,8 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from mlc.errors import CaptureError
 from mlc.ir.core import Alias, Random, SafeSqrt, Var, aten
+from mlc.ir.fakes import Result, try_types
 from mlc.ir.handles import Handle, Storage
-from mlc.ir.inplace import functional_variant, like_to_fill, schema_of
+from mlc.ir.inplace import Schema, functional_variant, like_to_fill, schema_of
 from mlc.ir.special import FILLED, SPECIAL, factory
 from mlc.ir.trees import flatten, map_tensors
 from mlc.ir.types import TensorType
@@ -37,6 +38,15 @@ from mlc.ir.values import Values
 __all__ = ["Handle", "Recorder", "Storage"]
 
 _A: Any = torch.ops.aten
+_DEVICE: Any = torch.ops.prim.device.default
+_WRITES = (_A.copy_.default, _A.zero_.default, _A.fill_.Scalar, _A.fill_.Tensor)
+_KINDS: dict[int, tuple[Any, Schema, Any]] = {}  # by identity: an operator's own hash is slow
+
+
+def _kind(func: Any) -> tuple[Any, Schema, Any]:
+    """The operator (so that it stays), its schema, and its special treatment if it has one."""
+    found = _KINDS[id(func)] = (func, schema_of(func), SPECIAL.get(func))
+    return found
 
 
 class Recorder(Values, TorchDispatchMode):
@@ -46,7 +56,13 @@ class Recorder(Values, TorchDispatchMode):
         TorchDispatchMode.__init__(self)
         Values.__init__(self, merge=merge, fake_mode=fake_mode)
         self.safe_sqrt = False
-        self._results: dict[Any, tuple[bool, list[Any]]] = {}
+        self._results: dict[Any, tuple[bool, list[Result]]] = {}
+        self._pure: dict[Any, TensorType | None] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether every call is to be wrapped against compilation: nothing compiles while recording."""
+        return False
 
     def active(self) -> Any:
         """Context in which operators are recorded, whether or not they are already."""
@@ -55,71 +71,77 @@ class Recorder(Values, TorchDispatchMode):
     # ---- dispatch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        s = schema_of(func)
+        kind = _KINDS.get(id(func)) or _kind(func)
+        s = kind[1]
         if s.prim:
-            return func(*map_tensors(args, self.twin), **kwargs)
+            if func is _DEVICE:
+                return self.twin(args[0]).fake_device
+            return func(*map_tensors(args, self.twin), **(kwargs or {}))
+        return self.dispatch(func, s, kind[2], args, kwargs or {})
+
+    def dispatch(self, func: Any, s: Schema, special: Any, args: Any, kwargs: Any) -> Any:
+        """Record one operator."""
         if func is _A._local_scalar_dense.default or func is _A.is_nonzero.default:
             return self.scalar(args[0])
-        special = SPECIAL.get(func)
         if special is not None:
             return special(self, func, args, kwargs)
         if s.foreach:
             return self._foreach(func, s.name, args, kwargs)
-        key = None
-        if not (s.view or s.out or s.hidden or s.inplace_view):
-            key = (func, self._signature(args), self._signature(kwargs))
-            known = self._results.get(key)
-            if known is not None:
-                if s.inplace:
-                    return self._inplace(func, s, args, kwargs, known[1])
-                return self._plain(func, s, args, kwargs, self._fakes_of(known))
-        out = self._fake_run(func, args, kwargs)
-        if s.view and not s.random:
-            return self._view(func, args, kwargs, out)
         if s.inplace_view:
             return self._inplace_view(func, args, kwargs)
-        if s.inplace:
-            pure = None if s.random else self._pure_type(func, args, kwargs)
-            self._results[key] = (False, [pure])
-            return self._inplace(func, s, args, kwargs, [pure])
         if s.out:
+            self._fake_run(func, args, kwargs)
             return self._out(func, s, args, kwargs)
         if s.hidden:
             raise CaptureError(f"{func} writes its arguments in a way mlc cannot follow", loc=self.locate()[0])
-        parts = [out] if isinstance(out, Tensor) else out
-        if isinstance(parts, (list, tuple)) and parts and all(type(t) is FakeTensor for t in parts):
-            self._results[key] = (isinstance(out, Tensor), [TensorType.of(t) for t in parts])
+        if s.inplace:
+            return self._inplace(func, s, args, kwargs)
+        out = self._result(func, s, args, kwargs)
+        if s.view and not s.random:
+            return self._view(func, args, kwargs, out)
         return self._plain(func, s, args, kwargs, out)
 
+    def _result(self, func: Any, s: Schema, args: Any, kwargs: Any) -> Any:
+        """Fake results of an operator, from what it gave before for arguments of the same types."""
+        base = self.twin(args[0]) if s.view and not s.random else None
+        at = None if base is None else base.storage_offset()
+        key = (id(func), at, self._signature(args), self._signature(kwargs) if kwargs else None)
+        known = self._results.get(key)
+        if known is not None:
+            return self.fakes.again(known, base)
+        out = self._fake_run(func, args, kwargs)
+        if func is not _A.as_strided.default:  # it may leave the extent of its argument
+            known = self.fakes.results(out, base)
+            if known is not None:
+                self._results[key] = known
+        return out
+
     def _signature(self, a: Any) -> Any:
-        """Arguments with types in place of tensors, hashable."""
+        """Arguments with numbers of types in place of tensors, hashable."""
+        t = type(a)
+        if t is int or t is bool or t is float:
+            return (t, a)
         if isinstance(a, Tensor):
-            return TensorType.of(a) if a.layout is torch.strided else id(a)
+            return self.fakes.number(self.twin(a))
         if isinstance(a, (list, tuple)):
             return (tuple, *[self._signature(x) for x in a])
         if isinstance(a, dict):
-            return tuple((k, self._signature(v)) for k, v in a.items())
-        return (type(a), a)
-
-    def _fakes_of(self, known: tuple[bool, list[Any]]) -> Any:
-        """Fresh fake tensors for the results of an operator that ran before with the same signature."""
-        made = [
-            FakeTensor(self.fake_mode, torch.empty_strided(t.shape, t.stride, dtype=t.dtype, device="meta"), t.device)
-            for t in known[1]
-        ]
-        return made[0] if known[0] else tuple(made)
+            return tuple([(k, self._signature(v)) for k, v in a.items()])
+        return (t, a)
 
     def _fake_run(self, func: Any, args: Any, kwargs: Any) -> Any:
         fargs, fkwargs = map_tensors(args, self.twin), map_tensors(kwargs, self.twin)
         with self.fake_mode:
             try:
-                return func(*fargs, **fkwargs)
+                out = func(*fargs, **fkwargs)
             except (DynamicOutputShapeException, DataDependentOutputException) as e:
                 raise CaptureError(
                     f"the result of {func} has a size that depends on data", loc=self.locate()[0],
                     advice="use torch.where or multiply by the mask instead of indexing with it",
                 ) from e  # fmt: skip
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            try_types(func, fargs, fkwargs)
+        return out
 
     def scalar(self, t: Tensor) -> Any:
         """A Python number read from a tensor."""
@@ -130,7 +152,7 @@ class Recorder(Values, TorchDispatchMode):
         flat = [out] if isinstance(out, Tensor) else [t for t in flatten(out) if isinstance(t, Tensor)]
         if not flat:
             return out
-        types = [TensorType.of(t) for t in flat]
+        types = [self.fakes.type(t) for t in flat]
         if s.random:
             return self._random(func, a, kw, out, flat, types)
         if func is _A.sqrt.default and self.safe_sqrt:
@@ -171,7 +193,7 @@ class Recorder(Values, TorchDispatchMode):
             base = self.handle(args[0])
         loc = self.locate()[0]
         flat = [out] if isinstance(out, Tensor) else list(out)
-        types = [TensorType.of(t) for t in flat]
+        types = [self.fakes.type(t) for t in flat]
         detaches = func is _A.detach.default
         kw = tuple(kwargs.items())
         for i, t in enumerate(flat):
@@ -188,22 +210,25 @@ class Recorder(Values, TorchDispatchMode):
         t = args[0]
         if not isinstance(t, FakeTensor):
             raise CaptureError(f"{func} changes the shape of a tensor from outside", loc=self.locate()[0])
+        self._fake_run(func, args, kwargs)
+        self.fakes.forget(t)
         h = self.handle(t)
         op = functional_variant(func)
         h.chain = (*h.chain, (op, tuple(args[1:]), tuple(kwargs.items()), 0, [TensorType.of(t)], self.locate()[0]))
         h.version = -1
         return t
 
-    def _inplace(self, func: Any, s: Any, args: Any, kwargs: Any, known: list[Any]) -> Any:
+    def _inplace(self, func: Any, s: Schema, args: Any, kwargs: Any) -> Any:
         t = args[0]
-        ty = TensorType.of(self.twin(t))
+        pure = self._pure_type(func, s, args, kwargs)
+        ty = self.fakes.type(self.twin(t))
         h = self.handle(t)
         taint, soft = self.tracks(args, kwargs), self.softens(args, kwargs)
         if s.random:
             a, kw, _ = self.operands(args[1:], kwargs)
             (new,) = self._fill(func, ty, a, kw)
         else:
-            new = self._written(func, args, kwargs, ty, known[0])
+            new = self._written(func, args, kwargs, ty, pure)
         self.write(t, new)
         if torch.is_grad_enabled():
             h.taint, h.soft = h.taint or taint, h.soft or soft
@@ -234,13 +259,19 @@ class Recorder(Values, TorchDispatchMode):
         op = SafeSqrt() if pure is _A.sqrt.default and self.safe_sqrt else pure
         return self._emit(op, a, (out,), kw)[0]  # type: ignore[no-any-return]
 
-    def _pure_type(self, func: Any, args: Any, kwargs: Any) -> TensorType | None:
-        """Type of the value that an in-place operator computes, before it is cast to the type of its target."""
-        pure = functional_variant(func)
-        if pure is None or func in (_A.copy_.default, _A.zero_.default, _A.fill_.Scalar, _A.fill_.Tensor):
-            return None
-        with self.fake_mode:
-            return TensorType.of(pure(*map_tensors(args, self.twin), **map_tensors(kwargs, self.twin)))
+    def _pure_type(self, func: Any, s: Schema, args: Any, kwargs: Any) -> TensorType | None:
+        """Type of the value that an in-place operator computes, before it is cast to the type of its target.
+
+        The operator itself runs too, once per signature: it may refuse its arguments.
+        """
+        key = (id(func), self._signature(args), self._signature(kwargs))
+        if key not in self._pure:
+            self._fake_run(func, args, kwargs)
+            pure = functional_variant(func)
+            self._pure[key] = None
+            if not s.random and pure is not None and func not in _WRITES:
+                self._pure[key] = self.fakes.type(self._fake_run(pure, args, kwargs))
+        return self._pure[key]
 
     def _out(self, func: Any, s: Any, args: Any, kwargs: Any) -> Any:
         pure = functional_variant(func)

@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from mlc.errors import CaptureError
 from mlc.ir import views
 from mlc.ir.builder import Builder
-from mlc.ir.core import Eqn, Stop, Var, aten, flat_vars
+from mlc.ir.core import Eqn, Stop, Var, aten
+from mlc.ir.fakes import Fakes
 from mlc.ir.handles import Handle, Storage
 from mlc.ir.trees import each_tensor, map_tensors, substitute
 from mlc.ir.types import Loc, TensorType
@@ -27,6 +28,7 @@ class Values:
 
     def __init__(self, *, merge: bool, fake_mode: FakeTensorMode | None) -> None:
         self.fake_mode = fake_mode or FakeTensorMode(allow_non_fake_inputs=False)
+        self.fakes = Fakes(self.fake_mode)
         self.builder = Builder(merge=merge)
         self.handles: dict[int, tuple[Tensor, Handle]] = {}  # real tensors by identity
         self.literals: dict[int, FakeTensor] = {}
@@ -161,12 +163,10 @@ class Values:
         here, site = self.locate()
         b = self.builder
         n = len(b.eqns)
-        outs = b.emit(op, args, types, tuple(kwargs), loc or here, self.tag, simplify=b._merge)
+        outs = b.emit(op, args, types, tuple(kwargs), loc or here, self.tag, site, simplify=b._merge)
         if len(b.eqns) > n:
-            if site is not None:
-                b.eqns[-1] = b.eqns[-1].with_(site=site)
             mask = 0
-            for v in flat_vars(args, tuple(kwargs)):
+            for v in b.eqns[-1].inputs:
                 mask |= v.mask
             if mask:
                 for o in outs:
@@ -185,15 +185,14 @@ class Values:
         """A new fake tensor that holds ``var``."""
         t = var.type
         assert isinstance(t, TensorType)
-        with torch.utils._python_dispatch._disable_current_modes(), self.fake_mode:
-            f = torch.empty_strided(t.shape, t.stride, dtype=t.dtype, device=t.device)
-        assert isinstance(f, FakeTensor)
+        with torch.utils._python_dispatch._disable_current_modes():
+            f = self.fakes.make(t)
         return self.wrap(f, var, taint=taint, origin=self.locate()[0])
 
     def write(self, t: Tensor, new: Var) -> None:
         """The tensor ``t`` now holds ``new``; its storage and the storage's other views follow."""
         h = self.handle(t)
-        ty = TensorType.of(self.twin(t))
+        ty = self.fakes.type(self.twin(t))
         new = self._fit(new, ty)
         steps: list[Var] = [h.storage.var]
         for op, args, kwargs, index, types, loc in h.chain[:-1]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mlc.ir.builder import Builder
 from mlc.ir.core import (
     Draw,
+    Effect,
     EffectCall,
     Eqn,
     Feed,
@@ -30,9 +32,16 @@ __all__ = ["Fold", "Uses"]
 
 
 class Uses:
-    """Who reads what while a recording is being rolled, and what stands for what."""
+    """Who reads what while a recording is being rolled, and what stands for what.
 
-    def __init__(self, eqns: Iterable[Eqn], results: Iterable[Var]) -> None:
+    ``exits`` tells the depths of loops that a value leaves whoever reads it (see :mod:`mlc.passes.exits`);
+    ``depth`` is that of the loop being folded.
+    """
+
+    depth: int
+
+    def __init__(self, eqns: Iterable[Eqn], results: Iterable[Var], exits: dict[Var, set[int]]) -> None:
+        self.exits = exits
         self.repl: dict[Var, Var] = {}
         self.uses: dict[Var, set[int]] = defaultdict(set)
         for e in eqns:
@@ -58,7 +67,10 @@ class Fold:
         if columns is None:
             return None
         template = self.group[0]
-        effects, fed = self.effects(template)
+        found = self.effects(template)
+        if found is None:
+            return None
+        effects, fed = found
         env: dict[Var, Var] = {}
         carry_in, inits, nexts, const_in, consts, seq_in, packs = [], [], [], [], [], [], []
         for column, kind in columns.items():
@@ -116,20 +128,21 @@ class Fold:
         anywhere = any(v in loc for v in column for loc in self.local)
         return None if anywhere else "seq"
 
-    def effects(self, template: list[Eqn]) -> tuple[list[Any], set[int]]:
-        """Random draws and batches taken out of the body, when all of its random numbers can be."""
-        loose = [e for e in template if e.impure]
-        if any(isinstance(e.op, Random) and e.inputs for e in loose):  # it depends on what the trip computes
-            loose = [e for e in loose if isinstance(e.op, Draw)]
-        out: list[Any] = []
-        for e in loose:
-            if isinstance(e.op, Feed):
-                out.append(NestedEffects(e.op.effects, e.op.trips))
-            else:
-                assert isinstance(e.op, (Random, Draw, Seed))
-                kwargs = tuple((k, _frozen(v)) for k, v in e.kwargs)
-                out.append(EffectCall(e.op, _frozen(e.args), kwargs, tuple(v.type for v in e.outs)))
-        return out, {id(e) for e in loose}
+    def effects(self, template: list[Eqn]) -> tuple[list[Any], set[int]] | None:
+        """Random draws and batches taken out of the body, when all of its random numbers can be.
+
+        None when the trips draw from iterables in a way that does not advance evenly.
+        """
+        loose = [i for i, e in enumerate(template) if e.impure]
+        if any(
+            isinstance(template[i].op, Random) and template[i].inputs for i in loose
+        ):  # needs what the trip computes
+            staying = [i for i in loose if not isinstance(template[i].op, Draw)]
+            if any(it[i].op != template[i].op for it in self.group for i in staying):
+                return None
+            loose = [i for i in loose if isinstance(template[i].op, Draw)]
+        out = advancing([tuple([_effect(it[i]) for i in loose]) for it in self.group])
+        return None if out is None else (list(out), {id(template[i]) for i in loose})
 
     def leaving(self, template: list[Eqn], nexts: list[Var]) -> tuple[dict[Var, Any], list[Var], list[Var]]:
         """Values used after the loop: by the last trip only (carried out) or by others (emitted)."""
@@ -142,7 +155,7 @@ class Fold:
         for k, it in enumerate(self.group):
             for i, e in enumerate(it):
                 for o, v in enumerate(e.outs):
-                    if not (v in r.results or r.uses[v] - self.ids):
+                    if not (v in r.results or r.uses[v] - self.ids or r.depth in r.exits.get(v, ())):
                         continue
                     mine = template[i].outs[o]
                     if k == last and (mine in known or not isinstance(mine.type, SeqType)):
@@ -214,11 +227,47 @@ class Fold:
             r.uses[new] |= r.uses[v] - self.ids
             if v in r.results:
                 r.results.add(new)
+            if v in r.exits:
+                r.exits[new] = r.exits[v]
         for e in out:
             for v in flat_vars(e.args, e.kwargs):
                 r.uses[v].add(id(e))
         r.keep.extend(out)
-        r.keep.extend(e for it in self.group for e in it)
+        for it in self.group:
+            r.keep.extend(it)
+            for e in it:
+                for v in e.inputs:
+                    r.uses[v].discard(id(e))
+
+
+def _effect(e: Eqn) -> Effect:
+    if isinstance(e.op, Feed):
+        return NestedEffects(e.op.effects, e.op.trips)
+    assert isinstance(e.op, (Random, Draw, Seed))
+    kwargs = tuple((k, _frozen(v)) for k, v in e.kwargs)
+    return EffectCall(e.op, _frozen(e.args), kwargs, tuple(v.type for v in e.outs))
+
+
+def advancing(rows: Sequence[tuple[Effect, ...]]) -> tuple[Effect, ...] | None:
+    """Effects of all trips as those of one; None when an iteration over an iterable does not advance evenly."""
+    out: list[Effect] = []
+    for column in zip(*rows, strict=True):
+        e = column[0]
+        if isinstance(e, NestedEffects):
+            inner = advancing([x.effects for x in column if isinstance(x, NestedEffects)])
+            if inner is None:
+                return None
+            e = replace(e, effects=inner)
+        elif isinstance(e.op, Draw):
+            first = e.op.visit
+            visits = [x.op.visit for x in column if isinstance(x, EffectCall) and isinstance(x.op, Draw)]
+            step = visits[1] - first
+            if any(v != first + k * step for k, v in enumerate(visits)):
+                return None
+            steps = (step, *e.op.steps)
+            e = replace(e, op=replace(e.op, steps=steps if any(steps) else ()))
+        out.append(e)
+    return tuple(out)
 
 
 def _frozen(a: Any) -> Any:

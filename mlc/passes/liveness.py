@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch._ops import OpOverload
+
 from mlc.ir.core import Custom, Eqn, Grad, Var
 
 __all__ = ["live_equations"]
@@ -38,6 +40,8 @@ def _keys(eqns: Sequence[Eqn], paths: dict[int, Any]) -> list[Any]:
             out.append(None)
             continue
         op: Any = "grad" if isinstance(e.op, Grad) else e.op.title if isinstance(e.op, Custom) else e.op
+        if isinstance(op, OpOverload):
+            op = id(op)  # its own hash is slow
         here = (path, e.site.key, op)
         counts[here] += 1
         loops = tuple(i for i, _ in path[:1])

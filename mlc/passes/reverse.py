@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,7 +15,7 @@ from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, V
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.rules import NoRule, differentiable_outs, reverse_rule
 
-__all__ = ["Passing", "active_vars", "loop_activity", "pull_eqn", "pullback"]
+__all__ = ["Passing", "active_vars", "dependence", "loop_activity", "pull_eqn", "pullback"]
 
 
 @dataclass(frozen=True)
@@ -35,45 +35,70 @@ def active_vars(eqns: Iterable[Eqn], wrt: Iterable[Var], *, through_stops: Throu
 
     ``through_stops`` tells which stops let a derivative pass: none, all, ``"inner"`` ones, or some.
     """
-    active = set(wrt)
+    return set(dependence(eqns, dict.fromkeys(wrt, 1), through_stops=through_stops))
+
+
+def dependence(eqns: Iterable[Eqn], marks: Mapping[Var, int], *, through_stops: Through = False,
+               ) -> dict[Var, int]:  # fmt: skip
+    """For each value that depends on marked ones differentiably, the union of their marks (bits).
+
+    One sweep for many questions; see :func:`active_vars`.
+    """
+    found = dict(marks)
     for e in eqns:
-        if isinstance(e.op, Stop) and not _passes(e, through_stops):
+        bits = 0
+        for v in e.inputs:
+            if v in found:
+                bits |= found[v]
+        if not bits or e.impure or (isinstance(e.op, Stop) and not _passes(e, through_stops)):
             continue
-        if e.impure:
-            continue
-        if any(v in active for v in e.inputs):
-            if isinstance(e.op, Loop):
-                active.update(_active_results(e, active, through_stops))
-            elif isinstance(e.op, OpOverload) and len(e.outs) > 1:
-                active.update(v for v, d in zip(e.outs, differentiable_outs(e), strict=True) if d)
-            else:
-                active.update(v for v in e.outs if v.type.is_float)
-    return active
+        if isinstance(e.op, Loop):
+            found.update(_loop_results(e, found, through_stops))
+        elif isinstance(e.op, OpOverload) and len(e.outs) > 1:
+            found.update((v, bits) for v, d in zip(e.outs, differentiable_outs(e), strict=True) if d)
+        else:
+            found.update((v, bits) for v in e.outs if v.type.is_float)
+    return found
 
 
-def _active_results(e: Eqn, active: set[Var], through: Through) -> list[Var]:
+def _loop_results(e: Eqn, found: dict[Var, int], through: Through) -> dict[Var, int]:
     op = e.op
     assert isinstance(op, Loop)
-    carries, inside = loop_activity(e, active, through)
-    emitted = [o for o, v in zip(e.outs[op.n_carry :], op.body.outputs[op.n_carry :], strict=True) if v in inside]
-    return [e.outs[i] for i in carries] + emitted
+    carries, inside = _loop_dependence(e, found, through)
+    out = {e.outs[i]: bits for i, bits in carries.items()}
+    for o, v in zip(e.outs[op.n_carry :], op.body.outputs[op.n_carry :], strict=True):
+        if v in inside:
+            out[o] = inside[v]
+    return out
 
 
-def loop_activity(e: Eqn, active: set[Var], through: Through) -> tuple[list[int], set[Var]]:
-    """Carries of a loop that depend on active inputs (fixpoint over trips), and the active values of its body."""
+def _loop_dependence(e: Eqn, found: Mapping[Var, int], through: Through) -> tuple[dict[int, int], dict[Var, int]]:
+    """Marks of a loop's carries (fixpoint over trips) and of the values of its body."""
     op = e.op
     assert isinstance(op, Loop)
     if isinstance(through, Passing):
         through = through.inside
     ins = op.body.inputs
-    carries = {i for i in range(op.n_carry) if e.args[i] in active}
-    others = [x for x, v in zip(ins[op.n_carry :], e.args[op.n_carry :], strict=True) if v in active]
+    carries = {i: found[e.args[i]] for i in range(op.n_carry) if e.args[i] in found}
+    others = {
+        x: found[v] for x, v in zip(ins[op.n_carry :], e.args[op.n_carry :], strict=True) if v in found
+    }  # fmt: skip
     while True:
-        inside = active_vars(op.body.eqns, [*others, *[ins[i] for i in carries]], through_stops=through)
-        more = {i for i, v in enumerate(op.body.outputs[: op.n_carry]) if v in inside} | carries
+        marks = {**others, **{ins[i]: bits for i, bits in carries.items()}}
+        inside = dependence(op.body.eqns, marks, through_stops=through)
+        more = dict(carries)
+        for i, v in enumerate(op.body.outputs[: op.n_carry]):
+            if v in inside:
+                more[i] = more.get(i, 0) | inside[v]
         if more == carries:
-            return sorted(carries), inside
+            return carries, inside
         carries = more
+
+
+def loop_activity(e: Eqn, active: set[Var], through: Through) -> tuple[list[int], set[Var]]:
+    """Carries of a loop that depend on active inputs (fixpoint over trips), and the active values of its body."""
+    carries, inside = _loop_dependence(e, {v: 1 for v in e.args if v in active}, through)
+    return sorted(carries), set(inside)
 
 
 def _passes(e: Eqn, through: Through) -> bool:

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch._ops import OpOverload
+
 from mlc.ir.builder import Builder
 from mlc.ir.core import (
     Custom,
@@ -28,6 +30,7 @@ from mlc.ir.core import (
     Var,
     map_vars,
 )
+from mlc.passes.exits import even_exits
 from mlc.passes.fold import Fold, Uses
 from mlc.passes.liveness import live_equations
 from mlc.passes.scalars import holes, literal_key, spell_out
@@ -62,7 +65,7 @@ def roll(eqns: Sequence[Eqn], inputs: Sequence[Var], results: Sequence[Var], nam
     paths = {id(e): _truncate(e, loops) for e in eqns}
     eqns = live_equations([e for e in eqns], results, paths)
     paths = {id(e): _truncate(e, loops) for e in eqns}
-    r = _Roller(eqns, results)
+    r = _Roller(eqns, results, even_exits(eqns, results, paths))
     flat = r.run(_tree(eqns, paths))
     outs = tuple(r.now(v) for v in results)
     return RollResult(Region(tuple(inputs), tuple(flat), outs, tuple(names)), r.notes)
@@ -101,8 +104,9 @@ def _tree(eqns: Sequence[Eqn], paths: dict[int, tuple[tuple[int, int], ...]]) ->
 
 
 class _Roller(Uses):
-    def __init__(self, eqns: Sequence[Eqn], results: Sequence[Var]) -> None:
-        super().__init__(eqns, results)
+    def __init__(self, eqns: Sequence[Eqn], results: Sequence[Var], exits: dict[Var, set[int]]) -> None:
+        super().__init__(eqns, results, exits)
+        self.depth = -1
         self.notes: list[str] = []
 
     def now(self, v: Var) -> Var:
@@ -137,12 +141,14 @@ class _Roller(Uses):
     def loop(self, item: _LoopItem) -> list[Eqn]:
         """One instance of a user's loop: inner loops, hoisting, then runs of equal iterations."""
         iterations: list[list[Eqn]] = []
+        self.depth += 1
         for it in item.iterations:
             iterations.append(self.run(it))
         before, iterations = self.hoist(iterations)
         iterations, extra = self.tables(iterations)
         out = [*before, *extra]
         out.extend(self.runs(iterations))
+        self.depth -= 1
         return out
 
     # ---- hoisting
@@ -206,7 +212,7 @@ class _Roller(Uses):
 
     @staticmethod
     def aligned(e: Eqn, counts: dict[Any, int]) -> Any:
-        op = e.op.title if isinstance(e.op, Custom) else e.op
+        op = e.op.title if isinstance(e.op, Custom) else id(e.op) if isinstance(e.op, OpOverload) else e.op
         key = (e.site.key if e.site is not None else None, op)
         counts[key] += 1
         return (*key, counts[key])

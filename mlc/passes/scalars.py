@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
 from mlc.ir.builder import Builder
-from mlc.ir.core import Custom, Eqn, Loop, Region, Var, aten
+from mlc.ir.core import Custom, Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Var, aten
 from mlc.ir.types import TensorType
 
 __all__ = ["holes", "literal_key", "spell_out"]
@@ -29,12 +30,13 @@ _HOLES: dict[Any, tuple[tuple[int, ...], tuple[str, ...]]] = {
     aten("pow", "Tensor_Scalar"): ((1,), ()),
     aten("pow", "Scalar"): ((0,), ()),
 }
+_HOLES_OF = {id(op): spec for op, spec in _HOLES.items()}  # by identity: an operator's own hash is slow
 _DEFAULT = {"alpha": 1, "value": 1}
 
 
 def holes(e: Eqn) -> tuple[Any, ...]:
     """Numbers of the equation that may become tensors; empty when it has none."""
-    spec = _HOLES.get(e.op)
+    spec = _HOLES_OF.get(id(e.op))
     if spec is None:
         return ()
     found = [e.args[i] for i in spec[0] if i < len(e.args) and type(e.args[i]) in (int, float)]
@@ -44,16 +46,31 @@ def holes(e: Eqn) -> tuple[Any, ...]:
 
 
 def literal_key(e: Eqn, *, strict: bool) -> Any:
-    """Operator and literals of an equation; with ``strict`` numbers in holes count too."""
+    """Operator and literals of an equation; with ``strict`` numbers in holes and visits of iterables count too."""
     op: Any = e.op
     if isinstance(op, Loop):
         op = ("loop", loop_key(op))
     elif isinstance(op, Custom):
         op = ("custom", op.title, op.n_in, op.n_out, op.present, region_key(op.backward))
-    spec = None if strict else _HOLES.get(e.op)
-    args = tuple("#" if spec and i in spec[0] and type(a) in (int, float) else _lit(a) for i, a in enumerate(e.args))
-    kw = tuple((k, "#" if spec and k in spec[1] and type(v) in (int, float) else _lit(v)) for k, v in e.kwargs)
+    elif isinstance(op, OpOverload):
+        op = id(op)
+    elif not strict and isinstance(op, (Draw, Feed)):
+        op = _any_visit(op)
+    spec = None if strict else _HOLES_OF.get(id(e.op))
+    if spec is None:
+        return (op, tuple(map(_lit, e.args)), tuple([(k, _lit(v)) for k, v in e.kwargs]) if e.kwargs else ())
+    args = tuple(["#" if i in spec[0] and type(a) in (int, float) else _lit(a) for i, a in enumerate(e.args)])
+    kw = tuple([(k, "#" if k in spec[1] and type(v) in (int, float) else _lit(v)) for k, v in e.kwargs])
     return (op, args, kw)
+
+
+def _any_visit(op: Any) -> Any:
+    """What draws, whichever iteration over an iterable it draws from: that may advance from trip to trip."""
+    if isinstance(op, Draw):
+        return ("draw", op.source, op.steps)
+    if isinstance(op, (Feed, NestedEffects)):
+        return (type(op), op.trips, tuple(map(_any_visit, op.effects)))
+    return (_any_visit(op.op), op.args, op.kwargs, op.types) if isinstance(op, EffectCall) else op
 
 
 def loop_key(op: Loop) -> Any:

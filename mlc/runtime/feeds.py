@@ -39,14 +39,14 @@ class Drawer:
         self._iterators: dict[tuple[int, int], Iterator[Any]] = {}
         self.items: dict[int, list[Any]] = {}
 
-    def next(self, op: Draw, types: Sequence[Type]) -> list[Tensor]:
-        """Tensors of the next item.
+    def next(self, op: Draw, types: Sequence[Type], trips: tuple[int, ...] = ()) -> list[Tensor]:
+        """Tensors of the next item, in these trips of the loops around (outermost first).
 
         Raises:
             StopIteration: at the end.
             Stale: when the item has other types than were traced.
         """
-        key = (op.source, op.visit)
+        key = (op.source, op.at(trips))
         it = self._iterators.get(key)
         if it is None:
             it = self._iterators[key] = self._open(*key)
@@ -123,23 +123,24 @@ class Tape:
             return self._current[1]
         if t == len(self.kept):
             kept: list[Any] = []
-            values = self._run(self.effects, None, kept)
+            values = self._run(self.effects, None, kept, (t,))
             self.kept.append(kept)
         else:
             now = [_state(g) for g in self.generators]
-            values = self._run(self.effects, iter(self.kept[t]), None)
+            values = self._run(self.effects, iter(self.kept[t]), None, (t,))
             for g, s in zip(self.generators, now, strict=True):
                 _restore(g, s)
         self._current = (t, values)
         return values
 
-    def _run(self, effects: Sequence[Effect], replay: Iterator[Any] | None, kept: list[Any] | None) -> list[Any]:
+    def _run(self, effects: Sequence[Effect], replay: Iterator[Any] | None, kept: list[Any] | None,
+             trips: tuple[int, ...]) -> list[Any]:  # fmt: skip
         """Execute or replay; the generators' states are kept wherever something else may have moved them."""
         out: list[Any] = []
         moved = True
         for e in effects:
             if isinstance(e, NestedEffects):
-                out.extend(self._nested(e, replay, kept))
+                out.extend(self._nested(e, replay, kept, trips))
                 moved = True
             elif isinstance(e.op, Seed):
                 if replay is None:
@@ -151,7 +152,7 @@ class Tape:
                     moved = False
                 out.extend(run_random(e.op, e.args, dict(e.kwargs)))
             else:
-                out.extend(self._batch(e, replay, kept))
+                out.extend(self._batch(e, replay, kept, trips))
                 moved = True
         return out
 
@@ -163,7 +164,8 @@ class Tape:
             for g, s in zip(self.generators, next(replay), strict=True):
                 _restore(g, s)
 
-    def _batch(self, e: EffectCall, replay: Iterator[Any] | None, kept: list[Any] | None) -> list[Tensor]:
+    def _batch(self, e: EffectCall, replay: Iterator[Any] | None, kept: list[Any] | None,
+               trips: tuple[int, ...]) -> list[Tensor]:  # fmt: skip
         if replay is not None:
             tensors, versions = next(replay)
             if [t._version for t in tensors] != versions:
@@ -171,25 +173,26 @@ class Tape:
                     "a batch that the compiled loop drew was modified by an in-place operation before backward()"
                 )
             return list(tensors)
-        tensors = self._draw(e)
+        tensors = self._draw(e, trips)
         assert kept is not None
         kept.append((tensors, [t._version for t in tensors]))
         return tensors
 
-    def _draw(self, e: EffectCall) -> list[Tensor]:
+    def _draw(self, e: EffectCall, trips: tuple[int, ...]) -> list[Tensor]:
         assert isinstance(e.op, Draw)
-        first = e is next(x for x in self.effects if isinstance(x, EffectCall) and isinstance(x.op, Draw))
+        first = e is next((x for x in self.effects if isinstance(x, EffectCall) and isinstance(x.op, Draw)), None)
         try:
-            return self.drawer.next(e.op, e.types)
+            return self.drawer.next(e.op, e.types, trips)
         except StopIteration:
             if first and self.trips is None:
                 raise
             raise Stale("an iterable ended earlier than before") from None
 
-    def _nested(self, e: NestedEffects, replay: Iterator[Any] | None, kept: list[Any] | None) -> list[list[Any]]:
+    def _nested(self, e: NestedEffects, replay: Iterator[Any] | None, kept: list[Any] | None,
+                trips: tuple[int, ...]) -> list[list[Any]]:  # fmt: skip
         if e.trips is None:
             raise Stale("an inner loop of unknown length")
-        rows = [self._run(e.effects, replay, kept) for _ in range(e.trips)]
+        rows = [self._run(e.effects, replay, kept, (*trips, i)) for i in range(e.trips)]
         return [list(column) for column in zip(*rows, strict=True)]
 
 

@@ -163,6 +163,28 @@ def gradient_reversal() -> Setup:
     return trained(Apply(lambda x, beta: torch.tanh(beta * Reverse.apply(x, 0.7))))
 
 
+class Normed(Apply):
+    """Normalised first: the saved statistics carry no derivative, and the Function has only a reverse rule."""
+
+    def __init__(self, f) -> None:
+        super().__init__(f)
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.f(self.norm(self.one(x)), self.beta))
+
+
+@SUITE.add()
+def after_a_batch_norm() -> Setup:
+    return trained(Normed(Swish.apply))
+
+
+@SUITE.add(referee="none")
+def straight_through_after_a_batch_norm() -> Setup:
+    """Differences see the steps of the rounding, not its stated derivative."""
+    return trained(Normed(lambda x, beta: beta * Round.apply(torch.tanh(x))))
+
+
 class Pass(torch.autograd.Function):
     """Returns its input as a view; the gradient is clipped, a statement that is not linear."""
 

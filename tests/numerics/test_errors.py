@@ -22,6 +22,28 @@ def test_refused(refused: Refused, mlc: ModuleType) -> None:
     check_refused(refused, mlc)
 
 
+# --- what PyTorch itself refuses, but not for tensors without values
+
+
+@REFUSED.add("dtype")
+def a_model_in_another_precision(model, meta, batches, val):
+    opt = SGD(model.parameters(), lr=0.1)
+    for x, y in batches:
+        opt.zero_grad()
+        F.cross_entropy(model(x.float()), y).backward()  # <here>
+        opt.step()
+    return val_loss(model, val)
+
+
+@REFUSED.add("dtype")
+def an_update_in_another_precision(model, meta, batches, val):
+    w = model[0].weight.detach().clone().requires_grad_()
+    x, y = batches[0]
+    loss = meta(F.cross_entropy(model(x), y, reduction="none"), y)
+    (g,) = torch.autograd.grad(loss, model[0].weight, create_graph=True)
+    return loss + torch.baddbmm(w[None], g[None].float(), torch.eye(4)[None]).sum()  # <here>
+
+
 # --- values that decide
 
 

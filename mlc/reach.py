@@ -1,0 +1,88 @@
+"""Which values a loss depends on differentiably, as the recording grows.
+
+Every gradient that a loop takes asks this, and with differentiable copies the answer reaches back to the first
+iteration.  Each value therefore keeps, as bits, the leaf values that it depends on; a query reads them, and only the
+equations recorded since the last one are visited.  Linear in the recording over all queries together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mlc.ir.builder import Builder
+from mlc.ir.core import Eqn, Stop, Var
+
+__all__ = ["Reach"]
+
+
+class Reach:
+    """Dependence of values on leaf values, for gradients taken at one loop depth.
+
+    Args:
+        builder: The recording; equations are only ever added to it.
+        bits: One bit for each leaf value, given before it is first read or not at all.
+        depth: Stops of this level or a smaller one hold (and those without a level).
+    """
+
+    def __init__(self, builder: Builder, bits: Mapping[Var, int], depth: int) -> None:
+        self.builder = builder
+        self._bits = bits
+        self._depth = depth
+        self._found: dict[Var, int] = {}
+        self._seen = 0
+
+    def among(self, losses: Sequence[Var], targets: Sequence[Var]) -> set[Var]:
+        """Those of ``targets`` that a loss depends on (a loss on itself included)."""
+        self._advance()
+        reached = 0
+        for v in losses:
+            reached |= self._of(v)
+        out: set[Var] = set()
+        odd: set[Var] = set()
+        for v in dict.fromkeys(targets):
+            bit = self._bits.get(v, 0)
+            if not bit or not self._found.get(v, bit) & bit:  # no leaf, or one that was read before it became one
+                odd.add(v)
+            elif reached & bit:
+                out.add(v)
+        return out | self._walk(losses, odd) if odd else out
+
+    def _advance(self) -> None:
+        eqns = self.builder.eqns
+        for i in range(self._seen, len(eqns)):
+            e = eqns[i]
+            bits = 0
+            if self._passes(e):
+                for v in e.inputs:
+                    if v.type.is_float:
+                        bits |= self._of(v)
+            for o in e.outs:
+                self._found[o] = (bits | self._bits.get(o, 0)) if o.mask else 0
+        self._seen = len(eqns)
+
+    def _of(self, v: Var) -> int:
+        found = self._found.get(v)
+        if found is None:
+            found = self._found[v] = self._bits.get(v, 0)
+        return found
+
+    def _passes(self, e: Eqn) -> bool:
+        if isinstance(e.op, Stop):
+            return e.op.level is not None and e.op.level > self._depth
+        return not e.impure
+
+    def _walk(self, losses: Sequence[Var], targets: set[Var]) -> set[Var]:
+        """The same question for values without a bit of their own: back to the oldest of them."""
+        position, producer = self.builder.position, self.builder.producer
+        oldest = min(position.get(v, -1) for v in targets)
+        seen: set[Var] = set()
+        todo = list(losses)
+        while todo:
+            v = todo.pop()
+            if v in seen or not v.mask or position.get(v, -1) < oldest:
+                continue
+            seen.add(v)
+            e = producer(v)
+            if e is not None and self._passes(e):
+                todo.extend(x for x in e.inputs if x.type.is_float)
+        return seen & targets
