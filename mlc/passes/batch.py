@@ -1,0 +1,299 @@
+"""Do the examples of a batch meet?  A proof on the graph, equation by equation.
+
+:func:`batchwise` looks for values that hold one example after another along some dimension, follows them through a
+region by local rules (:mod:`mlc.passes.batchrules`) and tells for every value whether it belongs to single examples
+(``Shard``), is a sum over them (``SUM``), does not depend on them (``SAME``) or mixes them (``MIXED``).  Mixing is
+harmless before the examples enter the model (labels, weights and inputs normalised over the batch: computed early,
+for all) and behind it (an optimizer step on summed gradients: computed late).  In between it is refused, and the
+first equation where examples meet is named.  Unknown operators mix.  O(equations) per candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mlc.ir.core import Alias, Custom, Eqn, Region, Stop, Var, map_vars
+from mlc.ir.types import Loc, SeqType, TensorType, nbytes
+from mlc.passes.batchrules import heavy, linear_rule, name_of, rule_for
+from mlc.passes.shards import MIXED, SAME, SUM, Dependence, Local, Shard, Site, shape_of
+
+__all__ = ["Analysis", "Placed", "Refused", "batchwise"]
+
+_TRIALS = 64
+_CONE = 200
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a batch cannot be split: a reason for people, and the user's line.
+
+    Attributes:
+        reason: One sentence.
+        loc: Where examples meet; None when no line is to blame.
+        reach: Bytes of single examples that had been followed until then (how serious the attempt was).
+    """
+
+    reason: str
+    loc: Loc | None = None
+    reach: int = 0
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An equation of the batched part.
+
+    Attributes:
+        local: How it is written for a part of the batch.
+        slices: Values that are the same for all, read in slices.
+        whole: Values of the batched part that it reads as computed early, for all examples.
+    """
+
+    local: Local
+    slices: dict[Var, Shard]
+    whole: frozenset[Var]
+
+
+@dataclass
+class Analysis:
+    """What was proved about a region.
+
+    Attributes:
+        region: The region, without equations that only rename values.
+        n: Number of examples.
+        seeds: Inputs that hold examples.
+        kinds: Dependence of every value.
+        placed: Equations of the batched part.
+        early: Equations of the batched part that are also run for all examples before it.
+        covered: Bytes of the values of single examples.
+        emitted: Values of single examples that are read late.
+    """
+
+    region: Region
+    n: int
+    seeds: dict[Var, Shard]
+    kinds: dict[Var, Dependence] = field(default_factory=dict)
+    placed: dict[Eqn, Placed] = field(default_factory=dict)
+    early: dict[Eqn, None] = field(default_factory=dict)
+    covered: int = 0
+    emitted: dict[Var, None] = field(default_factory=dict)
+
+
+def batchwise(region: Region, data: Sequence[Var] | None = None) -> Analysis | Refused:
+    """Prove that examples do not meet between where they enter and where they are summed.
+
+    Args:
+        region: Equations without inner gradients.
+        data: Inputs that may hold examples; all of them without.
+    """
+    plain = _plain(region)
+    refused = Refused("no input holds a batch of examples that reaches the results")
+    best: Analysis | None = None
+    for v, dim in _candidates(plain.inputs if data is None else data):
+        found = _grow(plain, shape_of(v)[dim], {v: Shard(dim)})
+        if isinstance(found, Refused):
+            refused = found if found.reach > refused.reach else refused
+        elif best is None or found.covered > best.covered:
+            best = found
+        if best is not None and not v.type.is_float:
+            break  # labels and tokens: examples for certain
+    return refused if best is None or not best.covered else best
+
+
+def _plain(region: Region) -> Region:
+    """Without equations that give a value another name."""
+    env: dict[Var, Var] = {}
+    eqns = []
+    for e in region.eqns:
+        args = map_vars(e.args, lambda v: env.get(v, v))
+        if isinstance(e.op, (Alias, Stop, Custom)):
+            first = e.op.n_in if isinstance(e.op, Custom) else 0
+            env.update(zip(e.outs, args[first:], strict=False))
+        else:
+            kwargs = tuple((k, map_vars(x, lambda v: env.get(v, v))) for k, x in e.kwargs)
+            eqns.append(e.with_(args=args, kwargs=kwargs))
+    return Region(region.inputs, tuple(eqns), tuple(env.get(v, v) for v in region.outputs), region.names)
+
+
+def _candidates(inputs: Sequence[Var]) -> list[tuple[Var, int]]:
+    """Inputs and dimensions to start from: labels and tokens, then inputs of a shape of their own, dimension 0 first.
+
+    Parameters come with states and cotangents of their shape, so they are tried last.
+    """
+    tensors = [v for v in inputs if isinstance(v.type, TensorType)]
+    shapes = [shape_of(v) for v in tensors]
+    rows = [
+        ((v.type.is_float, d > 0, shapes.count(shape_of(v)), i), (v, d))
+        for i, v in enumerate(tensors) for d, size in enumerate(shape_of(v)) if size > 1
+    ]  # fmt: skip
+    return [row for _, row in sorted(rows, key=lambda r: r[0])][:_TRIALS]
+
+
+def _grow(region: Region, n: int, seeds: dict[Var, Shard]) -> Analysis | Refused:
+    """Follow the seeds; inputs that are found to be read in slices become seeds too."""
+    found = _Sweep(region, n, seeds).run()
+    for _ in range(_TRIALS):
+        if isinstance(found, Refused):
+            return found
+        more = _more(found)
+        if not more:
+            return found
+        for v, c in more:
+            larger = _Sweep(region, n, {**found.seeds, v: c}).run()
+            if isinstance(larger, Analysis) and larger.covered > found.covered:
+                found = larger
+                break
+        else:
+            return found
+    return found
+
+
+def _more(a: Analysis) -> list[tuple[Var, Shard]]:
+    """Inputs behind values that are read in slices, with the dimension that could hold the examples."""
+    asked = {v: c for p in a.placed.values() for v, c in p.slices.items()}
+    producer = {v: e for e in a.region.eqns for v in e.outs}
+    inputs = set(a.region.inputs) - set(a.seeds)
+    out = [(v, c) for v, c in asked.items() if v in inputs]
+    if out:
+        return out
+    behind = dict.fromkeys(v for v in asked if v not in a.seeds)
+    todo = list(behind)
+    while todo:
+        e = producer.get(todo.pop())
+        new = [v for v in (e.inputs if e is not None else ()) if v not in behind]
+        behind.update(dict.fromkeys(new))
+        todo += new
+    return [(v, Shard(d)) for v in behind if v in inputs for d, s in enumerate(shape_of(v)) if s == a.n]
+
+
+class _Mixing(Exception):
+    """Examples meet inside the model."""
+
+    def __init__(self, e: Eqn) -> None:
+        super().__init__()
+        self.eqn = e
+
+
+class _Sweep:
+    """One pass over a region from given seeds."""
+
+    def __init__(self, region: Region, n: int, seeds: dict[Var, Shard]) -> None:
+        self.a = Analysis(region, n, seeds)
+        self.kinds = self.a.kinds
+        self.kinds.update((v, seeds.get(v, SAME)) for v in region.inputs)
+        self.producer: dict[Var, Eqn] = {}
+        self.origin: dict[Var, Eqn] = {}
+        self.cheap: dict[Var, dict[Eqn, None] | None] = {}
+        self.first: Eqn | None = None  # the first late equation that reads single examples, or why it is late
+        self.room = 2 * sum(nbytes(v.type) for v in region.inputs if n in shape_of(v))
+
+    def run(self) -> Analysis | Refused:
+        """The analysis, or where examples meet."""
+        try:
+            for e in self.a.region.eqns:
+                self.visit(e)
+            self.finish()
+        except _Mixing as m:
+            where = name_of(m.eqn.op)
+            return Refused(f"the examples of a batch of {self.a.n} meet in {where}", m.eqn.loc, self.a.covered)
+        return self.a
+
+    def visit(self, e: Eqn) -> None:
+        """Dependence of the results of one equation."""
+        self.producer.update((v, e) for v in e.outs)
+        kinds = {self.kinds[v] for v in e.inputs}
+        if kinds <= {SAME}:
+            self.kinds.update((v, SAME) for v in e.outs)
+            return
+        if e.impure:
+            raise _Mixing(e)
+        if MIXED not in kinds and self.place(e, frozenset()):
+            return
+        known = [v for v in e.inputs if self.kinds[v] in (SUM, MIXED) and self.cone(v) is not None]
+        if known and self.place(e, frozenset(known)):
+            return
+        if not self.whole(e):
+            self.late(e)
+
+    def place(self, e: Eqn, known: frozenset[Var]) -> bool:
+        """Put an equation into the batched part, if its rule allows."""
+        wanted = set(known)
+
+        def kind(v: Var) -> Dependence:
+            return SAME if v in known else self.kinds[v]
+
+        def whole(v: Var) -> bool:
+            if self.kinds[v] is SAME:
+                return True
+            wanted.add(v)
+            return self.cone(v) is not None
+
+        if any(kind(v) is MIXED for v in e.inputs):
+            return False
+        site = Site(e, self.a.n, kind, whole, self.producer.get)
+        kinds = {kind(v) for v in e.inputs}
+        rule = rule_for(e.op) if any(isinstance(k, Shard) for k in kinds) else linear_rule
+        local = rule(site) if rule is not None and kinds != {SAME} else None
+        if local is None:
+            return False
+        for v in wanted:
+            self.a.early.update(self.cone(v) or {})
+        self.a.placed[e] = Placed(local, site.slices, known)
+        self.kinds.update(zip(e.outs, local.outs, strict=True))
+        self.a.covered += sum(nbytes(v.type) for v, k in zip(e.outs, local.outs, strict=True) if isinstance(k, Shard))
+        return True
+
+    def cone(self, v: Var) -> dict[Eqn, None] | None:
+        """Equations that compute ``v`` for all examples, in no order, when that is cheap (no model in them)."""
+        if v not in self.cheap:
+            self.cheap[v] = self._cone(v)
+        return self.cheap[v]
+
+    def _cone(self, v: Var) -> dict[Eqn, None] | None:
+        out: dict[Eqn, None] = {}
+        todo = [v]
+        while todo:
+            u = todo.pop()
+            e = self.producer.get(u)
+            if self.kinds[u] is SAME or e is None or e in out:
+                continue
+            large = sum(nbytes(x.type) for x in e.outs) > self.room
+            if large or e.impure or heavy(e.op) or len(out) >= _CONE:
+                return None
+            out[e] = None
+            todo += e.inputs
+        return out
+
+    def whole(self, e: Eqn) -> bool:
+        """Compute an equation for all examples before the batch is split, when that is cheap."""
+        if heavy(e.op) or any(isinstance(v.type, SeqType) for v in e.outs):
+            return False
+        if sum(nbytes(v.type) for v in e.outs) > self.room:
+            return False
+        cones = [self.cone(v) for v in e.inputs]
+        if any(c is None for c in cones):
+            return False
+        for c in cones:
+            self.a.early.update(c or {})
+        self.kinds.update((v, SAME) for v in e.outs)
+        return True
+
+    def late(self, e: Eqn) -> None:
+        """An equation behind the batched part; it may read a few numbers per example, and be no part of a model."""
+        mixed = [self.origin[v] for v in e.inputs if self.kinds[v] is MIXED]
+        origin = mixed[0] if mixed else e
+        shards = [v for v in e.inputs if isinstance(self.kinds[v], Shard)]
+        if shards and heavy(e.op):
+            raise _Mixing(origin)
+        self.a.emitted.update(dict.fromkeys(shards))
+        for v in e.outs:
+            self.kinds[v] = MIXED
+            self.origin[v] = origin
+        if shards and self.first is None:
+            self.first = origin
+
+    def finish(self) -> None:
+        """What is read late must be small: no more than the examples themselves."""
+        read = sum(nbytes(v.type) for v in self.a.emitted)
+        if read > self.room and self.first is not None:
+            raise _Mixing(self.first)
