@@ -89,15 +89,15 @@ def batchwise(region: Region, data: Sequence[Var] | None = None) -> Analysis | R
     plain = _plain(region)
     refused = Refused("no input holds a batch of examples that reaches the results")
     best: Analysis | None = None
-    for v, dim in _candidates(plain.inputs if data is None else data):
-        found = _grow(plain, shape_of(v)[dim], {v: Shard(dim)})
+    for v, dim, n in _candidates(plain.inputs if data is None else data):
+        found = _grow(plain, n, {v: Shard(dim)})
         if isinstance(found, Refused):
             refused = found if found.reach > refused.reach else refused
         elif best is None or found.covered > best.covered:
             best = found
         if best is not None and not v.type.is_float:
             break  # labels and tokens: examples for certain
-    return refused if best is None or not best.covered else best
+    return refused if best is None else best
 
 
 def _plain(region: Region) -> Region:
@@ -115,16 +115,19 @@ def _plain(region: Region) -> Region:
     return Region(region.inputs, tuple(eqns), tuple(env.get(v, v) for v in region.outputs), region.names)
 
 
-def _candidates(inputs: Sequence[Var]) -> list[tuple[Var, int]]:
-    """Inputs and dimensions to start from: labels and tokens, then inputs of a shape of their own, dimension 0 first.
+def _candidates(inputs: Sequence[Var]) -> list[tuple[Var, int, int]]:
+    """Inputs, dimensions and numbers of examples to try: labels and tokens first, dimension 0 first.
 
-    Parameters come with states and cotangents of their shape, so they are tried last.
+    Then inputs of a shape of their own; parameters come with states and cotangents of their shape, so they are tried
+    last.  A dimension may hold several entries per example (flattened tokens): sizes of other inputs that divide its
+    size are tried, larger ones first.
     """
     tensors = [v for v in inputs if isinstance(v.type, TensorType)]
     shapes = [shape_of(v) for v in tensors]
+    sizes = sorted({x for shape in shapes for x in shape if x > 1}, reverse=True)
     rows = [
-        ((v.type.is_float, d > 0, shapes.count(shape_of(v)), i), (v, d))
-        for i, v in enumerate(tensors) for d, size in enumerate(shape_of(v)) if size > 1
+        ((v.type.is_float, d > 0, n < size, shapes.count(shape_of(v)), i, -n), (v, d, n))
+        for i, v in enumerate(tensors) for d, size in enumerate(shape_of(v)) for n in sizes if size % n == 0
     ]  # fmt: skip
     return [row for _, row in sorted(rows, key=lambda r: r[0])][:_TRIALS]
 
@@ -193,6 +196,8 @@ class _Sweep:
             for e in self.a.region.eqns:
                 self.visit(e)
             self.finish()
+            if not any(heavy(e.op) for e in self.a.placed):
+                return Refused("no work of a model is done on single examples", None, self.a.covered)
         except _Mixing as m:
             where = name_of(m.eqn.op)
             return Refused(f"the examples of a batch of {self.a.n} meet in {where}", m.eqn.loc, self.a.covered)
@@ -293,7 +298,7 @@ class _Sweep:
             self.first = origin
 
     def finish(self) -> None:
-        """What is read late must be small: no more than the examples themselves."""
+        """What is read late must be small: no more than the examples themselves.  And there must be work to split."""
         read = sum(nbytes(v.type) for v in self.a.emitted)
         if read > self.room and self.first is not None:
             raise _Mixing(self.first)
