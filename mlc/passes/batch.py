@@ -10,8 +10,10 @@ first equation where examples meet is named.  Unknown operators mix.  O(equation
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mlc.ir.core import Alias, Custom, Eqn, Region, Stop, Var, map_vars
 from mlc.ir.types import Loc, SeqType, TensorType, nbytes
@@ -20,7 +22,7 @@ from mlc.passes.shards import MIXED, SAME, SUM, Dependence, Local, Shard, Site, 
 
 __all__ = ["Analysis", "Placed", "Refused", "batchwise"]
 
-_TRIALS = 64
+_TRIALS, _MORE = 24, 16
 _CONE = 200
 
 
@@ -31,12 +33,12 @@ class Refused:
     Attributes:
         reason: One sentence.
         loc: Where examples meet; None when no line is to blame.
-        reach: Bytes of single examples that had been followed until then (how serious the attempt was).
+        work: How far single examples had been followed until then: heavy operators, bytes of values.
     """
 
     reason: str
     loc: Loc | None = None
-    reach: int = 0
+    work: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -78,26 +80,37 @@ class Analysis:
     covered: int = 0
     emitted: dict[Var, None] = field(default_factory=dict)
 
+    @property
+    def work(self) -> tuple[int, int]:
+        """How much is done on single examples: heavy operators, bytes of values."""
+        return sum(heavy(e.op) for e in self.placed), self.covered
 
-def batchwise(region: Region, data: Sequence[Var] | None = None) -> Analysis | Refused:
+
+def batchwise(region: Region, data: Sequence[Var] | None = None, parts: int = 1) -> Analysis | Refused:
     """Prove that examples do not meet between where they enter and where they are summed.
 
     Args:
         region: Equations without inner gradients.
         data: Inputs that may hold examples; all of them without.
+        parts: Only batches that can be split into so many parts of equal size.
     """
     plain = _plain(region)
-    refused = Refused("no input holds a batch of examples that reaches the results")
-    best: Analysis | None = None
-    for v, dim, n in _candidates(plain.inputs if data is None else data):
-        found = _grow(plain, n, {v: Shard(dim)})
-        if isinstance(found, Refused):
-            refused = found if found.reach > refused.reach else refused
-        elif best is None or found.covered > best.covered:
-            best = found
-        if best is not None and not v.type.is_float:
-            break  # labels and tokens: examples for certain
-    return refused if best is None else best
+    best: Analysis | Refused = Refused("no input holds a batch of examples that reaches the results")
+    for rows in _candidates(plain.inputs if data is None else data):
+        for v, dim, n in rows:
+            found = _grow(plain, n, {v: Shard(dim)}) if n % parts == 0 else _indivisible(n, parts)
+            best = found if _rank(found) > _rank(best) else best
+        if best.work[0]:  # what these inputs say is final: examples were followed into a model
+            break
+    return best
+
+
+def _rank(a: Analysis | Refused) -> tuple[bool, tuple[int, int]]:
+    return isinstance(a, Analysis), a.work
+
+
+def _indivisible(n: int, parts: int) -> Refused:
+    return Refused(f"a batch of {n} examples cannot be split into {parts} equal parts", None, (0, 1))
 
 
 def _plain(region: Region) -> Region:
@@ -115,50 +128,69 @@ def _plain(region: Region) -> Region:
     return Region(region.inputs, tuple(eqns), tuple(env.get(v, v) for v in region.outputs), region.names)
 
 
-def _candidates(inputs: Sequence[Var]) -> list[tuple[Var, int, int]]:
-    """Inputs, dimensions and numbers of examples to try: labels and tokens first, dimension 0 first.
+def _candidates(inputs: Sequence[Var]) -> list[list[tuple[Var, int, int]]]:
+    """Inputs, dimensions and numbers of examples to try, in groups: the first that leads into a model decides.
 
-    Then inputs of a shape of their own; parameters come with states and cotangents of their shape, so they are tried
-    last.  A dimension may hold several entries per example (flattened tokens): sizes of other inputs that divide its
-    size are tried, larger ones first.
+    Labels and tokens first, then inputs of a shape of their own (parameters come with states and cotangents of their
+    shape); dimension 0 first.  A dimension may hold several entries per example (flattened tokens): sizes of other
+    inputs that divide its size are tried, larger ones first.
     """
     tensors = [v for v in inputs if isinstance(v.type, TensorType)]
     shapes = [shape_of(v) for v in tensors]
     sizes = sorted({x for shape in shapes for x in shape if x > 1}, reverse=True)
-    rows = [
-        ((v.type.is_float, d > 0, n < size, shapes.count(shape_of(v)), i, -n), (v, d, n))
-        for i, v in enumerate(tensors) for d, size in enumerate(shape_of(v)) for n in sizes if size % n == 0
-    ]  # fmt: skip
-    return [row for _, row in sorted(rows, key=lambda r: r[0])][:_TRIALS]
+    groups: dict[Any, list[tuple[Any, tuple[Var, int, int]]]] = defaultdict(list)
+    for i, v in enumerate(tensors):
+        for d, size in enumerate(shape_of(v)):
+            for n in sizes:
+                if size % n == 0:
+                    key = (v.type.is_float, d > 0, n < size)
+                    groups[key].append(((shapes.count(shape_of(v)), i, -n), (v, d, n)))
+    return [[row for _, row in sorted(groups[k], key=lambda r: r[0])[:_TRIALS]] for k in sorted(groups)]
 
 
 def _grow(region: Region, n: int, seeds: dict[Var, Shard]) -> Analysis | Refused:
-    """Follow the seeds; inputs that are found to be read in slices become seeds too."""
+    """Follow the seeds; inputs that are read in slices, or lie behind what is, become seeds too."""
     found = _Sweep(region, n, seeds).run()
+    refused: Refused | None = None
     for _ in range(_TRIALS):
         if isinstance(found, Refused):
             return found
-        more = _more(found)
-        if not more:
-            return found
-        for v, c in more:
-            larger = _Sweep(region, n, {**found.seeds, v: c}).run()
-            if isinstance(larger, Analysis) and larger.covered > found.covered:
-                found = larger
+        larger = None
+        for more in _more(found):
+            tried = _Sweep(region, n, {**found.seeds, **more}).run()
+            if isinstance(tried, Analysis) and tried.covered > found.covered:
+                larger = tried
                 break
-        else:
-            return found
-    return found
+            if isinstance(tried, Refused) and (refused is None or tried.work > refused.work):
+                refused = tried
+        if larger is None:
+            break
+        found = larger
+    return found if isinstance(found, Refused) else _judged(found, refused)
 
 
-def _more(a: Analysis) -> list[tuple[Var, Shard]]:
-    """Inputs behind values that are read in slices, with the dimension that could hold the examples."""
+def _judged(a: Analysis, refused: Refused | None) -> Analysis | Refused:
+    """Refuse when a model works on single examples in one piece, or on none."""
+    if not a.work[0]:
+        return refused or Refused("no work of a model is done on single examples", None, (0, a.covered))
+    modelled: set[Var] = set()
+    for e in a.region.eqns:
+        if e not in a.placed and (heavy(e.op) or any(v in modelled for v in e.inputs)):
+            modelled.update(e.outs)
+    for e, p in a.placed.items():
+        if any(v in modelled for v in p.slices):
+            return refused or Refused("examples enter a model in one piece", e.loc, a.work)
+    return a
+
+
+def _more(a: Analysis) -> list[dict[Var, Shard]]:
+    """Seeds to add: inputs that are read in slices; or one of those behind what is read in slices."""
     asked = {v: c for p in a.placed.values() for v, c in p.slices.items()}
     producer = {v: e for e in a.region.eqns for v in e.outs}
     inputs = set(a.region.inputs) - set(a.seeds)
-    out = [(v, c) for v, c in asked.items() if v in inputs]
-    if out:
-        return out
+    direct = {v: c for v, c in asked.items() if v in inputs}
+    out = [direct] if len(direct) > 1 else []
+    out += [{v: c} for v, c in direct.items()]
     behind = dict.fromkeys(v for v in asked if v not in a.seeds)
     todo = list(behind)
     while todo:
@@ -166,7 +198,8 @@ def _more(a: Analysis) -> list[tuple[Var, Shard]]:
         new = [v for v in (e.inputs if e is not None else ()) if v not in behind]
         behind.update(dict.fromkeys(new))
         todo += new
-    return [(v, Shard(d)) for v in behind if v in inputs for d, s in enumerate(shape_of(v)) if s == a.n]
+    sized = [{v: Shard(d)} for v in behind if v in inputs for d, s in enumerate(shape_of(v)) if s == a.n]
+    return (out + [x for x in sized if x not in out])[:_MORE]
 
 
 class _Mixing(Exception):
@@ -186,6 +219,7 @@ class _Sweep:
         self.kinds.update((v, seeds.get(v, SAME)) for v in region.inputs)
         self.producer: dict[Var, Eqn] = {}
         self.origin: dict[Var, Eqn] = {}
+        self.joined: set[Var] = set()  # late values that read single examples, together
         self.cheap: dict[Var, dict[Eqn, None] | None] = {}
         self.first: Eqn | None = None  # the first late equation that reads single examples, or why it is late
         self.room = 2 * sum(nbytes(v.type) for v in region.inputs if n in shape_of(v))
@@ -196,8 +230,6 @@ class _Sweep:
             for e in self.a.region.eqns:
                 self.visit(e)
             self.finish()
-            if not any(heavy(e.op) for e in self.a.placed):
-                return Refused("no work of a model is done on single examples", None, self.a.covered)
         except _Mixing as m:
             where = name_of(m.eqn.op)
             return Refused(f"the examples of a batch of {self.a.n} meet in {where}", m.eqn.loc, self.a.covered)
@@ -284,12 +316,15 @@ class _Sweep:
         return True
 
     def late(self, e: Eqn) -> None:
-        """An equation behind the batched part; it may read a few numbers per example, and be no part of a model."""
+        """An equation behind the batched part: on sums anything, on single examples no work of a model."""
         mixed = [self.origin[v] for v in e.inputs if self.kinds[v] is MIXED]
         origin = mixed[0] if mixed else e
         shards = [v for v in e.inputs if isinstance(self.kinds[v], Shard)]
-        if shards and heavy(e.op):
+        joined = bool(shards) or any(v in self.joined for v in e.inputs)
+        if joined and heavy(e.op):
             raise _Mixing(origin)
+        if joined:
+            self.joined.update(e.outs)
         self.a.emitted.update(dict.fromkeys(shards))
         for v in e.outs:
             self.kinds[v] = MIXED

@@ -35,7 +35,7 @@ def microbatch(region: Region, k: int, analysis: Analysis | Refused | None = Non
         k: Number of parts; must divide the number of examples.
         analysis: What :func:`batchwise` said about the region, when it has been asked already.
     """
-    found = batchwise(region) if analysis is None else analysis
+    found = batchwise(region, parts=k) if analysis is None else analysis
     if isinstance(found, Refused):
         return found
     if k < 2 or found.n % k:
