@@ -22,7 +22,7 @@ from mlc.passes.shards import MIXED, SAME, SUM, Dependence, Local, Shard, Site, 
 
 __all__ = ["Analysis", "Placed", "Refused", "batchwise"]
 
-_TRIALS, _MORE = 24, 16
+_TRIALS, _MORE = 12, 8
 _CONE = 200
 
 
@@ -106,7 +106,8 @@ def batchwise(region: Region, data: Sequence[Var] | None = None, parts: int = 1)
 
 
 def _rank(a: Analysis | Refused) -> tuple[bool, tuple[int, int]]:
-    return isinstance(a, Analysis), a.work
+    """Proofs before refusals, more work before less; the first refusal from inside a model stands."""
+    return (True, a.work) if isinstance(a, Analysis) else (False, (min(a.work[0], 1), 0 if a.work[0] else a.work[1]))
 
 
 def _indivisible(n: int, parts: int) -> Refused:
@@ -174,8 +175,13 @@ def _judged(a: Analysis, refused: Refused | None) -> Analysis | Refused:
     if not a.work[0]:
         return refused or Refused("no work of a model is done on single examples", None, (0, a.covered))
     modelled: set[Var] = set()
+    constant: set[Var] = set()  # zeros and the like, which hold nobody's examples
     for e in a.region.eqns:
-        if e not in a.placed and (heavy(e.op) or any(v in modelled for v in e.inputs)):
+        if all(v in constant for v in e.inputs):
+            constant.update(e.outs)
+        if e in a.placed:
+            continue
+        if any(v in modelled for v in e.inputs) or (heavy(e.op) and not any(v in constant for v in e.inputs)):
             modelled.update(e.outs)
     for e, p in a.placed.items():
         if any(v in modelled for v in p.slices):
@@ -205,9 +211,10 @@ def _more(a: Analysis) -> list[dict[Var, Shard]]:
 class _Mixing(Exception):
     """Examples meet inside the model."""
 
-    def __init__(self, e: Eqn) -> None:
+    def __init__(self, origin: Eqn, here: Eqn) -> None:
         super().__init__()
-        self.eqn = e
+        self.eqn = origin
+        self.loc = origin.loc or here.loc
 
 
 class _Sweep:
@@ -232,7 +239,7 @@ class _Sweep:
             self.finish()
         except _Mixing as m:
             where = name_of(m.eqn.op)
-            return Refused(f"the examples of a batch of {self.a.n} meet in {where}", m.eqn.loc, self.a.covered)
+            return Refused(f"the examples of a batch of {self.a.n} meet in {where}", m.loc, self.a.work)
         return self.a
 
     def visit(self, e: Eqn) -> None:
@@ -243,7 +250,7 @@ class _Sweep:
             self.kinds.update((v, SAME) for v in e.outs)
             return
         if e.impure:
-            raise _Mixing(e)
+            raise _Mixing(e, e)
         if MIXED not in kinds and self.place(e, frozenset()):
             return
         known = [v for v in e.inputs if self.kinds[v] in (SUM, MIXED) and self.cone(v) is not None]
@@ -322,7 +329,7 @@ class _Sweep:
         shards = [v for v in e.inputs if isinstance(self.kinds[v], Shard)]
         joined = bool(shards) or any(v in self.joined for v in e.inputs)
         if joined and heavy(e.op):
-            raise _Mixing(origin)
+            raise _Mixing(origin, e)
         if joined:
             self.joined.update(e.outs)
         self.a.emitted.update(dict.fromkeys(shards))
@@ -336,4 +343,4 @@ class _Sweep:
         """What is read late must be small: no more than the examples themselves.  And there must be work to split."""
         read = sum(nbytes(v.type) for v in self.a.emitted)
         if read > self.room and self.first is not None:
-            raise _Mixing(self.first)
+            raise _Mixing(self.first, self.first)
