@@ -82,12 +82,12 @@ def test_flattened_tokens_are_examples_with_several_entries(outer: bool) -> None
     x, w = r.inputs
     flat = r("view", x, [3 * N, 6])
     h = r("mm", flat, w)
-    back = r("view", h, list(x.type.shape[:2]) + [5])  # type: ignore[union-attr]
+    back = r("view", h, [*x.type.shape[:2], 5])  # type: ignore[union-attr]
     region = r.end(r("sum", back, [0, 1], overload="dim_IntList"), back)
-    found = batchwise(region, data=[x])
-    assert isinstance(found, Analysis)
-    for k in (found.n,):
-        compare(region, k)
+    a = batchwise(region, data=[x], parts=2)
+    assert isinstance(a, Analysis) and a.n == N
+    assert a.kinds[h] == Shard(0, 3 if outer else 1) and a.kinds[back] == Shard(int(outer))
+    compare(region, 2)
 
 
 def test_copies_of_a_batch_behind_one_another() -> None:
@@ -124,7 +124,7 @@ def test_sums_of_half_precision_are_kept_in_single() -> None:
 
 def test_the_peak_falls_with_the_number_of_parts() -> None:
     r = Regions((64, 256), (256, 256))
-    x, w, h = linear(r)
+    _, w, h = linear(r)
     for _ in range(6):
         h = r("mm", r("tanh", h), w)
     region = r.end(r("sum", h))
