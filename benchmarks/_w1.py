@@ -31,8 +31,10 @@ class Shape:
 
 
 W1 = Shape()
+W2 = Shape(layers=8, length=512)
 SIX_LAYERS = Shape(layers=6)
 SMALL = Shape(width=16, layers=1, heads=2, length=16, batch=2, vocabulary=32)
+SMALL_DEEP = Shape(width=16, layers=2, heads=2, length=24, batch=2, vocabulary=32)
 
 
 class Block(nn.Module):
