@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+from _workloads.workload import Workload
+
 from _twins import conv, mlp, transformer
 from _twins.twin import Twin
-from _workloads.workload import Workload
 
 BUILDERS: dict[str, Callable[[Workload], Twin]] = {
     "W1": transformer.build,

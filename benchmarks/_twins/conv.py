@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _twins.twin import Tree, Twin, array, cross_entropy, sgd_update, stacked, zeros
 from _workloads import digits
 from _workloads.workload import Workload
+
+from _twins.twin import Tree, Twin, array, cross_entropy, sgd_update, stacked, zeros
 
 EPS = 1e-5
 STRIDES = (1, 1, 2)

@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _twins.twin import Tree, Twin, array, cross_entropy, sgd_update, stacked, zeros
 from _workloads.workload import Workload
+
+from _twins.twin import Tree, Twin, array, cross_entropy, sgd_update, stacked, zeros
 
 
 def forward(params: list[jax.Array], x: jax.Array) -> jax.Array:

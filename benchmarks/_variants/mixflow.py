@@ -7,7 +7,6 @@ inner step; either the step's gradient is saved with the checkpoint ("saved") or
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from _twins.twin import Tree, Twin
@@ -68,10 +67,25 @@ def hypergradient(twin: Twin, mix: bool, save: bool, remat: bool) -> Function:
     return jax.value_and_grad(run)
 
 
-def compiled(twin: Twin, mix: bool, save: bool, remat: bool) -> Any:
-    """XLA's executable of it for the workload's arguments."""
-    return jax.jit(hypergradient(twin, mix, save, remat)).lower(*arguments(twin)).compile()
+def forward(twin: Twin) -> Function:
+    """The same by forward mode through the loop, one tangent per meta-parameter, all at once."""
 
+    def run(meta: Tree, batches: Tree, validation: Tree) -> jax.Array:
+        def step(carry: Tree, data: Tree) -> tuple[Tree, None]:
+            params, state = carry
+            batch, numbers = data
+            grads = jax.grad(lambda p: twin.loss(p, meta, batch, False))(params)
+            return twin.update(grads, params, state, meta, numbers), None
 
-def arguments(twin: Twin) -> tuple[Tree, Tree, Tree]:
-    return twin.meta, twin.batches, twin.validation
+        (params, _), _ = jax.lax.scan(step, twin.start(meta), batches)
+        return twin.outer(params, validation, False)
+
+    def both(meta: Tree, batches: Tree, validation: Tree) -> tuple[jax.Array, Tree]:
+        def paired(m: Tree) -> tuple[jax.Array, jax.Array]:
+            loss = run(m, batches, validation)
+            return loss, loss
+
+        gradient, loss = jax.jacfwd(paired, has_aux=True)(meta)
+        return loss, gradient
+
+    return both

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+
 from _workloads import digits, hyperparameters, rates, transformer
 from _workloads.workload import Workload
 

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 import _measure
 import torch
 import torch.nn.functional as F
-from _workloads.optimizers import Sgd
-from _workloads.workload import Workload, applied, copies, values
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+
+from _workloads.optimizers import Sgd
+from _workloads.workload import Workload, applied, copies, values
 
 LR, MOMENTUM = 0.1, 0.9
 

@@ -6,10 +6,11 @@ from dataclasses import asdict
 import _measure
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from _workloads import mlp
 from _workloads.optimizers import Sgd
 from _workloads.workload import Workload, applied, copies, values
-from torch import Tensor, nn
 
 # Logarithm of the rate, logit of the momentum, logarithm of the decay.
 START = (-3.5, 1.4, -7.0)
@@ -21,9 +22,7 @@ def ordinary(
     batches: Sequence[tuple[Tensor, Tensor]], validation: tuple[Tensor, Tensor],
 ) -> Tensor:  # fmt: skip
     """The loop as people write it."""
-    opt = torch.optim.SGD(
-        model.parameters(), lr=log_rate.exp(), momentum=logit.sigmoid(), weight_decay=log_decay.exp()
-    )
+    opt = torch.optim.SGD(model.parameters(), lr=log_rate.exp(), momentum=logit.sigmoid(), weight_decay=log_decay.exp())
     for x, y in batches:
         opt.zero_grad()
         F.cross_entropy(model(x), y).backward()

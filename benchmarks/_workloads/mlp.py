@@ -20,9 +20,8 @@ class Shape:
 
 def network(shape: Shape, dtype: torch.dtype) -> nn.Sequential:
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(64, shape.width), nn.Tanh(), nn.Linear(shape.width, shape.width), nn.Tanh(), nn.Linear(shape.width, 10)
-    )
+    width = shape.width
+    model = nn.Sequential(nn.Linear(64, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 10))
     return model.to(_measure.DEVICE, dtype)
 
 

@@ -30,9 +30,7 @@ class Adam:
         rate, root = self.lr / (1 - self.beta1**t), (1 - self.beta2**t) ** 0.5
         first = [self.beta1 * m + (1 - self.beta1) * g for m, g in zip(state[0], grads, strict=True)]
         second = [self.beta2 * v + (1 - self.beta2) * g * g for v, g in zip(state[1], grads, strict=True)]
-        moved = [
-            p - rate * m / (v.sqrt() / root + self.eps) for p, m, v in zip(params, first, second, strict=True)
-        ]
+        moved = [p - rate * m / (v.sqrt() / root + self.eps) for p, m, v in zip(params, first, second, strict=True)]
         return moved, [first, second]
 
     def ordinary(self, params: Sequence[Tensor]) -> torch.optim.Optimizer:

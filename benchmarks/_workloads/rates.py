@@ -9,10 +9,11 @@ from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from _workloads import mlp
 from _workloads.optimizers import Sgd
 from _workloads.workload import Workload, applied, copies, values
-from torch import Tensor, nn
 
 LOG_RATE = -2.5
 FULL, SMALL = mlp.Shape(steps=50, batch=256, width=256), mlp.Shape(steps=3, batch=8, width=8, validation=8)

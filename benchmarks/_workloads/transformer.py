@@ -1,4 +1,4 @@
-"""W1 and W2: the decoder-only transformer of ``_w1.py``, four steps of Adam, the initial parameters as meta-parameters."""
+"""W1 and W2: the transformer of ``_w1.py``, four steps of Adam, the initial parameters as meta-parameters."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -6,10 +6,11 @@ from dataclasses import asdict
 import _measure
 import _w1
 import torch
-from _workloads.optimizers import Adam
-from _workloads.workload import Workload, applied, values
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from _workloads.optimizers import Adam
+from _workloads.workload import Workload, applied, values
 
 STEPS = 4
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from _workloads.optimizers import Adam, Sgd
 from torch import Tensor, nn
+
+from _workloads.optimizers import Adam, Sgd
 
 Tensors = list[Tensor]
 Batch = tuple[Tensor, ...]
