@@ -4,6 +4,9 @@ MixFlow-MG (Kemaev et al. 2025, arXiv 2505.00793, section 3 and the listings of 
 the paper: the gradient of the inner loss gets a derivative rule of its own that computes its vector-Hessian
 and vector-mixed products forward over reverse. Blocks are rematerialised and a checkpoint stands around each
 inner step; either the step's gradient is saved with the checkpoint ("saved") or it is computed again.
+
+Blocks are rematerialised in the inner gradient and the outer loss too: without it there, the transformer takes
+twice the memory and no less time.
 """
 
 from collections.abc import Callable

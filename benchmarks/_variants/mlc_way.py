@@ -22,7 +22,7 @@ def compiled(w: Workload, memory: str, backend: str) -> Prepared:
     try:
         loop(*w.args)
     except mlc.BudgetError as e:
-        raise Skipped(str(e)) from None
+        raise Skipped(str(e).splitlines()[0]) from None
     first = time.perf_counter() - began
 
     def call() -> tuple[torch.Tensor, list[torch.Tensor]]:
