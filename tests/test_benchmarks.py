@@ -57,13 +57,8 @@ def test_make_bench_runs_only_scripts_with_help(script: str) -> None:
     assert "--out" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "workload",
-    [
-        "hyperparameters",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("W1", "W2", "digits", "rates")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("workload", ["W1", "W2", "digits", "rates", "hyperparameters"])
 def test_planner(workload: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "planner.py"), "--quick", "--workload", workload]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -87,10 +82,11 @@ def test_planner(workload: str, tmp_path: Path) -> None:
 def test_planner_keeps_what_was_not_asked_for(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "planner.py"), "--quick", "--workload", "rates"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    for variant in ("reverse", "plain"):
-        options = ["--variant", variant, "--out", str(tmp_path)]
+    for variants in (["reverse"], ["plain", "mlc"]):
+        options = ["--variant", *variants, "--out", str(tmp_path)]
         done = subprocess.run([*command, *options], env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     points = json.loads((tmp_path / "rates.json").read_text())["points"]
-    assert [p["variant"] for p in points] == ["plain", "reverse"]
+    names = [p["variant"] for p in points]
+    assert names[:3] == ["plain", "reverse", "mlc:min"] and names[-1] == "mlc:none"
     assert all(p["gradient_error"] < 1e-5 for p in points)
