@@ -15,6 +15,10 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
 
+class PointFailed(SystemExit):
+    """A point's process failed; the message ends with what it said. Not caught, it ends the benchmark."""
+
+
 def run_point(script: str, *args: object, threads: int | None = None) -> dict[str, Any]:
     """What ``script`` measured in a fresh process: it prints one JSON object as its last line.
 
@@ -22,12 +26,16 @@ def run_point(script: str, *args: object, threads: int | None = None) -> dict[st
         script: A file in this folder.
         *args: Its arguments.
         threads: Threads of each operation; None: as torch chooses.
+
+    Raises:
+        PointFailed: when the process did.
     """
     command = [sys.executable, str(HERE / script), *map(str, args)]
     env = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{script} {' '.join(map(str, args))} failed:\n{done.stderr or done.stdout}")
+        said = done.stderr or done.stdout or f"exit status {done.returncode}"
+        raise PointFailed(f"{script} {' '.join(map(str, args))} failed:\n{said}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

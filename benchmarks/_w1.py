@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import mlc
 
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
+NORM_EPS = torch.finfo(torch.float32).eps  # what nn.RMSNorm takes in float32; said, so that float64 is the same model
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,10 @@ class Shape:
 
 
 W1 = Shape()
+W2 = Shape(layers=8, length=512)
 SIX_LAYERS = Shape(layers=6)
 SMALL = Shape(width=16, layers=1, heads=2, length=16, batch=2, vocabulary=32)
+SMALL_DEEP = Shape(width=16, layers=2, heads=2, length=24, batch=2, vocabulary=32)
 
 
 class Block(nn.Module):
@@ -41,7 +44,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.norm1, self.norm2 = nn.RMSNorm(width, NORM_EPS), nn.RMSNorm(width, NORM_EPS)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, 4 * width, bias=False)
@@ -63,7 +66,7 @@ class LanguageModel(nn.Module):
         self.embed = nn.Embedding(shape.vocabulary, shape.width)
         self.positions = nn.Parameter(0.02 * torch.randn(shape.length, shape.width))
         self.blocks = nn.ModuleList(Block(shape.width, shape.heads) for _ in range(shape.layers))
-        self.norm = nn.RMSNorm(shape.width)
+        self.norm = nn.RMSNorm(shape.width, NORM_EPS)
         self.head = nn.Linear(shape.width, shape.vocabulary, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:

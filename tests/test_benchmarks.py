@@ -55,3 +55,38 @@ def test_make_bench_runs_only_scripts_with_help(script: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--out" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workload", ["W1", "W2", "digits", "rates", "hyperparameters"])
+def test_planner(workload: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "planner.py"), "--quick", "--workload", workload]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "--out", str(tmp_path)], env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert workload in done.stdout
+    result = json.loads((tmp_path / f"{workload}.json").read_text())
+    points = {p["variant"]: p for p in result["points"]}
+    assert {"plain", "checkpoint", "reverse", "torchopt", "mixflow", "mixflow-saved", "jax-checkpoint"} < points.keys()
+    assert {"mlc:min", "mlc:none"} < points.keys()
+    for p in points.values():
+        if "skipped" in p:  # the packages of the extra "bench" may not be there
+            assert "needs " in p["skipped"] or p["variant"] == "jax-forward"
+            continue
+        assert p["gradient_error"] < 1e-4, p  # float32, and Adam divides by gradients that are almost zero
+        assert p["seconds"] > 0 and p["peak_bytes"] >= 0
+    assert all(math.isfinite(points[name]["ticks"]) for name in ("plain", "mlc:none"))
+    assert result["curve"]["min_peak_bytes"] <= result["curve"]["none_peak_bytes"]
+
+
+def test_planner_keeps_what_was_not_asked_for(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "planner.py"), "--quick", "--workload", "rates"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    for variants in (["reverse"], ["plain", "mlc"]):
+        options = ["--variant", *variants, "--out", str(tmp_path)]
+        done = subprocess.run([*command, *options], env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    points = json.loads((tmp_path / "rates.json").read_text())["points"]
+    names = [p["variant"] for p in points]
+    assert names[:3] == ["plain", "reverse", "mlc:min"] and names[-1] == "mlc:none"
+    assert all(p["gradient_error"] < 1e-5 for p in points)
