@@ -58,15 +58,15 @@ class LoopRunner:
 
 
 def link(feed: Callable[[Feed], Callable[..., Any]], draw: Callable[[Eqn], Callable[..., Any] | None],
-         ) -> Callable[[Eqn], Callable[..., Any] | None]:  # fmt: skip
-    """The ``special`` function of :func:`compile_region` for whole programs."""
+         compile: Callable[..., Executable] = compile_region) -> Callable[[Eqn], Callable[..., Any] | None]:  # fmt: skip
+    """The ``special`` function of :func:`compile_region` for whole programs; ``compile`` lowers loop bodies."""
     known: dict[int, tuple[Any, Executable]] = {}
 
     def special(e: Eqn) -> Callable[..., Any] | None:
         if isinstance(e.op, Loop):
             entry = known.get(id(e.op.body))
             if entry is None:
-                entry = known[id(e.op.body)] = (e.op.body, compile_region(e.op.body, special))
+                entry = known[id(e.op.body)] = (e.op.body, compile(e.op.body, special))
             return LoopRunner(e.op, entry[1])
         if isinstance(e.op, Feed):
             return feed(e.op)

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from mlc.ir.core import Alias, Custom, Eqn, Primitive, Region, SafeSqrt, Stop, Var, aten, map_vars
+from mlc.ir.core import Alias, Custom, Eqn, Primitive, Region, SafeSqrt, Stop, Var, map_vars
 from mlc.ir.inplace import schema_of
-from mlc.ir.types import TensorType, nbytes
+from mlc.ir.types import TensorType
 
 __all__ = ["Fused", "fuse", "fusible", "is_view", "key_of"]
 
+FEWEST = 2  # equations that compute something; a single one is a library call already
 MOST = 150  # equations in one segment; larger ones compile slowly and hold more than they save
 
 # Library calls, and what Inductor would hand back to ATen: nothing is gained by taking them in.
@@ -70,7 +71,9 @@ def fusible(e: Eqn) -> bool:
 
 def _plain(e: Eqn) -> bool:
     types = [v.type for v in (*e.inputs, *e.outs)]
-    if not all(isinstance(t, TensorType) and t.dtype in _DTYPES for t in types):
+    if not types or not all(isinstance(t, TensorType) and t.dtype in _DTYPES for t in types):
+        return False
+    if len({t.device for t in types if isinstance(t, TensorType)}) > 1:
         return False
     literals = [*e.args, *(v for _, v in e.kwargs)]
     return not any(isinstance(x, torch.Generator | torch.Tensor) for x in literals)
@@ -101,8 +104,7 @@ def without_aliases(region: Region) -> Region:
 def fuse(region: Region, most: int = MOST) -> Region:
     """The same function, with its stretches of fusible work as :class:`Fused` equations."""
     region = without_aliases(region)
-    last: dict[Var, int] = {v: i for i, e in enumerate(region.eqns) for v in e.inputs}
-    last.update((v, len(region.eqns)) for v in region.outputs)
+    users = _users(region)
     numbers = _value_numbers(region)
     eqns: list[Eqn] = []
     run: list[int] = []
@@ -110,7 +112,7 @@ def fuse(region: Region, most: int = MOST) -> Region:
     def flush() -> None:
         for part in _components(region, run):
             for piece in _pieces(region, part, numbers, most):
-                eqns.extend(_closed(region, piece, last))
+                eqns.extend(_closed(region, piece, users))
         run.clear()
 
     for i, e in enumerate(region.eqns):
@@ -186,26 +188,27 @@ def _pieces(region: Region, part: list[int], numbers: list[int], most: int) -> I
     yield piece
 
 
-def _closed(region: Region, piece: list[int], last: dict[Var, int]) -> list[Eqn]:
+def _users(region: Region) -> dict[Var, list[int]]:
+    """Positions of the equations that read a value; behind the last one for outputs."""
+    users: dict[Var, list[int]] = defaultdict(list)
+    for i, e in enumerate(region.eqns):
+        for v in e.inputs:
+            users[v].append(i)
+    for v in region.outputs:
+        users[v].append(len(region.eqns))
+    return users
+
+
+def _closed(region: Region, piece: list[int], users: dict[Var, list[int]]) -> list[Eqn]:
     """A piece as one equation; as it is when nothing would be gained."""
     eqns = [region.eqns[i] for i in piece]
-    if sum(not is_view(e) for e in eqns) < 2:
+    if sum(not is_view(e) for e in eqns) < FEWEST:
         return eqns
+    within = set(piece)
     made = {v for e in eqns for v in e.outs}
     ins = tuple(dict.fromkeys(v for e in eqns for v in e.inputs if v not in made))
-    within = set(piece)
-    used = _used_outside(region, within)
-    outs = tuple(v for e in eqns for v in e.outs if v in used)
-    first = eqns[0]
-    return [Eqn(Fused(Region(ins, tuple(eqns), outs)), ins, outs, (), first.loc, first.tag)]
-
-
-def _used_outside(region: Region, within: set[int]) -> set[Var]:
-    used = set(region.outputs)
-    for i, e in enumerate(region.eqns):
-        if i not in within:
-            used.update(e.inputs)
-    return used
+    outs = tuple(v for e in eqns for v in e.outs if any(i not in within for i in users.get(v, ())))
+    return [Eqn(Fused(Region(ins, tuple(eqns), outs)), ins, outs, (), eqns[0].loc, eqns[0].tag)]
 
 
 def key_of(body: Region) -> str:
@@ -227,12 +230,3 @@ def _type(v: Var) -> str:
     t = v.type
     assert isinstance(t, TensorType)
     return f"{t.dtype}{t.shape}{t.stride}{t.device}"
-
-
-def traffic(body: Region) -> int:
-    """Bytes that running the equations one by one reads and writes beyond what the segment as a whole must."""
-    inner = sum(nbytes(v.type) for e in body.eqns if not is_view(e) for v in (*e.inputs, *e.outs))
-    return inner - sum(nbytes(v.type) for v in (*body.inputs, *body.outputs))
-
-
-_SQRT = aten("sqrt")

@@ -1,0 +1,99 @@
+"""Trial: whether what a compiled segment gives is what the interpreter gives, on the values at hand.
+
+Two ways of computing the same differ by rounding.  How much is too much depends on the dtype and on how many terms a
+sum has; where terms cancel no bound holds, so in doubt the segment is computed once more in float64 and both are
+measured against that: the compiled form may be off by a few times what the interpreter itself is off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mlc.ir.core import Region
+from mlc.ir.types import TensorType
+from mlc.runtime.artefacts import evaluate
+
+__all__ = ["difference", "exercised"]
+
+ULPS = 32.0  # of the size of a result, for a sum of one term
+TIMES = 4.0  # how much further from the float64 value than the interpreter
+
+
+def difference(body: Region, inputs: Sequence[Tensor], expected: Sequence[Tensor], got: Sequence[Tensor]) -> str | None:
+    """What is wrong with the results of a compiled segment; None when they hold.
+
+    Args:
+        body: The segment.
+        inputs: The values that it was run on.
+        expected: What the interpreter gives.
+        got: What the compiled segment gives.
+    """
+    if len(got) != len(expected):
+        return f"{len(got)} results instead of {len(expected)}"
+    terms = longest_sum(body)
+    doubtful = []
+    for k, (a, b) in enumerate(zip(expected, got, strict=True)):
+        if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device:
+            return f"result {k} is {b.dtype}{list(b.shape)} instead of {a.dtype}{list(a.shape)}"
+        if not a.dtype.is_floating_point:
+            if not torch.equal(a, b):
+                return f"result {k} differs"
+        elif not _close(a, b, terms):
+            doubtful.append(k)
+    return _judged(body, inputs, expected, got, doubtful) if doubtful else None
+
+
+def exercised(results: Sequence[Tensor]) -> bool:
+    """Whether every result says something: a kernel that is wrong may still be right on zeros."""
+    return all(bool((x != 0).any()) for x in results if x.dtype.is_floating_point and x.numel())
+
+
+def longest_sum(body: Region) -> int:
+    """Most terms that one number of the segment is a sum of."""
+    longest = 1
+    for e in body.eqns:
+        sizes = [v.type.numel for v in e.inputs if isinstance(v.type, TensorType)]
+        outs = [v.type.numel for v in e.outs if isinstance(v.type, TensorType)]
+        if sizes and outs and min(outs) > 0:
+            longest = max(longest, max(sizes) // min(outs))
+        if "softmax" in str(e.op) and e.outs:
+            longest = max(longest, *(s for v in e.inputs if isinstance(v.type, TensorType) for s in v.type.shape), 1)
+    return longest
+
+
+def _close(a: Tensor, b: Tensor, terms: int) -> bool:
+    if a.numel() == 0:
+        return True
+    allowed = ULPS * torch.finfo(a.dtype).eps * math.sqrt(terms)
+    x, y = a.double(), b.double()
+    size = x[x.isfinite()].square().mean().sqrt().nan_to_num().item()
+    return torch.allclose(y, x, rtol=allowed, atol=allowed * size, equal_nan=True)
+
+
+def _judged(body: Region, inputs: Sequence[Tensor], expected: Sequence[Tensor], got: Sequence[Tensor],
+            doubtful: Sequence[int]) -> str | None:  # fmt: skip
+    """The doubtful results against float64."""
+    try:
+        exact = evaluate(body, [x.double() if x.dtype.is_floating_point else x for x in inputs])
+    except RuntimeError:  # the segment names its dtypes
+        exact = list(expected)
+    for k in doubtful:
+        ref, a, b = (t.double() for t in (exact[k], expected[k], got[k]))
+        if not torch.equal(a.isfinite(), b.isfinite()) or not torch.equal(a[~a.isfinite()].nan_to_num(),
+                                                                           b[~b.isfinite()].nan_to_num()):  # fmt: skip
+            return f"result {k} has other infinite values"
+        fine = a.isfinite() & ref.isfinite()
+        floor = ULPS * torch.finfo(expected[k].dtype).eps
+        for norm in (2.0, math.inf):
+            off, own, size = (_norm(t[fine], norm) for t in (b - ref, a - ref, ref))
+            if off > TIMES * own + floor * size:
+                return f"result {k} is off by {off / max(size, 1e-300):.1e} of its size"
+    return None
+
+
+def _norm(x: Tensor, p: float) -> float:
+    return float(torch.linalg.vector_norm(x, p)) if x.numel() else 0.0
