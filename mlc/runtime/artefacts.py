@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from mlc.ir.core import Region, SafeSqrt, map_vars
 from mlc.ir.types import TensorType
 
-__all__ = ["Counts", "build", "counts", "folder"]
+__all__ = ["Counts", "build", "counts", "evaluate", "folder", "known"]
 
 FORMAT = 1
 _A: Any = torch.ops.aten
@@ -61,10 +61,9 @@ def build(key: str, body: Region) -> Boxed:
     Raises:
         Exception: whatever Inductor or the C++ compiler raise.
     """
-    digest = hashlib.sha256("\n".join([*_surroundings(), key]).encode()).hexdigest()
-    path = folder() / digest[:2] / f"mlc_{digest}.py"
+    path = _path(key)
     if path.exists():
-        call = _load(digest, path)
+        call = _load(path)
         counts.loaded += 1
         return call
     code = _compile(body)
@@ -74,6 +73,16 @@ def build(key: str, body: Region) -> Boxed:
     call = code.current_callable
     assert call is not None
     return call  # type: ignore[no-any-return]
+
+
+def known(key: str) -> bool:
+    """Whether the segment's artefact is on disk."""
+    return _path(key).exists()
+
+
+def _path(key: str) -> Path:
+    digest = hashlib.sha256("\n".join([*_surroundings(), key]).encode()).hexdigest()
+    return folder() / digest[:2] / f"mlc_{digest}.py"
 
 
 @functools.cache
@@ -97,10 +106,10 @@ def _write(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _load(digest: str, path: Path) -> Boxed:
+def _load(path: Path) -> Boxed:
     from torch._inductor.codecache import PyCodeCache
 
-    module: Any = PyCodeCache.load_by_key_path(digest, str(path))
+    module: Any = PyCodeCache.load_by_key_path(path.stem, str(path))
     return module.call  # type: ignore[no-any-return]
 
 

@@ -1,8 +1,8 @@
 """Lowering through Inductor: segments of a region run compiled, the rest in the interpreter between them.
 
 A segment is compiled once, however often its structure occurs: in a loop body, its product, the stages, other programs
-of the process.  It is trusted only after trials: it runs beside the interpreter on the real values until every result
-has been something else than zero, and what it gives must agree (:mod:`mlc.runtime.trial`).  A segment that fails to
+of the process.  It is trusted only after trials: it runs beside the interpreter on the real values until these are
+something else than zeros, and what it gives must agree (:mod:`mlc.runtime.trial`).  A segment that fails to
 compile or to agree stays with the interpreter, with one warning for the program.  Compiled segments read memory
 as their types say, so an argument that lies otherwise is copied into place first.
 """
@@ -23,15 +23,16 @@ from mlc.runtime.artefacts import Boxed, build
 from mlc.runtime.interpreter import Executable, compile_region
 from mlc.runtime.segments import Fused, fuse, is_view, key_of
 from mlc.runtime.trial import difference, exercised
+from mlc.runtime.workers import compile_ahead
 
 __all__ = ["Inductor", "Kernel", "worth"]
 
-TRIALS = 64  # runs after which results that are always zero count as seen
+TRIALS = 16  # runs after which values that are always zero count as seen
 WORTH_BYTES = 2**16  # of memory traffic per call, below which calling costs more than it saves
 
 
 class Kernel:
-    """One distinct segment: compiled when first run, on trial until it has shown that it is right.
+    """One distinct segment: compiled before it first runs, on trial until it has shown that it is right.
 
     Attributes:
         key: What it computes, as text.
@@ -60,8 +61,6 @@ class Kernel:
         """Run it; ``args`` is emptied, so that what dies inside is freed inside."""
         if self.state == "trusted":
             return self._run(args)
-        if self.state == "new":
-            self.prepare()
         if self.state == "refused":
             return self.plain(args)
         return self._try(args)
@@ -96,7 +95,7 @@ class Kernel:
             self._refuse(f"differs from the interpreter: {wrong}")
             return expected
         self.trials += 1
-        if self.trials >= TRIALS or exercised(expected):
+        if self.trials >= TRIALS or exercised(mine, expected):
             self.state = "trusted"
             self._plain = None
         return expected
@@ -134,6 +133,7 @@ class Inductor:
 
     def __init__(self) -> None:
         self.kernels: dict[str, Kernel] = {}
+        self._unprepared: list[Kernel] = []
 
     def __call__(self, region: Region, special: Callable[[Eqn], Callable[..., Any] | None]) -> Executable:
         """Executable form of a region; compiles nothing yet."""
@@ -141,7 +141,22 @@ class Inductor:
         def with_kernels(e: Eqn) -> Callable[..., Any] | None:
             return self.kernel(e.op.body) if isinstance(e.op, Fused) else special(e)
 
-        return compile_region(fuse(region), with_kernels)
+        inner = compile_region(fuse(region), with_kernels)
+
+        def run(args: list[Any]) -> list[Any]:
+            if self._unprepared:
+                self._prepare()
+            return inner(args)
+
+        return run
+
+    def _prepare(self) -> None:
+        """Compile every segment, once all regions of the program are known."""
+        new = [k for k in self._unprepared if k.state == "new"]
+        self._unprepared.clear()
+        compile_ahead([(k.key, k.body) for k in new])
+        for k in new:
+            k.prepare()
 
     def kernel(self, body: Region) -> Kernel:
         """The kernel of a segment, shared by all that have the same structure."""
@@ -149,7 +164,9 @@ class Inductor:
         found = _KERNELS.get(key)
         if found is None:
             found = _KERNELS[key] = Kernel(key, body)
-        self.kernels[key] = found
+        if key not in self.kernels:
+            self.kernels[key] = found
+            self._unprepared.append(found)
         return found
 
 

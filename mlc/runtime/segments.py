@@ -2,7 +2,7 @@
 
 Matrix products, convolutions and whatever else is a library call anyway stay with the interpreter: they cut a region
 into stretches of elementwise work, reductions and moves.  A stretch falls apart into its connected components (no
-value passes between them), so that the update of one parameter is a piece of its own wherever it was scheduled, and
+value passes between them; constants are made anew in each), so that the update of one parameter is a piece of its own wherever it was scheduled, and
 layers of the same shape give the same pieces.  Nothing looks at names: the cut is a function of the equations and of
 their neighbours alone, so more layers give more pieces but no new ones.
 
@@ -106,22 +106,27 @@ def fuse(region: Region, most: int = MOST) -> Region:
     region = without_aliases(region)
     users = _users(region)
     numbers = _value_numbers(region)
+    made_of_nothing = {v: e for e in region.eqns if not e.inputs and fusible(e) for v in e.outs}
     eqns: list[Eqn] = []
     run: list[int] = []
 
     def flush() -> None:
         for part in _components(region, run):
             for piece in _pieces(region, part, numbers, most):
-                eqns.extend(_closed(region, piece, users))
+                eqns.extend(_closed(region, piece, users, made_of_nothing))
         run.clear()
 
     for i, e in enumerate(region.eqns):
-        if fusible(e):
+        if fusible(e) and e.inputs:
             run.append(i)
-            continue
-        flush()
-        eqns.append(e)
+        elif fusible(e):
+            eqns.append(e)
+        else:
+            flush()
+            eqns.append(e)
     flush()
+    read = {v for e in eqns for v in e.inputs} | set(region.outputs)
+    eqns = [e for e in eqns if e.inputs or e.impure or any(v in read for v in e.outs)]
     return Region(region.inputs, tuple(eqns), region.outputs, region.names)
 
 
@@ -179,7 +184,7 @@ def _pieces(region: Region, part: list[int], numbers: list[int], most: int) -> I
     seen: set[int] = set()
     for i in part:
         e = region.eqns[i]
-        again = numbers[i] in seen and not is_view(e) and bool(e.inputs)
+        again = numbers[i] in seen and not is_view(e)
         if again or len(piece) == most:
             yield piece
             piece, seen = [], set()
@@ -199,16 +204,17 @@ def _users(region: Region) -> dict[Var, list[int]]:
     return users
 
 
-def _closed(region: Region, piece: list[int], users: dict[Var, list[int]]) -> list[Eqn]:
-    """A piece as one equation; as it is when nothing would be gained."""
+def _closed(region: Region, piece: list[int], users: dict[Var, list[int]], constants: dict[Var, Eqn]) -> list[Eqn]:
+    """A piece as one equation, with the constants it reads; as it is when nothing would be gained."""
     eqns = [region.eqns[i] for i in piece]
     if sum(not is_view(e) for e in eqns) < FEWEST:
         return eqns
     within = set(piece)
+    eqns = [*dict.fromkeys(constants[v] for e in eqns for v in e.inputs if v in constants), *eqns]
     made = {v for e in eqns for v in e.outs}
     ins = tuple(dict.fromkeys(v for e in eqns for v in e.inputs if v not in made))
-    outs = tuple(v for e in eqns for v in e.outs if any(i not in within for i in users.get(v, ())))
-    return [Eqn(Fused(Region(ins, tuple(eqns), outs)), ins, outs, (), eqns[0].loc, eqns[0].tag)]
+    outs = tuple(v for e in eqns if e.inputs for v in e.outs if any(i not in within for i in users.get(v, ())))
+    return [Eqn(Fused(Region(ins, tuple(eqns), outs)), ins, outs, (), eqns[-1].loc, eqns[-1].tag)]
 
 
 def key_of(body: Region) -> str:
