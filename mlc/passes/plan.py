@@ -217,7 +217,8 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
         )  # fmt: skip
     plan = Plan(
         program=identity, stop=stop_gradient, memory=budget if isinstance(budget, int) else None, rounds=rounds,
-        backend="interpreter" if backend == "auto" else backend, decisions=_decisions(program, fallbacks, rounds), peak_bytes=peak,
+        backend="interpreter" if backend == "auto" else backend,
+        decisions=_decisions(program, fallbacks, rounds), peak_bytes=peak,
     ).bind(program)  # fmt: skip
     plan._stages = stages
     return plan

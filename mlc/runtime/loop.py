@@ -57,8 +57,11 @@ class LoopRunner:
         return [*carries, *emitted]
 
 
-def link(feed: Callable[[Feed], Callable[..., Any]], draw: Callable[[Eqn], Callable[..., Any] | None],
-         compile: Callable[..., Executable] = compile_region) -> Callable[[Eqn], Callable[..., Any] | None]:  # fmt: skip
+def link(
+    feed: Callable[[Feed], Callable[..., Any]],
+    draw: Callable[[Eqn], Callable[..., Any] | None],
+    compile: Callable[..., Executable] = compile_region,
+) -> Callable[[Eqn], Callable[..., Any] | None]:
     """The ``special`` function of :func:`compile_region` for whole programs; ``compile`` lowers loop bodies."""
     known: dict[int, tuple[Any, Executable]] = {}
 

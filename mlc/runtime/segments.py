@@ -2,9 +2,9 @@
 
 Matrix products, convolutions and whatever else is a library call anyway stay with the interpreter: they cut a region
 into stretches of elementwise work, reductions and moves.  A stretch falls apart into its connected components (no
-value passes between them; constants are made anew in each), so that the update of one parameter is a piece of its own wherever it was scheduled, and
-layers of the same shape give the same pieces.  Nothing looks at names: the cut is a function of the equations and of
-their neighbours alone, so more layers give more pieces but no new ones.
+value passes between them; constants are made anew in each), so that the update of one parameter is a piece of its own
+wherever it was scheduled, and layers of the same shape give the same pieces.  Nothing looks at names: the cut is a
+function of the equations and of their neighbours alone, so more layers give more pieces but no new ones.
 
 What holds behind: the pieces are in an order that respects all uses; none contains the same computation twice (what
 was recomputed on purpose would be merged with its original again); each ends with the values that others read.
