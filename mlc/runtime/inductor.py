@@ -71,7 +71,7 @@ class Kernel:
             self._compiled = build(self.key, self.body)
             self.state = "trial"
         except Exception as e:
-            self._refuse(f"does not compile: {type(e).__name__}: {_first_line(e)}")
+            self.state, self.reason = "refused", f"{type(e).__name__}: {_first_line(e)}"
 
     def _run(self, args: list[Any]) -> Sequence[Tensor]:
         for i, stride in enumerate(self._layout):
@@ -102,14 +102,15 @@ class Kernel:
 
     def _refuse(self, reason: str) -> None:
         self.state, self.reason, self._compiled = "refused", reason, None
-        warnings.warn(
-            LoweringWarning(
-                f"a compiled segment of {len(self.body)} operators {reason}; the interpreter runs it instead. "
-                'Results are right; to avoid the warning use backend="interpreter", '
-                "or check that a C++ compiler is installed."
-            ),
-            stacklevel=2,
-        )
+        _warn(f"a compiled segment of {len(self.body)} operators {reason}; ")
+
+
+def _warn(what: str) -> None:
+    """Once per cause; the results are those of the interpreter."""
+    advice = 'use backend="interpreter", or check that a C++ compiler works, to avoid this'
+    warnings.warn(
+        LoweringWarning(f"{what}the interpreter runs instead. Results are right. Try: {advice}"), stacklevel=3
+    )
 
 
 def _laid(x: Tensor, stride: tuple[int, ...]) -> Tensor:
@@ -157,6 +158,9 @@ class Inductor:
         compile_ahead([(k.key, k.body) for k in new])
         for k in new:
             k.prepare()
+        failed = [k for k in new if k.state == "refused"]
+        if failed:
+            _warn(f"{len(failed)} of {len(new)} segments do not compile ({failed[0].reason}); ")
 
     def kernel(self, body: Region) -> Kernel:
         """The kernel of a segment, shared by all that have the same structure."""

@@ -19,6 +19,7 @@ import torch
 from torch._ops import OpOverload
 
 from mlc.ir.core import Eqn, Region
+from mlc.ir.types import TensorType
 from mlc.runtime.artefacts import build, known
 
 __all__ = ["compile_ahead"]
@@ -89,7 +90,8 @@ def work() -> None:
 
 
 def _on_cpu(body: Region) -> bool:
-    return all(v.type.device.type == "cpu" for v in (*body.inputs, *body.outputs))
+    types = [v.type for v in (*body.inputs, *body.outputs)]
+    return all(isinstance(t, TensorType) and t.device.type == "cpu" for t in types)
 
 
 def _portable(body: Region) -> Region:
