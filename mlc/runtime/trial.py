@@ -1,8 +1,9 @@
 """Trial: whether what a compiled segment gives is what the interpreter gives, on the values at hand.
 
 Two ways of computing the same differ by rounding.  How much is too much depends on the dtype and on how many terms a
-sum has; where terms cancel no bound holds, so in doubt the segment is computed once more in float64 and both are
-measured against that: the compiled form may be off by a few times what the interpreter itself is off.
+sum has; where terms cancel no bound holds.  So in doubt the segment is computed once more in float64, and on inputs
+that are off by a few units in the last place: the compiled form may be off by a few times what rounding does to the
+interpreter itself (a mixed forward-backward error test; Higham, Accuracy and Stability of Numerical Algorithms, 1.5).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from mlc.runtime.artefacts import evaluate
 __all__ = ["difference", "exercised"]
 
 ULPS = 32.0  # of the size of a result, for a sum of one term
-TIMES = 4.0  # how much further from the float64 value than the interpreter
+TIMES = 4.0  # how much further off than the interpreter
+NUDGE, NUDGES = 8.0, 3  # units in the last place by which inputs are moved, and how often
 
 
 def difference(body: Region, inputs: Sequence[Tensor], expected: Sequence[Tensor], got: Sequence[Tensor]) -> str | None:
@@ -80,23 +82,33 @@ def _close(a: Tensor, b: Tensor, terms: int) -> bool:
 
 def _judged(body: Region, inputs: Sequence[Tensor], expected: Sequence[Tensor], got: Sequence[Tensor],
             doubtful: Sequence[int]) -> str | None:  # fmt: skip
-    """The doubtful results against float64."""
+    """The doubtful results against float64 and against what rounding of the inputs does."""
     try:
         exact = evaluate(body, [x.double() if x.dtype.is_floating_point else x for x in inputs])
     except RuntimeError:  # the segment names its dtypes
         exact = list(expected)
+    generator = torch.Generator().manual_seed(0)
+    nudged = [evaluate(body, [_nudged(x, generator) for x in inputs]) for _ in range(NUDGES)]
     for k in doubtful:
-        ref, a, b = (t.double() for t in (exact[k], expected[k], got[k]))
-        if not torch.equal(a.isfinite(), b.isfinite()) or not torch.equal(a[~a.isfinite()].nan_to_num(),
-                                                                           b[~b.isfinite()].nan_to_num()):  # fmt: skip
+        ref, a, b, *moved = (t.double() for t in (exact[k], expected[k], got[k], *(n[k] for n in nudged)))
+        fine = a.isfinite()
+        if not torch.equal(fine, b.isfinite()) or not torch.equal(a[~fine].nan_to_num(), b[~fine].nan_to_num()):
             return f"result {k} has other infinite values"
-        fine = a.isfinite() & ref.isfinite()
+        fine &= ref.isfinite()
         floor = ULPS * torch.finfo(expected[k].dtype).eps
         for norm in (2.0, math.inf):
-            off, own, size = (_norm(t[fine], norm) for t in (b - ref, a - ref, ref))
-            if off > TIMES * own + floor * size:
+            off, own, size, *shifts = (_norm(t[fine], norm) for t in (b - ref, a - ref, ref, *(m - a for m in moved)))
+            if not off <= TIMES * max(own, *(s for s in shifts if math.isfinite(s)), 0.0) + floor * size:
                 return f"result {k} is off by {off / max(size, 1e-300):.1e} of its size"
     return None
+
+
+def _nudged(x: Tensor, generator: torch.Generator) -> Tensor:
+    """The values, each off by a few units in its last place."""
+    if not x.dtype.is_floating_point:
+        return x
+    noise = torch.rand(x.shape, generator=generator, dtype=torch.float64) * 2 - 1
+    return (x.double() * (1 + NUDGE * torch.finfo(x.dtype).eps * noise.to(x.device))).to(x.dtype)
 
 
 def _norm(x: Tensor, p: float) -> float:

@@ -16,6 +16,7 @@ from mlc.runtime import artefacts, inductor
 from mlc.runtime.artefacts import evaluate
 from mlc.runtime.inductor import Inductor, Kernel, worth
 from mlc.runtime.segments import Fused, fuse, key_of
+from mlc.runtime.trial import difference
 
 MUL, ADD, EXP, MM = aten("mul", "Tensor"), aten("add", "Tensor"), aten("exp"), aten("mm")
 SQUARE = TensorType(torch.float64, (4, 4), (4, 1), torch.device("cpu"))
@@ -182,6 +183,20 @@ def test_a_kernel_that_is_right_on_zeros_only_is_found(built: Built) -> None:
     args = values(region)
     with pytest.warns(mlc.LoweringWarning):
         assert torch.equal(lowered(list(args))[0], evaluate(region, args)[0])
+
+
+def test_rounding_of_what_cancels_is_no_mistake() -> None:
+    """A sum that is zero but for rounding has no digits to agree in; one that is off by more has none either."""
+    x = torch.randn(1000, dtype=torch.float64)
+    types = [TensorType(torch.float64, (1000,), (1,), SQUARE.device), TensorType(torch.float64, (), (), SQUARE.device)]
+    v, w, total = Var(types[0]), Var(types[0]), Var(types[1])
+    body = Region((v, w), (Eqn(aten("cat"), ([v, w],), (Var(types[0]),)),), (total,))
+    body = Region((v, w), (*body.eqns, Eqn(aten("sum"), (body.eqns[0].outs[0],), (total,))), (total,))
+    args = [x, -x.flip(0)]
+    mine, other = evaluate(body, args), [(args[0] + args[1].flip(0)).sum() + 3e-16]
+    assert mine[0] != other[0]
+    assert difference(body, args, mine, other) is None
+    assert difference(body, args, mine, [mine[0] + 1e-9]) is not None
 
 
 def test_trusted_kernels_run_alone(built: Built) -> None:
