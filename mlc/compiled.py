@@ -216,7 +216,7 @@ class CompiledFunction:
         rec = record(self.fn, args, kwargs, roots)
         program = build_program(rec, self.options.get("stop_gradient", "all"))
         plan = make_plan(program, **self.options)
-        executor = Executor(stages_for(program, plan))
+        executor = Executor(stages_for(program, plan), plan.backend)
         lengths = {
             s.path: len(s.object) for s in rec.sources
             if s.path is not None and hasattr(s.object, "__len__") and not s.generic
@@ -280,7 +280,8 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             tensors.  Meta-parameters are found: every tensor requiring grad that the loop reads and does not train.
         memory: Budget for what a call allocates beyond its inputs: bytes, ``"800MiB"``, ``"min"`` or None (what the
             device has free).
-        backend: ``"auto"`` or ``"interpreter"``.
+        backend: ``"interpreter"``, ``"inductor"`` (compiles; see ``docs/backends.md``) or ``"auto"``, which is the
+            interpreter for now.
         stop_gradient: ``"all"``: ``detach`` and ``no_grad`` stop the gradient at every level; ``"inner"``: only the
             gradient taken by the level they stand in.
         flows: Reserved for overrides per flow; must be None.

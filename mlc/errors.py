@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["BudgetError", "CaptureError", "DifferentiationError", "MlcError", "PlanError", "VerifyError"]
+__all__ = [
+    "BudgetError",
+    "CaptureError",
+    "DifferentiationError",
+    "LoweringWarning",
+    "MlcError",
+    "MlcWarning",
+    "PlanError",
+    "VerifyError",
+]
 
 
 class MlcError(Exception):
@@ -58,3 +67,11 @@ class BudgetError(PlanError):
 
 class VerifyError(MlcError):
     """An internal invariant of the IR does not hold (a bug in a pass, or an edited program text)."""
+
+
+class MlcWarning(UserWarning):
+    """Base class of all warnings that mlc gives on purpose; results are right nevertheless."""
+
+
+class LoweringWarning(MlcWarning):
+    """A part of the program runs slower than asked for: its compiled form failed, or failed its verification."""

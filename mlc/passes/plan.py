@@ -58,7 +58,7 @@ class Plan(BaseModel):
         memory: The budget asked for, bytes; None without one.
         mode: ``"mixed"`` or ``"reverse"``: how inner gradients are differentiated.
         stop: Meaning of stops, ``"all"`` or ``"inner"``.
-        backend: ``"interpreter"``.
+        backend: ``"interpreter"`` or ``"inductor"``.
         checkpoint: Distance of kept states in the outermost loops (1: every state).
         rounds: Cuts of rematerialisation inside products.
         decisions: Every decision with its reason.
@@ -159,8 +159,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     """
     if options.get("stop_gradient", "all") not in ("all", "inner"):
         raise PlanError(f"stop_gradient={options['stop_gradient']!r}", advice='use "all" or "inner"')
-    if options.get("backend", "auto") not in ("auto", "interpreter"):
-        raise PlanError(f"backend={options['backend']!r}", advice='use "auto" or "interpreter"')
+    if options.get("backend", "auto") not in ("auto", "interpreter", "inductor"):
+        raise PlanError(f"backend={options['backend']!r}", advice='use "auto", "interpreter" or "inductor"')
     for name in ("flows", "precision", "mesh"):
         if options.get(name) is not None:
             raise PlanError(f"{name}={options[name]!r} is not supported yet", advice=f"leave {name} out")
@@ -216,6 +216,7 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
         )  # fmt: skip
     plan = Plan(
         program=identity, stop=stop_gradient, memory=budget if isinstance(budget, int) else None, rounds=rounds,
+        backend="interpreter" if backend == "auto" else backend,
         decisions=_decisions(program, fallbacks, rounds), peak_bytes=peak,
     ).bind(program)  # fmt: skip
     plan._stages = stages

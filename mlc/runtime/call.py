@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mlc.ir.core import Draw, Eqn, Region, Seed
 from mlc.runtime.feeds import Drawer, feed_runner
+from mlc.runtime.inductor import Inductor
 from mlc.runtime.interpreter import Executable, compile_region
 from mlc.runtime.loop import link
 
@@ -58,16 +59,15 @@ class Run:
 
 
 class Executor:
-    """Compiled stages of one program."""
+    """Compiled stages of one program; ``backend`` is ``"interpreter"`` or ``"inductor"``."""
 
-    def __init__(self, stages: StageGraphs) -> None:
+    def __init__(self, stages: StageGraphs, backend: str = "interpreter") -> None:
         self.stages = stages
         self._drawer: Drawer | None = None
-        special = link(lambda op: feed_runner(op, self._draws), self._draw)
-        self._forward: Executable = compile_region(stages.forward, special)
-        self._backward: Executable | None = (
-            None if stages.backward is None else compile_region(stages.backward, special)
-        )
+        compile = Inductor() if backend == "inductor" else compile_region
+        special = link(lambda op: feed_runner(op, self._draws), self._draw, compile)
+        self._forward: Executable = compile(stages.forward, special)
+        self._backward: Executable | None = None if stages.backward is None else compile(stages.backward, special)
 
     def _draws(self) -> Drawer:
         assert self._drawer is not None

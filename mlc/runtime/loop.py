@@ -73,15 +73,18 @@ def _rebuilt(op: Loop) -> dict[int, int]:
     return {j: where[v] for j, v in enumerate(emitted) if v in where}
 
 
-def link(feed: Callable[[Feed], Callable[..., Any]], draw: Callable[[Eqn], Callable[..., Any] | None],
-         ) -> Callable[[Eqn], Callable[..., Any] | None]:  # fmt: skip
-    """The ``special`` function of :func:`compile_region` for whole programs."""
+def link(
+    feed: Callable[[Feed], Callable[..., Any]],
+    draw: Callable[[Eqn], Callable[..., Any] | None],
+    compile: Callable[..., Executable] = compile_region,
+) -> Callable[[Eqn], Callable[..., Any] | None]:
+    """The ``special`` function of :func:`compile_region` for whole programs; ``compile`` lowers loop bodies."""
     known: dict[int, tuple[Any, Executable]] = {}
 
     def compiled(region: Region) -> Executable:
         entry = known.get(id(region))
         if entry is None:
-            entry = known[id(region)] = (region, compile_region(region, special))
+            entry = known[id(region)] = (region, compile(region, special))
         return entry[1]
 
     def special(e: Eqn) -> Callable[..., Any] | None:
