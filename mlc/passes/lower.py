@@ -42,7 +42,15 @@ class Stages:
 
 
 def lower(program: Program, policy: Policy, rounds: int = 2) -> Stages:
-    """Differentiate and cut; ``rounds`` of rematerialisation inside products."""
+    """Differentiate and cut; ``rounds`` of rematerialisation inside products.
+
+    Raises:
+        NotForward: when the policy asks for forward mode and an operator is in the way.
+    """
+    if policy.mode == "forward":
+        from mlc.passes.columns import forward_stages
+
+        return forward_stages(program, policy, rounds)
     reverse_over: frozenset[Eqn] = frozenset()
     while True:
         try:
