@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import _measure
@@ -36,7 +37,7 @@ SMALL = Shape(1, 8, 4, 3, 8)
 
 def model(shape: Shape) -> nn.Module:
     sizes = [shape.features, *[shape.width] * shape.layers]
-    hidden = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.Tanh())]
+    hidden = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh())]
     return nn.Sequential(*hidden, nn.Linear(sizes[-1], shape.classes))
 
 

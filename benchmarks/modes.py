@@ -9,6 +9,7 @@ seconds under ordinary malloc, and in another process the peak, with malloc retu
 
 import argparse
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def compare(reverse: Point, forward: Point) -> Point:
 def break_even(rows: list[Point]) -> float | None:
     """Number of hyperparameters at which both take the same time: linear between the two nearest points."""
     rows = sorted(rows, key=lambda row: row["hyperparameters"])
-    for low, high in zip(rows, rows[1:], strict=False):
+    for low, high in pairwise(rows):
         a, b = low["time_ratio"], high["time_ratio"]
         if a <= 1 < b:
             k, gap = low["hyperparameters"], high["hyperparameters"] - low["hyperparameters"]

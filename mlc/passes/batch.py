@@ -28,6 +28,8 @@ __all__ = ["batched_type", "inline_batched", "slice_type"]
 
 _BY_SLICES = {aten("as_strided"), aten("as_strided_scatter")}
 _CACHE: dict[Any, Region | None] = {}
+# What PyTorch and the recorder raise where an operator cannot be batched.
+_REFUSALS = (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError, KeyError, IndexError, MlcError)
 
 
 def batched_type(t: Type, k: int) -> Type:
@@ -91,7 +93,7 @@ def _rule(e: Eqn, batched: tuple[bool, ...], n_outs: int) -> Region | None:
     if key not in _CACHE:
         try:
             _CACHE[key] = _record(e, batched, n_outs)
-        except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError, KeyError, IndexError, MlcError):
+        except _REFUSALS:
             _CACHE[key] = None
     return _CACHE[key]
 

@@ -170,7 +170,8 @@ def _seeds(b: Builder, types: Sequence[Type], k: int) -> list[Var]:
         made: list[Tensor] = []
         for t, start in zip(types, ends[:-1], strict=True):
             assert isinstance(t, TensorType)
-            rows = torch.arange(k, device=t.device).unsqueeze(1) == torch.arange(start, start + t.numel, device=t.device)
+            own = torch.arange(start, start + t.numel, device=t.device)
+            rows = torch.arange(k, device=t.device).unsqueeze(1) == own
             made.append(rows.to(t.dtype).reshape(k, *t.shape))
     values = [rec.value(rec.handle(x)) for x in made]
     return list(b.inline(rec.builder.region(values), [], tag="tangent"))
