@@ -11,16 +11,17 @@ from torch.optim import SGD, Adam, AdamW
 
 import mlc as front
 from tests.numerics import (
-    test_autograd,
     test_buffers,
     test_custom,
     test_data,
+    test_fast_weights,
     test_gradients,
     test_hyperparameters,
     test_levels,
+    test_manual,
+    test_modules,
     test_outputs,
     test_schedulers,
-    test_state,
     test_stops,
     test_updates,
 )
@@ -31,8 +32,8 @@ from tests.numerics.reference import Learner, clip_norm
 from tests.numerics.test_optimizers import program as trained
 
 MODULES = (
-    test_autograd, test_buffers, test_data, test_gradients, test_hyperparameters, test_levels, test_outputs,
-    test_schedulers, test_state, test_stops, test_updates,
+    test_buffers, test_data, test_fast_weights, test_gradients, test_hyperparameters, test_levels, test_manual,
+    test_modules, test_outputs, test_schedulers, test_stops, test_updates,
 )  # fmt: skip
 MANY = 100  # more elements than anybody would push forward
 
@@ -41,7 +42,7 @@ def small(program: Program) -> bool:
     return sum(t.numel() for t in program.fresh().meta.values()) <= MANY
 
 
-AGAIN = [p for module in MODULES for p in module.SUITE if not p.clones and small(p)]
+AGAIN = [p for module in MODULES for p in module.SUITE if small(p)]
 
 
 @pytest.mark.parametrize("again", AGAIN, ids=lambda p: p.name)
