@@ -284,7 +284,11 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             interpreter for now.
         stop_gradient: ``"all"``: ``detach`` and ``no_grad`` stop the gradient at every level; ``"inner"``: only the
             gradient taken by the level they stand in.
-        flows: Reserved for overrides per flow; must be None.
+        flows: Which way derivatives go; None: chosen. ``"mixed"`` (reverse through the loops, inner gradients by one
+            forward sweep), ``"reverse"`` (reverse over reverse) or ``"forward"`` (one tangent per element of the
+            meta-parameters through the loops: memory does not grow with the number of steps). Or a dict of these by
+            name of a level (``"L1"``), meta-parameter (``"lr"``) or flow (``"lr -> L1"``) as ``plan.explain()`` prints
+            them. ``"forward"`` falls back to ``"mixed"`` where an operator cannot go forward; the plan says why.
         precision: Reserved; must be None (exact: the precision of the program).
         mesh: Reserved; must be None (one device).
 

@@ -49,6 +49,15 @@ def test_tracing(tmp_path: Path) -> None:
     assert point["equations"].keys() == {"forward", "backward"}
 
 
+def test_modes(tmp_path: Path) -> None:
+    result = quick("modes.py", tmp_path)
+    points = [(p["hyperparameters"], p["mode"]) for p in result["points"]]
+    assert points == [(1, "mixed"), (1, "forward"), (3, "mixed"), (3, "forward")]
+    assert all(p["planned_mode"] == p["mode"] for p in result["points"])
+    assert [len(p["gradient"]) for p in result["points"]] == [1, 1, 3, 3]
+    assert all(row["gradient_error"] < 1e-3 for row in result["ratios"])
+
+
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "benchmarks").glob("[!_]*.py")))
 def test_make_bench_runs_only_scripts_with_help(script: str) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / script), "--help"]

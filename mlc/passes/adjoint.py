@@ -30,14 +30,17 @@ class Policy:
     """What the adjoint may do.
 
     Attributes:
-        mode: ``"mixed"`` or ``"reverse"`` for inner gradients (mixed falls back where it must).
+        mode: ``"mixed"`` or ``"reverse"`` for inner gradients (mixed falls back where it must); ``"forward"`` for the
+            whole program (see :mod:`mlc.passes.columns`).
         stop: ``"all"``: a stop holds at every level; ``"inner"``: only for the gradient it stands in.
         note: Called with (gradient equation, reason) when a gradient falls back to reverse over reverse.
+        reverse: Inner gradients that are differentiated in reverse over reverse whatever the mode.
     """
 
     mode: str = "mixed"
     stop: str = "all"
     note: Callable[[Eqn, str], None] = field(default=lambda e, why: None)
+    reverse: frozenset[Eqn] = frozenset()
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Tape:
         self.records: dict[Eqn, GradRecord] = {}
         self.owned: set[Eqn] = set()
         self.inside: bool | str = True if policy.stop == "inner" else "inner"
-        self._reverse_over = reverse_over | _inner_gradients(region)
+        self._reverse_over = reverse_over | policy.reverse | _inner_gradients(region)
         start = len(b.eqns)
         saved = saved or {}
         for e in region.eqns:

@@ -51,7 +51,10 @@ def explain(plan: Plan, program: Program | None) -> str:
 
 def _headline(plan: Plan, program: Program | None) -> str:
     what = program.name if program is not None else f"a program ({plan.program[:12]})"
-    parts = [f"plan for {what}: inner gradients differentiated in {plan.mode} mode, backend {plan.backend}"]
+    way = "differentiated in forward mode" if plan.mode == "forward" else (
+        f"inner gradients differentiated in {plan.mode} mode"
+    )  # fmt: skip
+    parts = [f"plan for {what}: {way}, backend {plan.backend}"]
     if plan.seconds:
         parts.append(f"predicted {time_text(plan.seconds)}")
     if plan.peak_bytes:
@@ -114,6 +117,8 @@ def _standard(plan: Plan, f: Flow) -> tuple[str, str]:
             "nothing",
             "every path is cut" if f.kind != "gradient" else "it is cut before it trains anything",
         )
+    if plan.mode == "forward":
+        return "forward", "tangents of the meta-parameters through the loop"
     if f.kind == "gradient":
         if plan.mode == "mixed":
             return "mixed", "one forward sweep over the gradient instead of a second reverse one"

@@ -14,15 +14,17 @@ from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.program import Program
 from mlc.ir.types import SeqType, nbytes
 from mlc.passes.adjoint import FallBack, Policy, Tape, lower_grads
-from mlc.passes.cost import Meter, device_of
+from mlc.passes.batch import Refused
+from mlc.passes.cost import Meter, device_of, flops
 from mlc.passes.keep import choose, needed_for
 from mlc.passes.memory import root_of
+from mlc.passes.microbatch import microbatch
 from mlc.passes.remat import Trade, rematerialise
 from mlc.passes.residuals import keep_residuals
 from mlc.passes.reverse import active_vars
 from mlc.passes.states import sparse_states
 
-__all__ = ["Joint", "Levers", "Stages", "differentiate", "finish", "lower"]
+__all__ = ["Joint", "Levers", "Stages", "differentiate", "finish"]
 
 
 @dataclass(frozen=True)
@@ -49,27 +51,20 @@ class Stages:
 
 @dataclass(frozen=True)
 class Levers:
-    """How a program is lowered; every setting is exact.
+    """What is kept and what is computed again; every setting is exact.
 
     Attributes:
-        mode: ``"mixed"`` or ``"reverse"``: how inner gradients are differentiated.
-        stop: Meaning of stops, ``"all"`` or ``"inner"``.
-        price: Seconds of a call that one byte of its peak is worth: what is kept and what is computed again between
-            a step and its adjoint, between the stages, inside products, and for replays of states.
+        price: Seconds of a call that one byte of its peak is worth: for values kept between a step and its adjoint,
+            between the stages, inside products, and for what replays of states read.
         slots: Sets of states kept per loop; None: all of them.
+        parts: Micro-batches: parts that a batch is split into, where its examples are independent.
         rounds: Most cuts of rematerialisation inside a region.
     """
 
-    mode: str = "mixed"
-    stop: str = "all"
     price: float = 0.0
     slots: int | None = None
+    parts: int = 1
     rounds: int = 4
-
-
-def lower(program: Program, levers: Levers, note: Callable[[Eqn, str], None] = lambda e, why: None) -> Stages:
-    """Stage graphs of a program."""
-    return finish(differentiate(program, Policy(levers.mode, levers.stop, note)), levers)
 
 
 @dataclass(frozen=True)
@@ -91,8 +86,16 @@ class Joint:
     gradients: tuple[int, ...]
 
 
-def differentiate(program: Program, policy: Policy) -> Joint:
-    """The joint graph: adjoint of the whole program, inner gradients lowered."""
+def differentiate(program: Program, policy: Policy) -> Joint | Stages:
+    """Adjoint of the whole program, inner gradients lowered; in forward mode both stages, as they then are.
+
+    Raises:
+        NotForward: when the policy asks for forward mode and an operator is in the way.
+    """
+    if policy.mode == "forward":
+        from mlc.passes.columns import forward_stages
+
+        return forward_stages(program, policy)
     reverse_over: frozenset[Eqn] = frozenset()
     while True:
         try:
@@ -105,14 +108,44 @@ def differentiate(program: Program, policy: Policy) -> Joint:
     return Joint(region, len(program.inputs), len(outs), tuple(i for i, _ in cts), tuple(which))
 
 
-def finish(joint: Joint, levers: Levers) -> Stages:
-    """Decide what is kept, cut into stages, order and rematerialise."""
+def finish(joint: Joint | Stages, levers: Levers, refused: Callable[[Refused], None] = lambda why: None) -> Stages:
+    """Decide what is kept, cut into stages, split batches, order and rematerialise.
+
+    Args:
+        joint: What :func:`differentiate` gave.
+        levers: The decisions.
+        refused: Told why a batch cannot be split.
+    """
+    if isinstance(joint, Stages):
+        return _finished(joint, levers, Meter(device_of(joint.forward)), refused)
     meter = Meter(device_of(joint.region))
     region = _kept(joint.region, levers, meter, 1)
     forward, backward, saved = _cut(replace(joint, region=region), levers.price, meter)
-    forward = _shrink(forward, levers, meter, 1)
-    backward = _shrink(backward, levers, meter, 1) if backward is not None else None
-    return Stages(forward, backward, joint.n_results, saved, joint.cotangents, joint.gradients)
+    stages = Stages(forward, backward, joint.n_results, saved, joint.cotangents, joint.gradients)
+    return _finished(stages, levers, meter, refused)
+
+
+def _finished(stages: Stages, levers: Levers, meter: Meter, refused: Callable[[Refused], None]) -> Stages:
+    def one(region: Region | None) -> Region | None:
+        return None if region is None else _shrink(_split(region, levers.parts, refused), levers, meter, 1)
+
+    forward = one(stages.forward)
+    assert forward is not None
+    return replace(stages, forward=forward, backward=one(stages.backward))
+
+
+def _split(region: Region, parts: int, refused: Callable[[Refused], None]) -> Region:
+    """Micro-batches in the bodies of loops and in the region itself, where a model works on independent examples."""
+    if parts < 2:
+        return region
+    region = _bodies(region, lambda op: _split(op.body, parts, refused))
+    if not any(flops(e) for e in region.eqns):
+        return region
+    found = microbatch(region, parts)
+    if isinstance(found, Refused):
+        refused(found)
+        return region
+    return found
 
 
 def _kept(region: Region, levers: Levers, meter: Meter, times: int) -> Region:
@@ -127,7 +160,7 @@ def _shrink(region: Region, levers: Levers, meter: Meter, times: int) -> Region:
     """Order and rematerialise a stage and the bodies of its loops."""
     region = _bodies(region, lambda op: _shrink(op.body, levers, meter, times * op.count))
     trade = Trade(levers.price, times, levers.rounds)
-    return rematerialise(region, lambda x: x.tag == "tangent", trade, meter)
+    return rematerialise(region, lambda x: x.tag in ("tangent", "fused"), trade, meter)
 
 
 def _bodies(region: Region, f: Callable[[Loop], Region]) -> Region:

@@ -9,9 +9,6 @@ the same operators on the same examples, sums in another order.  What may be spl
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-
 from torch._ops import OpOverload
 
 from mlc.ir.builder import dce
@@ -19,12 +16,11 @@ from mlc.ir.core import Eqn, Loop, Region, Var, aten, map_vars
 from mlc.ir.types import nbytes
 from mlc.passes.batch import Analysis, Refused, batchwise
 from mlc.passes.part import LABEL, TAG, Part, Unexpected
-from mlc.passes.remat import rematerialise
 from mlc.passes.retype import Retyper
 from mlc.passes.schedule import on_demand
 from mlc.passes.shards import MIXED, SUM, Shard
 
-__all__ = ["LABEL", "TAG", "microbatch", "rematerialised_microbatch"]
+__all__ = ["LABEL", "TAG", "microbatch"]
 
 
 def microbatch(region: Region, k: int, analysis: Analysis | Refused | None = None) -> Region | Refused:
@@ -44,21 +40,6 @@ def microbatch(region: Region, k: int, analysis: Analysis | Refused | None = Non
         return _Split(found, k).build()
     except Unexpected as why:
         return Refused(str(why), why.eqn.loc)
-
-
-def rematerialised_microbatch(region: Region, k: int, anchor: Callable[[Eqn], bool], rounds: int) -> Region | Refused:
-    """Micro-batches, and rematerialisation inside the loop over them (see :mod:`mlc.passes.remat`)."""
-    split = microbatch(region, k)
-    if isinstance(split, Refused):
-        return split
-    eqns = tuple(_rematerialised(e, anchor, rounds) for e in split.eqns)
-    return Region(split.inputs, eqns, split.outputs, split.names)
-
-
-def _rematerialised(e: Eqn, anchor: Callable[[Eqn], bool], rounds: int) -> Eqn:
-    if e.tag != TAG or not isinstance(e.op, Loop):
-        return e
-    return e.with_(op=replace(e.op, body=rematerialise(e.op.body, anchor, rounds)))
 
 
 class _Split:

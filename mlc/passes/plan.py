@@ -15,9 +15,16 @@ from mlc.ir.core import Eqn
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
 from mlc.passes.adjoint import Policy
+from mlc.passes.columns import count
 from mlc.passes.explain import explain
+<<<<<<< HEAD
 from mlc.passes.lower import Levers, Stages, lower
 from mlc.passes.memory import Footprint
+=======
+from mlc.passes.lower import Stages
+from mlc.passes.memory import region_peak
+from mlc.passes.modes import Modes, check_flows, differentiate, resolve
+>>>>>>> forward
 
 __all__ = ["Decision", "Plan", "check_options", "make_plan", "parse_memory", "stages_for"]
 
@@ -56,7 +63,9 @@ class Plan(BaseModel):
         version: Format version.
         program: Digest of the program that it belongs to.
         memory: The budget asked for, bytes; None without one.
-        mode: ``"mixed"`` or ``"reverse"``: how inner gradients are differentiated.
+        mode: ``"mixed"`` or ``"reverse"``: how inner gradients are differentiated; ``"forward"``: tangents of the
+            meta-parameters go through the loops (see :mod:`mlc.passes.modes`).
+        flows: Modes of single levels' gradients, where they differ from it.
         stop: Meaning of stops, ``"all"`` or ``"inner"``.
         backend: ``"interpreter"`` or ``"inductor"``.
         checkpoint: Distance of kept states in the outermost loops (1: every state).
@@ -72,6 +81,7 @@ class Plan(BaseModel):
     program: str
     memory: int | None = None
     mode: str = "mixed"
+    flows: dict[str, str] = {}
     stop: str = "all"
     backend: str = "interpreter"
     checkpoint: int = 1
@@ -159,9 +169,16 @@ def check_options(options: Mapping[str, Any]) -> None:
     """
     if options.get("stop_gradient", "all") not in ("all", "inner"):
         raise PlanError(f"stop_gradient={options['stop_gradient']!r}", advice='use "all" or "inner"')
+<<<<<<< HEAD
     if options.get("backend", "auto") not in ("auto", "interpreter", "inductor"):
         raise PlanError(f"backend={options['backend']!r}", advice='use "auto", "interpreter" or "inductor"')
     for name in ("flows", "precision", "mesh"):
+=======
+    if options.get("backend", "auto") not in ("auto", "interpreter"):
+        raise PlanError(f"backend={options['backend']!r}", advice='use "auto" or "interpreter"')
+    check_flows(options.get("flows"))
+    for name in ("precision", "mesh"):
+>>>>>>> forward
         if options.get(name) is not None:
             raise PlanError(f"{name}={options[name]!r} is not supported yet", advice=f"leave {name} out")
     parse_memory(options.get("memory"))
@@ -196,6 +213,7 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
     )
     budget = parse_memory(memory)
     identity = digest(program)
+    modes = resolve(program, flows) or Modes("mixed")
     tried: list[tuple[int, int, Stages, dict[str, str]]] = []
     for rounds in (MOST_ROUNDS,) if budget == "min" else (USUAL_ROUNDS, MOST_ROUNDS):
         fallbacks: dict[str, str] = {}
@@ -203,7 +221,11 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
         def note(e: Eqn, why: str, into: dict[str, str] = fallbacks) -> None:
             into[str(e.loc)] = why
 
+<<<<<<< HEAD
         stages = lower(program, Levers("mixed", stop_gradient), note)
+=======
+        stages, mode, why_not = differentiate(program, modes, Policy("mixed", stop_gradient, note), rounds)
+>>>>>>> forward
         tried.append((peak_bytes(stages), rounds, stages, fallbacks))
         if not isinstance(budget, int) or tried[-1][0] <= budget:
             break
@@ -216,8 +238,13 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
         )  # fmt: skip
     plan = Plan(
         program=identity, stop=stop_gradient, memory=budget if isinstance(budget, int) else None, rounds=rounds,
+<<<<<<< HEAD
         backend="interpreter" if backend == "auto" else backend,
         decisions=_decisions(program, fallbacks, rounds), peak_bytes=peak,
+=======
+        mode=mode, flows=dict(modes.levels), peak_bytes=peak,
+        decisions=mode_decisions(program, modes, mode, why_not) + _decisions(program, fallbacks, rounds, mode, modes),
+>>>>>>> forward
     ).bind(program)  # fmt: skip
     plan._stages = stages
     return plan
@@ -233,11 +260,29 @@ def peak_bytes(stages: Stages) -> int:
     return max(forward, footprint.region(stages.backward, saved).peak)
 
 
-def _decisions(program: Program, fallbacks: dict[str, str], rounds: int) -> tuple[Decision, ...]:
+def mode_decisions(program: Program, asked: Modes, used: str, why_not: str) -> tuple[Decision, ...]:
+    """What is to be said about the mode of the whole program when one was asked for."""
+    if asked.mode == "mixed":
+        return ()
+    if used == "forward":
+        k = count(program)
+        reason = f"asked for; {k} tangent{'s' * (k != 1)} through the loops, nothing kept per trip"
+        return (Decision(subject="mode", choice=used, reason=reason, runner_up="mixed"),)
+    reason = f"{asked.mode} was asked for, but {why_not}" if why_not else "asked for"
+    return (Decision(subject="mode", choice=used, reason=reason, runner_up="" if why_not else "mixed"),)
+
+
+def _decisions(program: Program, fallbacks: dict[str, str], rounds: int, mode: str, modes: Modes,
+               ) -> tuple[Decision, ...]:  # fmt: skip
     out = []
     for level in program.levels[1:]:
         why = fallbacks.get(str(level.loc))
-        if why is None:
+        if mode != "mixed":
+            out.append(Decision(subject=level.name, choice=mode, reason="asked for the whole program"))
+        elif level.name in modes.levels:
+            out.append(Decision(subject=level.name, choice=modes.levels[level.name], reason="asked for",
+                                runner_up="mixed"))  # fmt: skip
+        elif why is None:
             out.append(Decision(
                 subject=level.name, choice="mixed",
                 reason="forward over reverse",
@@ -250,8 +295,10 @@ def _decisions(program: Program, fallbacks: dict[str, str], rounds: int) -> tupl
         reason="minimum cut",
         runner_up="keep all",
     ))  # fmt: skip
-    out.append(Decision(subject="states", choice="all kept",
-                        reason="no step is redone"))  # fmt: skip
+    if mode == "forward":
+        out.append(Decision(subject="states", choice="none kept", reason="there is no way back", runner_up="all kept"))
+    else:
+        out.append(Decision(subject="states", choice="all kept", reason="no step is redone"))
     return tuple(out)
 
 
@@ -270,4 +317,8 @@ def stages_for(program: Program, plan: Plan) -> Stages:
         raise PlanError("this plan belongs to another program", advice="plan the program again with mlc.plan")
     if plan._stages is not None and plan.bound is program:
         return plan._stages
+<<<<<<< HEAD
     return lower(program, Levers(plan.mode, plan.stop))
+=======
+    return differentiate(program, Modes(plan.mode, plan.flows), policy_of(plan), plan.rounds)[0]
+>>>>>>> forward

@@ -138,10 +138,12 @@ def check_reference(program: Program) -> None:
         assert slope == pytest.approx(measured, rel=program.differences, abs=1e-9), f"spread {spread:.1e}"
 
 
-def check_compiled(program: Program, mlc: ModuleType) -> None:
+def check_compiled(program: Program, mlc: ModuleType, mode: str | None = None) -> None:
     """Gradient of the reference; value, random state, modules and optimizers of the plain loop."""
     setup = program.fresh(clone=mlc.clone) if program.clones else program.fresh()
-    out = mlc.compile(setup.loop)(**setup.args)
+    compiled = mlc.compile(setup.loop, flows=mode)
+    out = compiled(**setup.args)
+    assert mode in (None, compiled.plan.mode), compiled.plan.explain()
     draws = torch.get_rng_state()
     value = total(out)
     if program.eager:
