@@ -9,7 +9,9 @@ from typing import Any
 from mlc.capture import record
 from mlc.compiled import CompiledFunction
 from mlc.ir.program import Program
-from mlc.passes.plan import Plan, check_options, make_plan
+from mlc.passes.options import check_options
+from mlc.passes.plan import Plan
+from mlc.passes.planner import make_plan
 from mlc.program import build_program
 
 __all__ = ["plain", "plan", "trace"]

@@ -28,7 +28,7 @@ from mlc.capture import Recording, Ref
 from mlc.compiled import CompiledFunction
 from mlc.errors import MlcError, PlanError
 from mlc.hazards import customs, cutting, precision, through_updates
-from mlc.passes.plan import parse_memory
+from mlc.passes.options import parse_memory
 from mlc.roots import walk
 from mlc.sandbox import Sandbox, convert
 from mlc.unroll import Unroll

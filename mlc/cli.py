@@ -27,7 +27,8 @@ import mlc
 from mlc.api import plain
 from mlc.draw import draw as draw_picture
 from mlc.errors import MlcError, PlanError
-from mlc.passes.plan import Plan, check_options
+from mlc.passes.options import check_options
+from mlc.passes.plan import Plan
 from mlc.userfile import UserFile, blame, load
 
 __all__ = ["app", "main"]

@@ -17,7 +17,9 @@ from mlc.commit import commit, storages
 from mlc.errors import DifferentiationError, MlcError
 from mlc.ir.program import Program
 from mlc.iterables import batch_tensors
-from mlc.passes.plan import Plan, make_plan, stages_for
+from mlc.passes.options import check_options
+from mlc.passes.plan import Plan, stages_for
+from mlc.passes.planner import make_plan
 from mlc.program import build_program
 from mlc.report import Report
 from mlc.roots import Path, Roots, walk
@@ -301,8 +303,6 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
     options = dict(
         memory=memory, backend=backend, stop_gradient=stop_gradient, flows=flows, precision=precision, mesh=mesh
     )
-    from mlc.passes.plan import check_options
-
     check_options(options)
     if fn is None:
         return lambda f: CompiledFunction(f, options)

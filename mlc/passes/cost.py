@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Random, Region, SafeSqrt, Stop, map_vars
 from mlc.ir.inplace import schema_of
+from mlc.ir.slots import replayed_steps
 from mlc.ir.types import TensorType, nbytes
 from mlc.passes.rates import Rates, rates
 
@@ -98,7 +99,10 @@ class Meter:
         if isinstance(op, (Alias, Stop, Custom, Pack, Index, Feed)):
             return Cost()
         if isinstance(op, Loop):
-            return self._body(op.body) * op.count
+            once = self._body(op.body) * op.count
+            if op.replay is None:
+                return once
+            return once + self._body(op.replay.body) * replayed_steps(op.count, op.replay.slots)
         key = (op, tuple(v.type for v in e.inputs), tuple(v.type for v in e.outs))
         found = self._known.get(key)
         if found is None:

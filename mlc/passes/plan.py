@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from mlc.errors import BudgetError, PlanError
-from mlc.ir.core import Eqn
+from mlc.errors import PlanError
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
 from mlc.passes.adjoint import Policy
-from mlc.passes.columns import count
 from mlc.passes.explain import explain
-<<<<<<< HEAD
-from mlc.passes.lower import Levers, Stages, lower
-from mlc.passes.memory import Footprint
-=======
-from mlc.passes.lower import Stages
-from mlc.passes.memory import region_peak
-from mlc.passes.modes import Modes, check_flows, differentiate, resolve
->>>>>>> forward
+from mlc.passes.lower import Levers, Stages, finish
+from mlc.passes.modes import Modes, differentiated
 
-__all__ = ["Decision", "Plan", "check_options", "make_plan", "parse_memory", "stages_for"]
+__all__ = ["VERSION", "Decision", "Plan", "stages_for"]
 
 VERSION = 1
-USUAL_ROUNDS, MOST_ROUNDS = 2, 4
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
 
 
 class Decision(BaseModel):
@@ -68,8 +45,9 @@ class Plan(BaseModel):
         flows: Modes of single levels' gradients, where they differ from it.
         stop: Meaning of stops, ``"all"`` or ``"inner"``.
         backend: ``"interpreter"`` or ``"inductor"``.
-        checkpoint: Distance of kept states in the outermost loops (1: every state).
-        rounds: Cuts of rematerialisation inside products.
+        price: Seconds of a call that a byte of its peak was worth (see :class:`mlc.passes.lower.Levers`).
+        slots: Sets of states kept per loop, the others replayed; None: all of them.
+        parts: Micro-batches, where examples are independent.
         decisions: Every decision with its reason.
         peak_bytes: Predicted peak of what a call allocates beyond its inputs, bytes.
         seconds: Predicted time of forward and backward, seconds.
@@ -81,11 +59,12 @@ class Plan(BaseModel):
     program: str
     memory: int | None = None
     mode: str = "mixed"
-    flows: dict[str, str] = {}
+    flows: dict[str, str] = Field(default_factory=dict)
     stop: str = "all"
     backend: str = "interpreter"
-    checkpoint: int = 1
-    rounds: int = 2
+    price: float = Field(default=0.0, ge=0)
+    slots: int | None = Field(default=None, ge=1)
+    parts: int = Field(default=1, ge=1)
     decisions: tuple[Decision, ...] = ()
     peak_bytes: int = 0
     seconds: float = 0.0
@@ -113,6 +92,11 @@ class Plan(BaseModel):
     def bound(self) -> Program | None:
         """The program it was made for; None for a plan that was loaded without one."""
         return self._bound
+
+    @property
+    def levers(self) -> Levers:
+        """What is kept and what is computed again."""
+        return Levers(self.price, self.slots, self.parts)
 
     def explain(self) -> str:
         """Levels, flows, what was chosen for each and why, on one screen."""
@@ -161,152 +145,6 @@ def _read(path: Path) -> Plan:
         raise PlanError(f"{path} is no plan: {where}: {first['msg']}", advice=again) from None
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that make no sense.
-
-    Raises:
-        PlanError: naming the option.
-    """
-    if options.get("stop_gradient", "all") not in ("all", "inner"):
-        raise PlanError(f"stop_gradient={options['stop_gradient']!r}", advice='use "all" or "inner"')
-<<<<<<< HEAD
-    if options.get("backend", "auto") not in ("auto", "interpreter", "inductor"):
-        raise PlanError(f"backend={options['backend']!r}", advice='use "auto", "interpreter" or "inductor"')
-    for name in ("flows", "precision", "mesh"):
-=======
-    if options.get("backend", "auto") not in ("auto", "interpreter"):
-        raise PlanError(f"backend={options['backend']!r}", advice='use "auto" or "interpreter"')
-    check_flows(options.get("flows"))
-    for name in ("precision", "mesh"):
->>>>>>> forward
-        if options.get(name) is not None:
-            raise PlanError(f"{name}={options[name]!r} is not supported yet", advice=f"leave {name} out")
-    parse_memory(options.get("memory"))
-
-
-def parse_memory(memory: int | str | None) -> int | str | None:
-    """Bytes of a budget; ``"min"`` and None are passed on.
-
-    Raises:
-        PlanError: when the text is not a size.
-    """
-    if memory is None or memory == "min":
-        return memory
-    if isinstance(memory, int) and memory > 0:
-        return memory
-    m = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", str(memory))
-    if m is None or m.group(2).upper() not in _UNITS:
-        raise PlanError(f"memory={memory!r} is not a size", advice='write bytes, "800MiB", "2GiB" or "min"')
-    return int(float(m.group(1)) * _UNITS[m.group(2).upper()])
-
-
-def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
-              flows: Any = None, precision: Any = None, mesh: Any = None) -> Plan:  # fmt: skip
-    """Choose how inner gradients are differentiated and how much is recomputed inside products.
-
-    Raises:
-        BudgetError: when the smallest peak this compiler can reach is above the budget.
-        PlanError: for options that make no sense.
-    """
-    check_options(
-        {"backend": backend, "stop_gradient": stop_gradient, "flows": flows, "precision": precision, "mesh": mesh}
-    )
-    budget = parse_memory(memory)
-    identity = digest(program)
-    modes = resolve(program, flows) or Modes("mixed")
-    tried: list[tuple[int, int, Stages, dict[str, str]]] = []
-    for rounds in (MOST_ROUNDS,) if budget == "min" else (USUAL_ROUNDS, MOST_ROUNDS):
-        fallbacks: dict[str, str] = {}
-
-        def note(e: Eqn, why: str, into: dict[str, str] = fallbacks) -> None:
-            into[str(e.loc)] = why
-
-<<<<<<< HEAD
-        stages = lower(program, Levers("mixed", stop_gradient), note)
-=======
-        stages, mode, why_not = differentiate(program, modes, Policy("mixed", stop_gradient, note), rounds)
->>>>>>> forward
-        tried.append((peak_bytes(stages), rounds, stages, fallbacks))
-        if not isinstance(budget, int) or tried[-1][0] <= budget:
-            break
-    peak, rounds, stages, fallbacks = tried[-1]
-    if isinstance(budget, int) and peak > budget:
-        smallest = min(t[0] for t in tried)
-        raise BudgetError(
-            f"no plan fits {budget} bytes: the smallest predicted peak is {smallest} bytes", loc=program.loc,
-            advice=f"give at least memory={smallest}, fewer steps or a smaller batch",
-        )  # fmt: skip
-    plan = Plan(
-        program=identity, stop=stop_gradient, memory=budget if isinstance(budget, int) else None, rounds=rounds,
-<<<<<<< HEAD
-        backend="interpreter" if backend == "auto" else backend,
-        decisions=_decisions(program, fallbacks, rounds), peak_bytes=peak,
-=======
-        mode=mode, flows=dict(modes.levels), peak_bytes=peak,
-        decisions=mode_decisions(program, modes, mode, why_not) + _decisions(program, fallbacks, rounds, mode, modes),
->>>>>>> forward
-    ).bind(program)  # fmt: skip
-    plan._stages = stages
-    return plan
-
-
-def peak_bytes(stages: Stages) -> int:
-    """Predicted peak of a call beyond its inputs: the forward stage, or what is kept and the backward stage."""
-    footprint = Footprint()
-    forward = footprint.region(stages.forward).peak
-    if stages.backward is None:
-        return forward
-    saved = [v for v, (kind, _) in zip(stages.backward.inputs, stages.saved, strict=False) if kind == "out"]
-    return max(forward, footprint.region(stages.backward, saved).peak)
-
-
-def mode_decisions(program: Program, asked: Modes, used: str, why_not: str) -> tuple[Decision, ...]:
-    """What is to be said about the mode of the whole program when one was asked for."""
-    if asked.mode == "mixed":
-        return ()
-    if used == "forward":
-        k = count(program)
-        reason = f"asked for; {k} tangent{'s' * (k != 1)} through the loops, nothing kept per trip"
-        return (Decision(subject="mode", choice=used, reason=reason, runner_up="mixed"),)
-    reason = f"{asked.mode} was asked for, but {why_not}" if why_not else "asked for"
-    return (Decision(subject="mode", choice=used, reason=reason, runner_up="" if why_not else "mixed"),)
-
-
-def _decisions(program: Program, fallbacks: dict[str, str], rounds: int, mode: str, modes: Modes,
-               ) -> tuple[Decision, ...]:  # fmt: skip
-    out = []
-    for level in program.levels[1:]:
-        why = fallbacks.get(str(level.loc))
-        if mode != "mixed":
-            out.append(Decision(subject=level.name, choice=mode, reason="asked for the whole program"))
-        elif level.name in modes.levels:
-            out.append(Decision(subject=level.name, choice=modes.levels[level.name], reason="asked for",
-                                runner_up="mixed"))  # fmt: skip
-        elif why is None:
-            out.append(Decision(
-                subject=level.name, choice="mixed",
-                reason="forward over reverse",
-                runner_up="reverse",
-            ))  # fmt: skip
-        else:
-            out.append(Decision(subject=level.name, choice="reverse", reason=why))
-    out.append(Decision(
-        subject="products", choice=f"recompute, {rounds} cuts",
-        reason="minimum cut",
-        runner_up="keep all",
-    ))  # fmt: skip
-    if mode == "forward":
-        out.append(Decision(subject="states", choice="none kept", reason="there is no way back", runner_up="all kept"))
-    else:
-        out.append(Decision(subject="states", choice="all kept", reason="no step is redone"))
-    return tuple(out)
-
-
-def policy_of(plan: Plan, note: Any = None) -> Policy:
-    """What the adjoint may do under a plan."""
-    return Policy(plan.mode, plan.stop, note or (lambda e, why: None))
-
-
 def stages_for(program: Program, plan: Plan) -> Stages:
     """Stage graphs of a program under a plan.
 
@@ -317,8 +155,5 @@ def stages_for(program: Program, plan: Plan) -> Stages:
         raise PlanError("this plan belongs to another program", advice="plan the program again with mlc.plan")
     if plan._stages is not None and plan.bound is program:
         return plan._stages
-<<<<<<< HEAD
-    return lower(program, Levers(plan.mode, plan.stop))
-=======
-    return differentiate(program, Modes(plan.mode, plan.flows), policy_of(plan), plan.rounds)[0]
->>>>>>> forward
+    joint, _, _ = differentiated(program, Modes(plan.mode, plan.flows), Policy(plan.mode, plan.stop))
+    return finish(joint, plan.levers)

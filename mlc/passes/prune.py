@@ -47,8 +47,7 @@ def _loop(e: Eqn, live: set[Var]) -> Eqn:
     seqs = [i for i in range(nc + nk, len(ins)) if ins[i] in used or op.trips is None]
     places = [*kept, *consts, *seqs]
     body = Region(tuple(ins[i] for i in places), body.eqns, body.outputs, _names(op.body, places))
-    every = tuple(op.emit_every[i] for i in emits) if op.emit_every else ()
-    smaller = replace(op, body=body, n_carry=len(kept), n_const=len(consts), emit_every=every)
+    smaller = replace(op, body=body, n_carry=len(kept), n_const=len(consts))
     results = (*[e.outs[i] for i in kept], *[e.outs[nc + i] for i in emits])
     return e.with_(op=smaller, args=tuple(e.args[i] for i in places), outs=results)
 

@@ -17,8 +17,9 @@ from mlc.passes.cost import Meter
 from mlc.passes.keep import Infeasible, choose
 from mlc.passes.memory import root_of
 from mlc.passes.numbering import Numbering
+from mlc.passes.prune import prune
 
-__all__ = ["Pair", "keep_residuals", "pairs", "prune_loops"]
+__all__ = ["Pair", "keep_residuals", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def keep_residuals(region: Region, price: float, meter: Meter) -> Region:
     """
     for pair in pairs(region):
         region = _keep(region, pair, price, meter)
-    return prune_loops(region)
+    return prune(region)
 
 
 def _keep(region: Region, pair: Pair, price: float, meter: Meter) -> Region:
@@ -158,40 +159,3 @@ def _renamed(e: Eqn, env: dict[Var, Var]) -> Eqn:
         args=map_vars(e.args, lambda v: env.get(v, v)),
         kwargs=tuple((k, map_vars(x, lambda v: env.get(v, v))) for k, x in e.kwargs),
     )
-
-
-def prune_loops(region: Region) -> Region:
-    """Drop what loops read or emit in vain (their carries stay), inside out, last equation first."""
-    used = set(region.outputs)
-    out: list[Eqn] = []
-    for e in reversed(region.eqns):
-        if not e.impure and not any(v in used for v in e.outs):
-            continue
-        if isinstance(e.op, Loop):
-            e = _pruned(e, used)
-        used.update(e.inputs)
-        out.append(e)
-    return Region(region.inputs, tuple(reversed(out)), region.outputs, region.names)
-
-
-def _pruned(e: Eqn, used: set[Var]) -> Eqn:
-    op = e.op
-    assert isinstance(op, Loop)
-    emits = [j for j in range(op.n_emit) if e.outs[op.n_carry + j] in used]
-    if op.replay is not None and len(emits) < op.n_emit:
-        return e  # its positions are fixed
-    body = op.body
-    outputs = (*body.outputs[: op.n_carry], *[body.outputs[op.n_carry + j] for j in emits])
-    body = prune_loops(Region(body.inputs, body.eqns, outputs, body.names))
-    read = {v for x in body.eqns for v in x.inputs} | set(body.outputs)
-    kept = [i for i, v in enumerate(body.inputs) if i < op.n_carry or v in read]
-    if op.replay is not None:
-        kept = list(range(len(body.inputs)))
-    if op.trips is None and not any(i >= op.n_carry + op.n_const for i in kept):
-        kept = list(range(len(body.inputs)))  # a sequence tells how many trips there are
-    inputs = tuple(body.inputs[i] for i in kept)
-    names = tuple(body.names[i] for i in kept) if body.names else ()
-    n_const = sum(op.n_carry <= i < op.n_carry + op.n_const for i in kept)
-    new = replace(op, body=Region(inputs, body.eqns, body.outputs, names), n_const=n_const)
-    outs = (*e.outs[: op.n_carry], *[e.outs[op.n_carry + j] for j in emits])
-    return e.with_(op=new, args=tuple(e.args[i] for i in kept), outs=outs)

@@ -18,7 +18,8 @@ from mlc.ir.types import SeqType, nbytes
 from mlc.passes.cost import Meter
 from mlc.passes.keep import Infeasible, choose, needed_for
 from mlc.passes.memory import root_of
-from mlc.passes.residuals import pairs, prune_loops
+from mlc.passes.prune import prune
+from mlc.passes.residuals import pairs
 
 __all__ = ["replays", "sparse_states"]
 
@@ -50,7 +51,7 @@ def sparse_states(region: Region, slots: int, price: float, meter: Meter) -> Reg
             eqns = list(region.eqns)
             eqns[pair.forward] = new
             region = Region(region.inputs, tuple(eqns), region.outputs, region.names)
-    return prune_loops(region)
+    return prune(region)
 
 
 def _sparse(e: Eqn, slots: int, price: float, meter: Meter) -> Eqn | None:

@@ -20,11 +20,11 @@ import torch
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt, Stop, Var, aten, map_vars
 from mlc.ir.types import SeqType, TensorType, Type
-from mlc.passes.vmapped import batched_type, inline_batched, slice_type
 from mlc.passes.forward import NotForward, push_eqn
 from mlc.passes.loops import _Parts
 from mlc.passes.reverse import Through, loop_activity
 from mlc.passes.rules import NoRule, forward_rule
+from mlc.passes.vmapped import batched_type, inline_batched, slice_type
 
 __all__ = ["Pusher"]
 
@@ -143,9 +143,8 @@ class Pusher:
         args = (*p.init, *init, *p.consts, *[self.tan[p.consts[i]] for i in consts],
                 *p.seqs, *[self.tan[p.seqs[i]] for i in seqs])  # fmt: skip
         op = p.op
-        every = op.emit_every + tuple(op.emit_every[i] for i in emits) if op.emit_every else ()
         nc, nk = op.n_carry + len(carried), op.n_const + len(consts)
-        fused = replace(op, body=body, n_carry=nc, n_const=nk, emit_every=every)
+        fused = replace(op, body=body, n_carry=nc, n_const=nk)
         plain = [v.type for v in e.outs]
         lifted = [self.lift(plain[i]) for i in carried], [self.lift(p.emitted[i].type) for i in emits]
         types = [*plain[: op.n_carry], *lifted[0], *plain[op.n_carry :], *lifted[1]]

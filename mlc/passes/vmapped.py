@@ -35,7 +35,7 @@ _REFUSALS = (RuntimeError, NotImplementedError, ValueError, TypeError, Assertion
 def batched_type(t: Type, k: int) -> Type:
     """``t`` with a leading dimension of ``k`` (of every element, for a sequence), contiguous."""
     if isinstance(t, SeqType):
-        return SeqType(batched_type(t.elem, k), t.length)
+        return SeqType(batched_type(t.elem, k), t.length, t.usual)
     return contiguous_type(TensorType(t.dtype, (k, *t.shape), (k, *t.shape), t.device))
 
 

@@ -94,7 +94,7 @@ BAD = {
     f"has version {VERSION + 1} of the format": json.dumps({"version": VERSION + 1, "new": 1}),
     "program: Field required": json.dumps({"version": VERSION}),
     "colour: Extra inputs": json.dumps({"version": VERSION, "program": "x", "colour": 1}),
-    "checkpoint: Input should be": json.dumps({"version": VERSION, "program": "x", "checkpoint": "many"}),
+    "slots: Input should be": json.dumps({"version": VERSION, "program": "x", "slots": "many"}),
 }
 
 

@@ -10,7 +10,8 @@ from mlc.ir.verify import verify
 from mlc.passes.adjoint import Policy
 from mlc.passes.columns import MOST_COLUMNS, count, forward_stages, legal
 from mlc.passes.modes import resolve
-from mlc.passes.plan import Plan, peak_bytes
+from mlc.passes.plan import Plan
+from mlc.passes.search import peak_bytes
 
 
 def descend(start: Tensor, batches: list[Tensor], lr: Tensor, scale: Tensor) -> Tensor:

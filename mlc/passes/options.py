@@ -1,0 +1,72 @@
+"""Options of a plan: what they may be, and sizes written as people write them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlc.errors import PlanError
+from mlc.passes.modes import check_flows
+
+__all__ = ["check_options", "free_memory", "parse_memory"]
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that make no sense.
+
+    Raises:
+        PlanError: naming the option.
+    """
+    if options.get("stop_gradient", "all") not in ("all", "inner"):
+        raise PlanError(f"stop_gradient={options['stop_gradient']!r}", advice='use "all" or "inner"')
+    if options.get("backend", "auto") not in ("auto", "interpreter", "inductor"):
+        raise PlanError(f"backend={options['backend']!r}", advice='use "auto", "interpreter" or "inductor"')
+    check_flows(options.get("flows"))
+    for name in ("precision", "mesh"):
+        if options.get(name) is not None:
+            raise PlanError(f"{name}={options[name]!r} is not supported yet", advice=f"leave {name} out")
+    parse_memory(options.get("memory"))
+
+
+def parse_memory(memory: int | str | None) -> int | str | None:
+    """Bytes of a budget; ``"min"`` and None are passed on.
+
+    Raises:
+        PlanError: when the text is not a size.
+    """
+    if memory is None or memory == "min":
+        return memory
+    if isinstance(memory, int) and memory > 0:
+        return memory
+    m = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", str(memory))
+    if m is None or m.group(2).upper() not in _UNITS:
+        raise PlanError(f"memory={memory!r} is not a size", advice='write bytes, "800MiB", "2GiB" or "min"')
+    return int(float(m.group(1)) * _UNITS[m.group(2).upper()])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that the device has free now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(rows["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,168 @@
+"""Planning: options and a program become a plan in which every decision has a reason, a cost and a runner-up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlc.errors import BudgetError
+from mlc.ir.core import Eqn
+from mlc.ir.digest import digest
+from mlc.ir.program import Program
+from mlc.passes.adjoint import Policy
+from mlc.passes.columns import count, legal
+from mlc.passes.explain import size_text, time_text
+from mlc.passes.modes import Modes, differentiated, resolve
+from mlc.passes.options import check_options, free_memory, parse_memory
+from mlc.passes.plan import Decision, Plan
+from mlc.passes.search import Candidate, Search
+
+__all__ = ["make_plan", "sweep"]
+
+FEW = 8  # most tangents for which forward mode is tried without being asked for
+_SHARE = 0.8  # of what the device has free
+
+
+def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
+              flows: Any = None, precision: Any = None, mesh: Any = None) -> Plan:  # fmt: skip
+    """Choose the fastest exact plan that fits the memory.
+
+    Raises:
+        BudgetError: when the smallest peak this compiler can reach is above the budget.
+        PlanError: for options that make no sense.
+    """
+    check_options(
+        {"backend": backend, "stop_gradient": stop_gradient, "flows": flows, "precision": precision, "mesh": mesh}
+    )
+    wanted = parse_memory(memory)
+    planner = _Planner(program, flows, stop_gradient)
+    if wanted == "min":
+        chosen = min((s.smallest() for s in planner.searches), key=lambda c: c.peak)
+    else:
+        budget = wanted if isinstance(wanted, int) else int(_SHARE * free_memory(planner.searches[0].device))
+        chosen = planner.fastest(budget)
+    return planner.plan(chosen, wanted if isinstance(wanted, int) else None, backend)
+
+
+def sweep(program: Program, *, backend: str = "auto", stop_gradient: str = "all", flows: Any = None) -> list[Plan]:
+    """The whole curve of time and memory: one plan for each point, fastest first."""
+    planner = _Planner(program, flows, stop_gradient)
+    from mlc.passes.search import front
+
+    points = front(c for s in planner.searches for c in s.curve())
+    return [planner.plan(c, c.peak, backend) for c in points]
+
+
+class _Planner:
+    """Searches of a program, one per mode that may be used."""
+
+    def __init__(self, program: Program, flows: Any, stop: str) -> None:
+        self.program = program
+        self.stop = stop
+        self.asked = resolve(program, flows)
+        self.fallbacks: dict[str, str] = {}
+        self.why_not = ""
+        self.searches: list[Search] = []
+        modes = self.asked or Modes("mixed")
+        joint, used, self.why_not = differentiated(program, modes, Policy("mixed", stop, self._note))
+        self.modes = Modes(used, modes.levels if used == modes.mode else {})
+        self.searches.append(Search(used, joint))
+        if self.asked is None and 0 < count(program) <= FEW and legal(program, Policy("forward", stop)) is None:
+            joint, used, why = differentiated(program, Modes("forward"), Policy("forward", stop))
+            if not why:
+                self.searches.append(Search(used, joint))
+
+    def _note(self, e: Eqn, why: str) -> None:
+        self.fallbacks[str(e.loc)] = why
+
+    def fastest(self, budget: int) -> Candidate:
+        """The fastest candidate within the budget.
+
+        Raises:
+            BudgetError: with the smallest possible peak.
+        """
+        found = [c for c in (s.fastest(budget) for s in self.searches) if c is not None]
+        if not found:
+            least = min(s.smallest().peak for s in self.searches)
+            raise BudgetError(
+                f"no plan fits {budget} bytes: the smallest predicted peak is {least} bytes", loc=self.program.loc,
+                advice=f"give at least memory={least}, fewer steps or a smaller batch",
+            )  # fmt: skip
+        quickest = min(c.seconds for c in found)
+        return min((c for c in found if c.seconds <= 1.02 * quickest), key=lambda c: c.peak)
+
+    def plan(self, c: Candidate, budget: int | None, backend: str) -> Plan:
+        """The plan of a candidate."""
+        made = Plan(
+            program=digest(self.program), memory=budget, mode=c.mode, stop=self.stop,
+            flows=dict(self.modes.levels) if c.mode == self.modes.mode else {},
+            backend="interpreter" if backend == "auto" else backend,
+            price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts,
+            decisions=(*self._modes(c), *self._levers(c, budget)), peak_bytes=c.peak, seconds=c.seconds,
+        ).bind(self.program)  # fmt: skip
+        made._stages = c.stages
+        return made
+
+    def _modes(self, c: Candidate) -> list[Decision]:
+        out = []
+        other = next((s.at(s.ladder()[0]) for s in self.searches if s.mode != c.mode), None)
+        if self.asked is not None and self.asked.mode != "mixed":
+            reason = f"{self.asked.mode} was asked for, but {self.why_not}" if self.why_not else "asked for"
+            out.append(
+                Decision(subject="mode", choice=c.mode, reason=reason, runner_up="" if self.why_not else "mixed")
+            )
+        elif other is not None:
+            k = count(self.program)
+            ahead = f"{k} tangent{'s' * (k != 1)} through the loops, nothing kept per trip"
+            reason = ahead if c.mode == "forward" else f"one sweep back serves all {k} elements"
+            out.append(Decision(subject="mode", choice=c.mode, reason=reason, seconds=c.seconds, bytes=c.peak,
+                                runner_up=_point(other.mode, other)))  # fmt: skip
+        for level in self.program.levels[1:]:
+            why = self.fallbacks.get(str(level.loc))
+            if c.mode != "mixed":
+                out.append(Decision(subject=level.name, choice=c.mode, reason="the mode of the whole program"))
+            elif level.name in self.modes.levels:
+                out.append(Decision(subject=level.name, choice=self.modes.levels[level.name], reason="asked for",
+                                    runner_up="mixed"))  # fmt: skip
+            elif why is None:
+                out.append(Decision(subject=level.name, choice="mixed", runner_up="reverse",
+                                    reason="one forward sweep over its gradient"))  # fmt: skip
+            else:
+                out.append(Decision(subject=level.name, choice="reverse", reason=why))
+        return out
+
+    def _levers(self, c: Candidate, budget: int | None) -> list[Decision]:
+        search = next(s for s in self.searches if s.mode == c.mode)
+        faster = [x for x in search.found.values() if x.seconds < c.seconds and x.peak > c.peak]
+        smaller = [x for x in search.found.values() if x.peak < c.peak]
+        runner = ""
+        if faster:
+            runner = _point("keep more", min(faster, key=lambda x: x.peak))
+        elif smaller:
+            runner = _point("keep less", max(smaller, key=lambda x: x.peak))
+        price = c.levers.price
+        kept = "all that saves time" if not price else f"what saves {price * 2**20 * 1e3:.3g} ms per MiB"
+        fits = "it fits" if budget is None else f"within {size_text(budget)}"
+        out = [
+            Decision(subject="kept values", choice=kept, reason=fits, seconds=c.seconds, bytes=c.peak, runner_up=runner)
+        ]
+        if c.mode == "forward":
+            return [*out, Decision(subject="states", choice="none kept", reason="there is no way back")]
+        if c.levers.slots is None or search.trips <= c.levers.slots:
+            out.append(Decision(subject="states", choice="all kept", reason="no step is redone"))
+        else:
+            out.append(Decision(
+                subject="states", choice=f"{c.levers.slots} sets of {search.trips}", runner_up="all kept",
+                reason="the others are replayed from what is kept of each step",
+            ))  # fmt: skip
+        if c.levers.parts > 1:
+            why = c.refused[0] if c.refused else None
+            where = "" if why is None or why.loc is None else f" (line {why.loc.line})"
+            out.append(Decision(
+                subject="micro-batches", choice=f"{c.levers.parts} parts", runner_up="1 part",
+                reason="examples are independent" if why is None else f"where they can be; {why.reason}{where}",
+            ))  # fmt: skip
+        return out
+
+
+def _point(name: str, c: Candidate) -> str:
+    return f"{name}: {time_text(c.seconds)}, {size_text(c.peak)}"
