@@ -59,8 +59,9 @@ def resolve(program: Program, flows: Any) -> Modes | None:
     Args:
         program: The program.
         flows: A mode for everything, or a dict of modes by name of a level (``"L1"``: how its gradient is
-            differentiated; reverse takes the levels below along), of a meta-parameter, or of a flow (``"lr -> L1"``).  As all meta-parameters share one
-            sweep through the loops, ``"forward"`` for one of them or for a level means forward for the program.
+            differentiated; reverse takes the levels below along), of a meta-parameter, or of a flow (``"lr -> L1"``).
+            As all meta-parameters share one sweep through the loops, ``"forward"`` for one of them or for a level
+            means forward for the program.
 
     Raises:
         PlanError: for a name that is not there, listing those that are, and for ``"forward"`` beside ``"reverse"``.
