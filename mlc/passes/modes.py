@@ -59,8 +59,9 @@ def resolve(program: Program, flows: Any) -> Modes | None:
     Args:
         program: The program.
         flows: A mode for everything, or a dict of modes by name of a level (``"L1"``: how its gradient is
-            differentiated), of a meta-parameter, or of a flow (``"lr -> L1"``).  As all meta-parameters share one
-            sweep through the loops, ``"forward"`` for one of them or for a level means forward for the program.
+            differentiated; reverse takes the levels below along), of a meta-parameter, or of a flow (``"lr -> L1"``).
+            As all meta-parameters share one sweep through the loops, ``"forward"`` for one of them or for a level
+            means forward for the program.
 
     Raises:
         PlanError: for a name that is not there, listing those that are, and for ``"forward"`` beside ``"reverse"``.
@@ -79,7 +80,16 @@ def resolve(program: Program, flows: Any) -> Modes | None:
         )
     if "forward" in asked:
         return Modes("forward")
-    return Modes("mixed", {n: m for n, m in given.items() if n in levels and m != "mixed"})
+    return Modes("mixed", _with_deeper(program, {n for n, m in given.items() if n in levels and m == "reverse"}))
+
+
+def _with_deeper(program: Program, reverse: set[str]) -> dict[str, str]:
+    """Levels in reverse, and those below: the mixed product of a deeper loop is never differentiated in reverse.
+
+    (Doing so gave a wrong third derivative for Adam inside Adam, where all other combinations agree.)
+    """
+    top = min((x.depth for x in program.levels if x.name in reverse), default=len(program.levels))
+    return {x.name: "reverse" for x in program.levels if x.name in reverse or x.depth > top}
 
 
 def _subject(name: Any, levels: set[str], metas: set[str]) -> str:

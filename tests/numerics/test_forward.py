@@ -27,8 +27,8 @@ from tests.numerics import (
 )
 from tests.numerics.models import MODELS, Meta, task, val_loss
 from tests.numerics.optimizers import OPTIMIZERS
-from tests.numerics.program import Program, Setup, check_compiled, check_reference
-from tests.numerics.reference import Learner, clip_norm
+from tests.numerics.program import Program, Setup, check_compiled, check_reference, gradients, total
+from tests.numerics.reference import Learner, clip_norm, worst
 from tests.numerics.test_optimizers import program as trained
 
 MODULES = (
@@ -153,7 +153,7 @@ def test_a_meta_parameter_without_a_path_has_no_gradient() -> None:
     def loop(x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         for _ in range(3):
             x = torch.sin(a * x)
-        return x.sum(), (b * x).detach().sum()
+        return x.sum(), (b > 2.5).sum()
 
     a, b = torch.tensor(0.7, requires_grad=True), torch.tensor([2.0, 3.0], requires_grad=True)
     x = torch.tensor([0.3, 0.4])
@@ -161,6 +161,7 @@ def test_a_meta_parameter_without_a_path_has_no_gradient() -> None:
     out, cut = compiled(x, a, b)
     assert compiled.plan is not None and compiled.plan.mode == "forward"
     assert not cut.requires_grad
+    assert int(cut) == 1
     found = torch.autograd.grad(out, [a, b], allow_unused=True)
     (expected,) = torch.autograd.grad(loop(x, a, b)[0], [a])
     assert found[1] is None
@@ -196,6 +197,28 @@ def test_a_generator_of_another_length() -> None:
         found = torch.autograd.grad(compiled(made.model, iter(made.batches), made.val, meta), metas)
         assert compiled.plan is not None and compiled.plan.mode == "forward"
         torch.testing.assert_close(found[0], expected[0], rtol=1e-9, atol=1e-14)
+
+
+def test_stops_that_hold_for_the_inner_gradient_only(mlc: ModuleType) -> None:
+    setup, other = test_stops.INNER.fresh(), test_stops.INNER.fresh()
+    compiled = mlc.compile(setup.loop, stop_gradient="inner", flows="forward")
+    found = gradients(compiled(**setup.args), setup.meta)
+    assert compiled.plan.mode == "forward"
+    error, name = worst(found, gradients(other.reference(**other.args), other.meta))
+    assert error <= 1e-9, name
+
+
+@pytest.mark.parametrize("flows", [{"L1": "reverse"}, "reverse"], ids=str)
+@pytest.mark.parametrize("again", test_levels.SUITE, ids=lambda p: p.name)
+def test_a_level_in_reverse(again: Program, flows: object, mlc: ModuleType) -> None:
+    setup = again.fresh()
+    if flows != "reverse" and len(mlc.trace(setup.loop, **setup.args).levels) == 1:
+        pytest.skip("no inner gradient")
+    compiled = mlc.compile(setup.loop, flows=flows)
+    found = gradients(total(compiled(**setup.args)), setup.meta)
+    other = again.fresh()
+    error, name = worst(found, gradients(total(other.reference(**other.args)), other.meta))
+    assert error <= again.tolerance, name
 
 
 # --- what cannot go forward
