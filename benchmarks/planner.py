@@ -78,21 +78,25 @@ def measure(args: argparse.Namespace, workload: str, folder: Path) -> tuple[Poin
             (seconds,), (memory,) = (point(args, workload, name, what, folder) for what in ("seconds", "memory"))
             points.append(seconds | memory)
     point(args, workload, "reference", "reference", folder)
-    return ends, [finished(p, ends, folder) for p in points]
+    return ends, [finished(p, folder) for p in points]
 
 
-def finished(p: Point, ends: Point, folder: Path) -> Point:
-    """A point with its gradient's error and its ticks."""
+def finished(p: Point, folder: Path) -> Point:
+    """A point with its gradient's error."""
     p["measured"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     gradient, reference = folder / f"{p['variant'].replace(':', '-')}.npy", folder / "reference.npy"
     if gradient.exists() and reference.exists():
         exact = np.load(reference)
         p["gradient_error"] = float(np.linalg.norm(np.load(gradient) - exact) / np.linalg.norm(exact))
-    if "seconds" in p and "ordinary_step_seconds" in ends:
-        one = ends["ordinary_step_seconds"]
-        p["ordinary_steps"] = p["seconds"] / one
-        p["ticks"] = (p["seconds"] - one) / p["shape"]["steps"] / one
     return p
+
+
+def count_ticks(points: list[Point], step: float, steps: int) -> None:
+    """Express seconds in ordinary steps of ``step`` seconds each, the same for all points of a file."""
+    for p in points:
+        if "seconds" in p:
+            p["ordinary_steps"] = p["seconds"] / step
+            p["ticks"] = (p["seconds"] - step) / steps / step
 
 
 def disagreement(points: list[Point], folder: Path) -> float | None:
@@ -107,9 +111,7 @@ def merged(points: list[Point], file: Path, asked: list[str]) -> list[Point]:
     """The new points, and from the file those of variants that were not asked for, in the usual order."""
     old = json.loads(file.read_text()) if file.exists() else {"points": []}
     kept = [p for p in old["points"] if family(p) not in asked]
-    shared = {k: points[0][k] for k in ("machine", "shape")} if points else {}
-    everything = [shared | p for p in kept] + points
-    return sorted(everything, key=lambda p: (*COMPETITORS, "mlc").index(family(p)))
+    return sorted(kept + points, key=lambda p: (*COMPETITORS, "mlc").index(family(p)))
 
 
 def family(p: Point) -> str:
@@ -117,8 +119,8 @@ def family(p: Point) -> str:
 
 
 def table(workload: str, points: list[Point], ends: Point) -> Table:
-    caption = f"an ordinary training step: {ends['ordinary_step_seconds'] * 1e3:.1f} ms"
-    shown = Table(title=workload, caption=caption if "ordinary_step_seconds" in ends else None)
+    step = ends.get("ordinary_step_seconds", float("nan"))
+    shown = Table(title=workload, caption=f"an ordinary training step: {step * 1e3:.1f} ms")
     for column in ("variant", "peak MB", "predicted", "wall s", "CPU s", "ticks", "first s", "gradient error"):
         shown.add_column(column, justify="left" if column == "variant" else "right")
     for p in points:
@@ -154,12 +156,12 @@ def one(args: argparse.Namespace, workload: str, load: float) -> tuple[str, list
     ours = {k: ends[k] for k in ("min_peak_bytes", "none_peak_bytes", "ordinary_step_seconds") if k in ends}
     healthy = [p for p in points if "shape" in p]
     if healthy:
-        everything = merged(points, file, args.variant)
-        head = next(p for p in healthy)
-        shared = {k: head[k] for k in ("machine", "shape")}
-        write(file, load, [shared | p for p in everything], curve=ours, largest_disagreement=apart)
-        draw(file, everything)
-        points = everything
+        points = merged(points, file, args.variant)
+        shared = {k: healthy[0][k] for k in ("machine", "shape")}
+        if "ordinary_step_seconds" in ends:
+            count_ticks(points, ends["ordinary_step_seconds"], shared["shape"]["steps"])
+        write(file, load, [shared | p for p in points], curve=ours, largest_disagreement=apart)
+        draw(file, points)
     return workload, points, ends
 
 

@@ -14,10 +14,23 @@ EPS = 1e-5
 STRIDES = (1, 1, 2)
 
 
+def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """3 x 3 with padding 1, as one matrix product over shifted copies.
+
+    XLA's CPU backend runs convolutions inside a scan about ten times as slowly as outside: with them MixFlow-MG
+    took 4.8 s and 27 MB of scratch on two cores, like this 0.36 s and 59 MB, with steps unrolled 0.53 s and 275 MB.
+    """
+    height, width, channels = x.shape[1:]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
+    columns = jnp.concatenate(shifted, axis=-1)
+    rows = columns.reshape(-1, 9 * channels) @ kernel.reshape(9 * channels, -1)
+    return rows.reshape(*columns.shape[:3], -1)
+
+
 def block(x: jax.Array, kernel: jax.Array, scale: jax.Array, shift: jax.Array, stride: int) -> jax.Array:
     """x: [batch, height, width, channels]; kernel: [3, 3, in, out]."""
-    layout = ("NHWC", "HWIO", "NHWC")
-    x = jax.lax.conv_general_dilated(x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=layout)
+    x = convolution(x, kernel, stride)
     mean = x.mean((0, 1, 2))
     x = x - mean
     x = x * jax.lax.rsqrt((x * x).mean((0, 1, 2)) + EPS) * scale + shift
