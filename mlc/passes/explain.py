@@ -20,7 +20,7 @@ from mlc.ir.program import Flow, Level, Program
 if TYPE_CHECKING:
     from mlc.passes.plan import Decision, Plan
 
-__all__ = ["bundle", "explain", "names_text", "size_text", "time_text"]
+__all__ = ["bundle", "choice_of", "explain", "names_text", "size_text", "time_text"]
 
 WIDTH = 120
 _VALUE = {"start": "is where it starts", "trained above": "is trained above"}
@@ -95,6 +95,14 @@ def _flows(plan: Plan, program: Program) -> Table:
         else:
             rows.append([names, f.kind, *_standard(plan, f), "", "", ""])
     return _table(("flow", "kind", "choice", "why", "time", "memory", "runner-up"), rows)
+
+
+def choice_of(plan: Plan, f: Flow) -> tuple[str, str, str]:
+    """What was chosen for a flow, why, and what it costs (empty where nothing is known of that)."""
+    d = _decision_for(plan.decisions, f)
+    if d is None:
+        return (*_standard(plan, f), "")
+    return d.choice, d.reason, ", ".join(t for t in _cost(d) if t)
 
 
 def _decision_for(decisions: Sequence[Decision], f: Flow) -> Decision | None:
