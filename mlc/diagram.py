@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlc.ir.program import Flow, Level, Program
 from mlc.ir.types import SeqType, Type
-from mlc.passes.explain import bundle, choice_of, names_text, size_text, time_text
+from mlc.passes.explain import choice_of, names_text, size_text, time_text
 
 if TYPE_CHECKING:
     from mlc.passes.plan import Plan
@@ -85,7 +85,7 @@ def diagram_of(program: Program, plan: Plan | None = None, most: int = MANY) -> 
     for x in program.levels[1:]:
         boxes[above.get(x.name, top.key)].inside.append(boxes[x.name])
     ends = {n: b.key for names, b in zip(_metas(program), metas, strict=True) for n in names}
-    arrows = dict.fromkeys(_arrow(names, f, ends, plan) for names, f in bundle(program.flows))
+    arrows = dict.fromkeys(_arrow(f, ends, plan) for f in program.flows)
     return _collapsed(Diagram(program.name, top, list(arrows), _summary(plan)), most)
 
 
@@ -164,7 +164,7 @@ def _metas(program: Program) -> list[list[str]]:
 # ---- arrows
 
 
-def _arrow(names: list[str], f: Flow, metas: dict[str, str], plan: Plan | None) -> Arrow:
+def _arrow(f: Flow, metas: dict[str, str], plan: Plan | None) -> Arrow:
     source = metas.get(f.source) or f"{f.source}_{'loss' if f.kind == 'gradient' else 'params'}"
     into = "params" if f.kind == "gradient" or f.why in ("update", "start") else "loss"
     label, detail = f.kind, f.why
@@ -176,7 +176,7 @@ def _arrow(names: list[str], f: Flow, metas: dict[str, str], plan: Plan | None) 
     if plan is not None:
         choice, detail, cost = choice_of(plan, f)
         label = " · ".join(t for t in (label, choice, cost) if t)
-    return Arrow(source, f"{f.target}_{into}", f.kind, label, not f.carries, f"{names_text(names)}: {detail}")
+    return Arrow(source, f"{f.target}_{into}", f.kind, label, not f.carries, detail)
 
 
 # ---- many levels

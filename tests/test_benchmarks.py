@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks import _browser
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -47,6 +49,15 @@ def test_tracing(tmp_path: Path) -> None:
     assert point["seconds"].keys() == point["cpu_seconds"].keys() == {"trace", "plan", "lower", "generate"}
     assert math.isclose(point["total_seconds"], sum(point["seconds"].values()))
     assert point["equations"].keys() == {"forward", "backward"}
+
+
+@pytest.mark.skipif(_browser.find() is None, reason="needs chromium and chromedriver")
+def test_page(tmp_path: Path) -> None:
+    pytest.importorskip("selenium")
+    (point,) = quick("page.py", tmp_path)["points"]
+    assert point["operators"] > 500 and point["shown"] < point["shown_expanded"]
+    assert point["ready"] > 0 and point["bytes"] > 0
+    assert point["seconds"].keys() == {"relayout", "search", "expand_all", "frame", "frame_far"}
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "benchmarks").glob("[!_]*.py")))

@@ -163,18 +163,22 @@ class View {
     const a = this.layout.box.get(l.from), b = this.layout.box.get(l.to), s = this.sight;
     const top = Math.min(a.y, b.y), bottom = Math.max(a.y + a.h, b.y + b.h);
     if (top > s.bottom || bottom < s.top || this.at.scale < 0.12) return;
-    const far = l.back || b.y - a.y - a.h > 240;
-    this.curve(a, b, l.back, far ? this.colour.line : this.colour.edge, 1, far ? [3, 3] : []);
+    const gap = b.y - a.y - a.h, beside = Math.abs(a.x + a.w / 2 - b.x - b.w / 2) < 80;
+    const side = l.back ? 1 : gap > 66 && beside ? -1 : 0; // past other boxes: round them, at the right or at the left
+    const far = side || gap > 240;
+    this.curve(a, b, side, far ? this.colour.line : this.colour.edge, 1, far ? [3, 3] : []);
   }
 
-  curve(a, b, back, colour, width, dash) {
+  // Down from one box to another (side 0), or out at one side of both and in again.
+  curve(a, b, side, colour, width, dash) {
     const x = this.context;
     x.strokeStyle = x.fillStyle = colour;
     x.lineWidth = width;
     x.setLineDash(dash);
     x.beginPath();
-    if (back) {
-      const x1 = a.x + a.w, x2 = b.x + b.w, y1 = a.y + a.h / 2, y2 = b.y + b.h / 2, out = Math.max(x1, x2) + 14;
+    if (side) {
+      const edge = (k) => (side > 0 ? k.x + k.w : k.x), x1 = edge(a), x2 = edge(b), y1 = a.y + a.h / 2, y2 = b.y + b.h / 2;
+      const out = (side > 0 ? Math.max(x1, x2) : Math.min(x1, x2)) + side * Math.min(40, 12 + Math.abs(y2 - y1) / 12);
       x.moveTo(x1, y1);
       x.bezierCurveTo(out, y1, out, y2, x2, y2);
       x.stroke();
@@ -226,8 +230,8 @@ class View {
     if (b.node === undefined) return;
     const { ins, outs } = this.scene.neighbours(b.node);
     const shown = (i) => { const g = this.scene.standsFor(i); return this.layout.box.get(g ? g.id : ~i); };
-    for (const i of ins) this.curve(shown(i), b, false, this.colour.mark, 1.8, []);
-    for (const i of outs) this.curve(b, shown(i), false, this.colour.mark, 1.8, [5, 2]);
+    for (const i of ins) this.curve(shown(i), b, 0, this.colour.mark, 1.8, []);
+    for (const i of outs) this.curve(b, shown(i), 0, this.colour.mark, 1.8, [5, 2]);
   }
 
   // ---- pointer

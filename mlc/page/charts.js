@@ -193,7 +193,7 @@ class Time extends Chart {
         while (g.depth > depth) g = scene.groups[g.parent];
         const id = depth === 12 && px(1) - px(0) > scene.size * 4 ? ~i : g.id, last = runs[runs.length - 1];
         if (last && last.id === id) last.to = i + 1;
-        else runs.push({ id, from: i, to: i + 1, scene, node: i, title: id < 0 ? scene.op(i) : scene.path(g.id).slice(1).join(".") || g.title });
+        else runs.push({ id, from: i, to: i + 1, scene, node: i, title: id < 0 ? scene.op(i) : scene.path(g.id).slice(1).slice(-2).join(".") || g.title });
       }
       if (depth && runs.length * 3 > px(1) - px(0)) continue;
       for (const r of runs) { r.left = px(ends[r.from]); r.right = px(ends[r.to]); r.share = ends[r.to] - ends[r.from]; }

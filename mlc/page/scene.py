@@ -8,7 +8,7 @@ stand in its module.  Columns instead of rows: the data is embedded as JSON and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch._ops import OpOverload
@@ -17,10 +17,12 @@ from mlc.facts import Fact, work
 from mlc.ir.core import Custom, Eqn, Loop, Region, Var
 from mlc.ir.literals import type_text
 from mlc.ir.types import Loc
+from mlc.page.crowds import parts_of
 
 __all__ = ["Scene", "Table", "op_name"]
 
-FLAT = 40  # operators of one group without a module, from which on they are grouped by line
+FLAT = 40  # operators of one region without a module, from which on they are grouped by line
+CROWD = 120  # operators of one group, from which on its connected parts become groups
 
 
 class Table:
@@ -96,9 +98,9 @@ class Scene:
     def add(self, region: Region, base: int, times: int = 1, locs: dict[Var, Loc] | None = None) -> None:
         """Every equation of a region, bodies of loops as groups."""
         locs = {} if locs is None else locs
-        crowded = {k for k, n in Counter(_bare(e) for e in region.eqns).items() if k and n} if _crowd(region) else set()
+        crowded = sum(map(_bare, region.eqns)) > FLAT
         for e in region.eqns:
-            loc = e.loc or next((locs[v] for v in e.inputs if v in locs), None)
+            loc = e.loc or self._inherited(e, locs)
             if loc is not None:
                 locs.update((v, loc) for v in e.outs)
             if isinstance(e.op, Loop):
@@ -108,12 +110,19 @@ class Scene:
             if placed is not None:
                 at = self._inside(placed[0], [("module", n) for n in placed[1]])
             else:
-                at = self._inside(base, _names_of(e, loc, bool(crowded)))
+                at = self._inside(base, _names_of(e, loc, crowded))
             self.node(e, at, times, loc)
+
+    def _inherited(self, e: Eqn, locs: dict[Var, Loc]) -> Loc | None:
+        """The place of what was computed last among the inputs (sums of derivatives have none of their own)."""
+        known = [v for v in e.inputs if v in locs]
+        return locs[max(known, key=lambda v: self._made.get(v, -1))] if known else None
 
     def _loop(self, e: Eqn, op: Loop, base: int, times: int, loc: Loc | None, locs: dict[Var, Loc]) -> None:
         trips = op.trips or 1
-        title = f"loop {op.label}".strip() + f" #{len(self.groups)}"
+        title = f"loop {op.label}".strip()
+        while (base, f"loop:{title}") in self._group_of:
+            title += "'"
         what = f"{'any number of' if op.trips is None else op.trips} trips" + (", last to first" if op.reverse else "")
         placed = self.place(e)
         inside = placed[0] if placed is not None else self.group(base, title, "loop", what)
@@ -153,8 +162,35 @@ class Scene:
         self.edges += [x for s in sources for x in (s, at)]
         self._made.update((v, at) for v in e.outs)
 
+    def split_crowds(self) -> None:
+        """Give the connected parts of very full groups groups of their own, named by what they read or make."""
+        direct: dict[int, list[int]] = {}
+        for i, g in enumerate(self.columns["group"]):
+            direct.setdefault(g, []).append(i)
+        edges = list(zip(self.edges[::2], self.edges[1::2], strict=True))
+        for g, nodes in direct.items():
+            for k, part in enumerate(parts_of(nodes, edges) if len(nodes) > CROWD else ()):
+                inner = self.group(g, f"{self._title(part, self.groups[g][2])} #{k}", "part")
+                for i in part:
+                    self.columns["group"][i] = inner
+
+    def _title(self, nodes: Sequence[int], kind: str) -> str:
+        """A name that an operator reads, else (in a module) the commonest line, else the type of the largest result."""
+        text = self.tables["strings"].rows
+        named = [
+            n for i in nodes for n in text[self.columns["reads"][i]].split(", ") if n and not n.startswith("kept ")
+        ]
+        if named:
+            return str(Counter(named).most_common(1)[0][0])
+        places = Counter(at for i in nodes if (at := self.columns["loc"][i]) >= 0)
+        if kind == "module" and places:
+            return str(self.tables["locs"].rows[places.most_common(1)[0][0]][3])[:48]
+        largest = max(nodes, key=lambda i: self.columns["bytes"][i])
+        return str(text[self.columns["out"][largest]])
+
     def data(self) -> dict[str, Any]:
         """For JSON."""
+        self.split_crowds()
         return {
             "key": self.key, "title": self.title, "groups": self.groups, "columns": self.columns,
             "edges": self.edges, "flows": self.flows,
@@ -165,14 +201,10 @@ def _bare(e: Eqn) -> bool:
     return not isinstance(e.op, Loop) and (e.loc is None or not e.loc.module)
 
 
-def _crowd(region: Region) -> bool:
-    return sum(_bare(e) for e in region.eqns) > FLAT
-
-
 def _names_of(e: Eqn, loc: Loc | None, crowded: bool) -> list[tuple[str, str]]:
     """Groups of an equation by its module, else (in a crowd) by its line."""
     if loc is not None and loc.module:
         return [("module", n) for n in loc.module.split(".")]
     if loc is None or not crowded:
         return []
-    return [("line", f"{loc.function}, line {loc.line}" if loc.function else f"line {loc.line}")]
+    return [("line", f"line {loc.line}: {loc.source()[:60]}".rstrip(": "))]
