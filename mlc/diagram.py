@@ -85,7 +85,9 @@ def diagram_of(program: Program, plan: Plan | None = None, most: int = MANY) -> 
     for x in program.levels[1:]:
         boxes[above.get(x.name, top.key)].inside.append(boxes[x.name])
     ends = {n: b.key for names, b in zip(_metas(program), metas, strict=True) for n in names}
-    arrows = dict.fromkeys(_arrow(f, ends, plan) for f in program.flows)
+    cut = {(f.source, f.target) for f in program.flows if f.kind == "stop"}
+    shown = [f for f in program.flows if f.kind == "stop" or f.carries or (f.source, f.target) not in cut]
+    arrows = dict.fromkeys(_arrow(f, ends, plan) for f in shown)  # a stop says why nothing flows beside it
     return _collapsed(Diagram(program.name, top, list(arrows), _summary(plan)), most)
 
 

@@ -184,6 +184,7 @@ class _Ports:
     def __init__(self, d: Diagram) -> None:
         self.order = {b.key: i for i, b in enumerate(d.top.all())}
         self.arrows = d.arrows
+        self.number = {id(a): i for i, a in enumerate(d.arrows)}
         self.at: dict[str, list[tuple[Arrow, bool]]] = {}
         for a in d.arrows:
             self.at.setdefault(a.source, []).append((a, False))
@@ -196,7 +197,10 @@ class _Ports:
 
     def _rank(self, key: str, a: Arrow, arriving: bool) -> tuple[int, int, int]:
         far = self.order[a.source if arriving else a.target] - self.order[key]
-        return (0, -far, 0) if far < 0 else (1, -far, 0) if far > 0 else (1, 0, int(arriving))
+        if not far:
+            return 1, 0, int(arriving)
+        turn = self.number[id(a)]  # arrows between the same two rows nest as well
+        return (0, -far, -turn) if far < 0 else (1, -far, turn)
 
     def routes(self, placed: dict[str, Placed]) -> list[Route]:
         found = {id(a): Route(a, placed[a.source], placed[a.target]) for a in self.arrows}

@@ -165,8 +165,10 @@ function layoutFlows(scene, layout) {
   }
   const middle = (b) => b.y + (b.kids && b.kids.length ? TITLE : b.h) / 2;
   for (const [box, list] of ports) {
-    const other = (p) => middle(p.end === "from" ? p.arrow.b : p.arrow.a);
-    list.sort((p, q) => other(p) - other(q));
+    // To what is above first, the nearest on top; then to what is below, the farthest on top: so no two cross.
+    const other = (p) => middle(p.end === "from" ? p.arrow.b : p.arrow.a) - middle(box);
+    const turn = (p) => (other(p) < 0 ? -1 : 1) * arrows.indexOf(p.arrow);
+    list.sort((p, q) => (other(p) < 0 ? 0 : 1) - (other(q) < 0 ? 0 : 1) || other(q) - other(p) || turn(p) - turn(q));
     const height = box.kids && box.kids.length ? TITLE : box.h;
     list.forEach((p, i) => { p.arrow[p.end] = box.y + (height * (i + 1)) / (list.length + 1); });
   }
