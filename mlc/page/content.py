@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mlc.diagram import Box, diagram_of
 from mlc.errors import VerifyError
-from mlc.facts import Stage, facts_of, stages_of
 from mlc.ir.core import Eqn, Region
 from mlc.ir.program import Program
-from mlc.ir.types import Loc, SeqType
+from mlc.ir.types import Loc
 from mlc.page.scene import Scene, Table
+from mlc.passes.details import trips_seen
 from mlc.passes.explain import size_text, time_text
+from mlc.passes.facts import Stage, facts_of, stages_of
 from mlc.passes.plan import Plan, stages_for
-from mlc.timeline import HOLDERS, predicted
+from mlc.passes.timeline import HOLDERS, predicted
 
-__all__ = ["Measured", "content", "trips_seen"]
+__all__ = ["Measured", "content"]
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,6 @@ def content(program: Program, plan: Plan | None = None, measured: Measured | Non
     out["curve"] = [_point(p, p == plan) for p in sorted(sweep, key=lambda p: p.peak_bytes)]
     out["scenes"] = [s.data() for s in scenes]
     return out | {k: t.rows for k, t in tables.items()}
-
-
-def trips_seen(program: Program) -> Callable[[SeqType], int]:
-    """Trips of loops of unknown length: as many as the traced call had."""
-    sources = getattr(program.binding, "sources", ())
-    seen = max((len(items) for s in sources if s.generic for items, _ in s.visits), default=1)
-    return lambda s: s.length or seen
 
 
 def _headline(plan: Plan | None) -> list[tuple[str, str]]:

@@ -11,15 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch._ops import OpOverload
-
-from mlc.facts import Fact, work
-from mlc.ir.core import Custom, Eqn, Loop, Region, Var
+from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.literals import type_text
 from mlc.ir.types import Loc
 from mlc.page.crowds import parts_of
+from mlc.passes.facts import Fact, op_name, work
 
-__all__ = ["Scene", "Table", "op_name"]
+__all__ = ["Scene", "Table"]
 
 FLAT = 40  # operators of one region without a module, from which on they are grouped by line
 CROWD = 120  # operators of one group, from which on its connected parts become groups
@@ -39,13 +37,6 @@ class Table:
             at = self._at[row] = len(self.rows)
             self.rows.append(row)
         return at
-
-
-def op_name(e: Eqn) -> str:
-    """``mm`` for ``aten.mm.default``; a primitive by its name."""
-    if isinstance(e.op, OpOverload):
-        return e.op._schema.name.split("::")[-1].strip("_")
-    return e.op.title if isinstance(e.op, Custom) else e.op.name
 
 
 class Scene:

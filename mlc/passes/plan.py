@@ -105,9 +105,9 @@ class Plan(BaseModel):
         """The program it was made for; None for a plan that was loaded without one."""
         return self._bound
 
-    def explain(self) -> str:
-        """Levels, flows, what was chosen for each and why, on one screen."""
-        return explain(self, self._bound)
+    def explain(self, verbose: bool = False) -> str:
+        """Levels, flows, what was chosen for each and why, on one screen; ``verbose``: and where time and memory go."""
+        return explain(self, self._bound, verbose)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""

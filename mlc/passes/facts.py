@@ -20,7 +20,10 @@ from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Region, Saf
 from mlc.ir.types import SeqType, TensorType, nbytes
 from mlc.passes.memory import liveness, root_of
 
-__all__ = ["FATES", "Fact", "Fate", "Stage", "facts_of", "flops_of", "seq_bytes", "stages_of", "trips_of", "work"]
+__all__ = [
+    "FATES", "Fact", "Fate", "Stage", "facts_of", "flops_of", "op_name", "seq_bytes", "stages_of", "traffic_of",
+    "trips_of", "work",
+]  # fmt: skip
 
 Trips = Callable[[SeqType], int]
 FATES = ("freed", "kept", "saved", "result", "recomputed", "view")
@@ -170,8 +173,14 @@ def _fate(e: Eqn, i: int, last: dict[Var, int], ends: dict[Var, Fate], peak: int
 
 
 def _words(e: Eqn, i: int) -> str:
-    name = e.op._schema.name.removeprefix("aten::") if isinstance(e.op, OpOverload) else e.op.name
-    return f"#{i} {name}"
+    return f"#{i} {op_name(e)}"
+
+
+def op_name(e: Eqn) -> str:
+    """``mm`` for ``aten.mm.default``; a primitive by its name."""
+    if isinstance(e.op, OpOverload):
+        return e.op._schema.name.split("::")[-1].strip("_")
+    return e.op.title if isinstance(e.op, Custom) else e.op.name
 
 
 def _twice(r: Region) -> set[Eqn]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from mlc.facts import Stage, Trips, seq_bytes, trips_of
 from mlc.ir.core import Alias, Custom, Eqn, Feed, Loop, Pack, Region, Var
 from mlc.ir.types import SeqType
+from mlc.passes.facts import Stage, Trips, seq_bytes, trips_of
 from mlc.passes.memory import root_of
 
 __all__ = ["HOLDERS", "Point", "predicted"]
@@ -42,7 +42,7 @@ def predicted(stages: Sequence[Stage], stage_graphs: Any, trips: Trips) -> list[
     """Points of every stage, in the order in which they run; inputs of the call are not counted.
 
     Args:
-        stages: From :func:`mlc.facts.stages_of`.
+        stages: From :func:`mlc.passes.facts.stages_of`.
         stage_graphs: What they come from; tells which inputs of the backward stage the call keeps.
         trips: Trips of loops of unknown length.
     """
