@@ -27,7 +27,9 @@ from mlc.errors import (
 )
 from mlc.ir.program import Program
 from mlc.modules import clone
+from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
 from mlc.passes.plan import Plan
+from mlc.runtime.recording import recording
 
 __version__ = "0.1.0"
 
@@ -47,5 +49,6 @@ __all__ = [
     "compile",
     "draw",
     "plan",
+    "recording",
     "trace",
 ]

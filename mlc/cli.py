@@ -7,7 +7,6 @@ user's code and without a Python traceback, unless ``--debug`` asks for it; the 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import json
@@ -136,7 +135,7 @@ def run(target: Target, memory: Memory = None, as_json: Json = False, verbose: V
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with aside, _timed("main()", verbose):
         result = file.main()
-    reports = {k: dataclasses.asdict(f.report) for k, f in file.compiled.items() if f.report is not None}
+    reports = {k: f.report.as_dict() for k, f in file.compiled.items() if f.report is not None}
     if as_json:
         _print_json({"result": result, "last_calls": reports})
     elif verbose:
@@ -159,7 +158,7 @@ def _call(file: UserFile, as_json: bool) -> None:
     norms = {n: None if g is None else float(g.norm()) for n, g in zip(names, found, strict=True)}
     values = [o.detach() for o in outs]
     if as_json:
-        _print_json({"outputs": values, "gradient_norms": norms, "report": dataclasses.asdict(cf.report)})
+        _print_json({"outputs": values, "gradient_norms": norms, "report": cf.report.as_dict()})
         return
     for v in values:
         print(f"output {v.item():.6g}" if v.numel() == 1 else f"output {tuple(v.shape)}")

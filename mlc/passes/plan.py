@@ -14,6 +14,7 @@ from mlc.errors import BudgetError, PlanError
 from mlc.ir.core import Eqn
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
+from mlc.ir.shown import Shown
 from mlc.ir.types import nbytes
 from mlc.passes.adjoint import Policy
 from mlc.passes.explain import explain
@@ -50,7 +51,7 @@ class Decision(BaseModel):
     runner_up: str = ""
 
 
-class Plan(BaseModel):
+class Plan(Shown, BaseModel):
     """What the compiler decided for one program.
 
     Attributes:

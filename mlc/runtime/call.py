@@ -14,6 +14,7 @@ from mlc.ir.core import Draw, Eqn, Region, Seed
 from mlc.runtime.feeds import Drawer, feed_runner
 from mlc.runtime.interpreter import Executable, compile_region
 from mlc.runtime.loop import link
+from mlc.runtime.recording import each_stage
 
 __all__ = ["Executor", "Run", "StageGraphs"]
 
@@ -64,9 +65,9 @@ class Executor:
         self.stages = stages
         self._drawer: Drawer | None = None
         special = link(lambda op: feed_runner(op, self._draws), self._draw)
-        self._forward: Executable = compile_region(stages.forward, special)
+        self._forward: Executable = each_stage(compile_region(stages.forward, special), "forward")
         self._backward: Executable | None = (
-            None if stages.backward is None else compile_region(stages.backward, special)
+            None if stages.backward is None else each_stage(compile_region(stages.backward, special), "backward")
         )
 
     def _draws(self) -> Drawer:

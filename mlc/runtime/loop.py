@@ -7,6 +7,7 @@ from typing import Any
 
 from mlc.ir.core import Eqn, Feed, Loop
 from mlc.runtime.interpreter import Executable, compile_region
+from mlc.runtime.recording import each_trip
 
 __all__ = ["LoopRunner", "link"]
 
@@ -16,7 +17,7 @@ class LoopRunner:
 
     def __init__(self, op: Loop, body: Executable) -> None:
         self.op = op
-        self.body = body
+        self.body = each_trip(body, op.label or "loop")
         n = op.n_emit
         self.every = op.emit_every or (1,) * n
 
