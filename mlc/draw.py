@@ -15,6 +15,7 @@ from mlc.diagram import Box, Diagram, diagram_of
 from mlc.errors import MlcError, PlanError
 from mlc.fonts import FAMILY, font_files
 from mlc.ir.program import Program
+from mlc.modelexplorer import graphs_of
 from mlc.page import Measured, content, html
 from mlc.passes.plan import Plan
 from mlc.svg import COLORS, to_svg
@@ -29,7 +30,8 @@ def draw(
 
     Args:
         obj: A program, or a plan that was made in this process (a plan from a file has no program to draw).
-        path: Where to write; the suffix says what: ``.svg``, ``.png``, ``.html``, ``.dot`` or ``.mmd``.
+        path: Where to write; the suffix says what: ``.svg``, ``.png``, ``.html``, ``.dot`` or ``.mmd``;
+            ``.graph.json`` for Model Explorer.
         sweep: For ``.html``: plans of the program under several budgets, drawn as a time-memory curve.
         measured: For ``.html``: what a run measured (``report.measured``), drawn over what was predicted.
 
@@ -43,12 +45,14 @@ def draw(
     path = Path(path)
     program, plan = program_of(obj), obj if isinstance(obj, Plan) else None
     suffix = path.suffix.lower()
-    if suffix == ".html":
-        data: str | bytes = html(content(program, plan, measured, sweep))
+    if path.name.lower().endswith(".graph.json"):
+        data: str | bytes = json.dumps(graphs_of(content(program, plan)))
+    elif suffix == ".html":
+        data = html(content(program, plan, measured, sweep))
     elif suffix in _WRITERS:
         data = _WRITERS[suffix](diagram_of(program, plan))
     else:
-        known = ", ".join([*_WRITERS, ".html"])
+        known = ", ".join([*_WRITERS, ".html", ".graph.json"])
         raise MlcError(f"cannot draw {path.suffix or 'a file without suffix'}", advice=f"use {known}")
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return path

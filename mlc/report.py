@@ -46,7 +46,7 @@ class Report(Shown):
 
     @property
     def measured(self) -> Measured:
-        """What :func:`mlc.draw` draws over the prediction: ``mlc.draw(fn.plan, "x.html", measured=fn.report.measured)``."""
+        """For ``mlc.draw(fn.plan, "x.html", measured=...)``: drawn over what was predicted."""
         samples = self.recorded.samples if self.recorded is not None else ()
         return Measured(self.stages, [(s.stage, s.share, s.bytes) for s in samples])
 

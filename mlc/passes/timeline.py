@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -90,14 +91,13 @@ class _Walk:
         first = _thin(inner.region(op.body, {}), inner.points)
         carries = {v: STATES for v in op.body.inputs[: op.n_carry]}
         later = _thin(inner.region(op.body, carries), inner.points) if trips > 1 else first
-        emitted = e.outs[op.n_carry :]
-        sizes = [(self.holder_of(v), seq_bytes(v, self.trips)) for v in emitted]
+        sizes = [(self.holder_of(v), *_emission(op, k, v, trips, self.trips)) for k, v in _emissions(op, e)]
         out: list[Point] = []
         for k in range(shown):
             t = k * trips // shown
             base = list(live.bytes)
-            for holder, size in sizes:
-                base[holder] += size * t // trips
+            for holder, size, free in sizes:
+                base[holder] += size * max(t - free, 0)
             out += [Point(p.eqn, tuple(map(sum, zip(base, p.live, strict=True)))) for p in (later if t else first)]
         return out
 
@@ -120,8 +120,8 @@ class _Live:
             if v in self.last:
                 self.take(v, holder)
 
-    def take(self, v: Var, holder: int) -> None:
-        size = seq_bytes(v, self.trips)
+    def take(self, v: Var, holder: int, size: int | None = None) -> None:
+        size = seq_bytes(v, self.trips) if size is None else size
         self.size[v] = (holder, size)
         self.users[v] = self.users.get(v, 0) + 1
         self.bytes[holder] += size
@@ -135,8 +135,19 @@ class _Live:
                 self.users[root] = self.users.get(root, 0) + 1
             elif isinstance(e.op, (Feed, Pack)):
                 self.users[v] = 1
+            elif isinstance(e.op, Loop) and k >= e.op.n_carry:
+                self.take(v, holder, self.emitted(e, e.op, k, v))
             else:
                 self.take(v, STATES if isinstance(v.type, SeqType) and holder != SAVED else holder)
+
+    def emitted(self, e: Eqn, op: Loop, k: int, v: Var) -> int:
+        """Bytes of what a loop emitted; the first of its states may be a value that is counted elsewhere."""
+        trips = trips_of(op, e.inputs, self.trips)
+        size, first = _emission(op, k, v, trips, self.trips)
+        if first:
+            arg = e.args[op.body.inputs.index(_owner(op.body)[op.body.outputs[k]])]
+            first = int(self.owner.get(arg, arg) not in self.size)
+        return size * (trips - first)
 
     def free(self, e: Eqn, i: int) -> None:
         for v in dict.fromkeys([*e.inputs, *e.outs]):
@@ -145,6 +156,34 @@ class _Live:
                 if not self.users[root] and root in self.size:
                     holder, size = self.size.pop(root)
                     self.bytes[holder] -= size
+
+
+def _emissions(op: Loop, e: Eqn) -> list[tuple[int, Var]]:
+    return [(op.n_carry + j, v) for j, v in enumerate(e.outs[op.n_carry :])]
+
+
+def _emission(op: Loop, k: int, v: Var, trips: int, count: Trips) -> tuple[int, int]:
+    """Bytes that each trip adds to an emitted sequence, and how many of the first trips add none.
+
+    A carry that is emitted as it came in was there before the loop; what is no value of the body costs nothing.
+    """
+    owner, inputs = _owner(op.body), op.body.inputs
+    root = owner[op.body.outputs[k]]
+    again = any(owner[v] is root for v in op.body.outputs[op.n_carry : k])
+    if again or (root in inputs and root not in inputs[: op.n_carry]):
+        return 0, 0
+    return seq_bytes(v, count) // trips, int(root in inputs)
+
+
+@lru_cache(maxsize=256)
+def _owner(r: Region) -> dict[Var, Var]:
+    """The value that owns the storage of each value of a region."""
+    owner = {v: v for v in r.inputs}
+    for e in r.eqns:
+        for k, v in enumerate(e.outs):
+            shared = _base(e, k)
+            owner[v] = v if shared is None else owner.get(shared, shared)
+    return owner
 
 
 def _base(e: Eqn, k: int) -> Var | None:

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ def _thinned(taken: list[tuple[float, int]]) -> list[tuple[int, float, int]]:
     if n <= MOST:
         return [(i, t, b) for i, (t, b) in enumerate(taken)]
     cuts = [k * n // MOST for k in range(MOST + 1)]
-    best = [max(range(a, b), key=lambda i: taken[i][1]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    best = [max(range(a, b), key=lambda i: taken[i][1]) for a, b in pairwise(cuts)]
     return [(i, *taken[i]) for i in best]
 
 
