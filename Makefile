@@ -14,7 +14,7 @@ help:
 	@echo "make test      lint, types and all but the slow tests"
 	@echo "make test-all  the slow tests too"
 	@echo "make bench     every script of benchmarks/"
-	@echo "make gallery   draw every example into build/gallery/"
+	@echo "make gallery   draw the loops of docs/gallery and every example into docs/gallery/"
 	@echo "make format    let ruff rewrite what it can"
 	@echo "make clean     remove what was built (not .venv)"
 
@@ -60,11 +60,8 @@ test-all: check
 bench: .venv/.installed-bench
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
-gallery: $(patsubst examples/%.py,build/gallery/%.svg,$(filter-out examples/_%,$(wildcard examples/*.py)))
-
-build/gallery/%.svg: examples/%.py .venv/.installed-demo
-	@mkdir -p $(@D)
-	$(BIN)/mlc draw $< -o $@
+gallery: .venv/.installed-demo
+	$(BIN)/python docs/gallery/draw.py
 
 format: .venv/.installed-test
 	$(BIN)/ruff check --fix

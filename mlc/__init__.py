@@ -29,7 +29,9 @@ from mlc.errors import (
 )
 from mlc.ir.program import Program
 from mlc.modules import clone
+from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
 from mlc.passes.plan import Plan
+from mlc.runtime.recording import recording
 
 __version__ = "0.1.0"
 
@@ -51,5 +53,6 @@ __all__ = [
     "compile",
     "draw",
     "plan",
+    "recording",
     "trace",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``mlc run | plan | explain | draw | check FILE.py[:function]`` and ``mlc bench``.
+"""The command line: ``mlc run | plan | explain | inspect | draw | check FILE.py[:function]`` and ``mlc bench``.
 
 Results go to standard output, everything else to standard error.  Errors are printed with the line of the
 user's code and without a Python traceback, unless ``--debug`` asks for it; the exit code is then 1.
@@ -7,8 +7,8 @@ user's code and without a Python traceback, unless ``--debug`` asks for it; the 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -27,8 +27,14 @@ import mlc
 from mlc.api import plain
 from mlc.draw import draw as draw_picture
 from mlc.errors import MlcError, PlanError
+from mlc.passes.details import trips_seen
+from mlc.passes.explain import explained
+from mlc.passes.listing import difference, listing
 from mlc.passes.options import check_options
 from mlc.passes.plan import Plan
+from mlc.passes.plandiff import changes, compare
+from mlc.passes.stagelist import PASSES, input_names
+from mlc.passes.stagelist import after as stages_after
 from mlc.userfile import UserFile, blame, load
 
 __all__ = ["app", "main"]
@@ -130,7 +136,7 @@ def run(target: Target, memory: Memory = None, as_json: Json = False, verbose: V
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with aside, _timed("main()", verbose):
         result = file.main()
-    reports = {k: dataclasses.asdict(f.report) for k, f in file.compiled.items() if f.report is not None}
+    reports = {k: f.report.as_dict() for k, f in file.compiled.items() if f.report is not None}
     if as_json:
         _print_json({"result": result, "last_calls": reports})
     elif verbose:
@@ -153,7 +159,7 @@ def _call(file: UserFile, as_json: bool) -> None:
     norms = {n: None if g is None else float(g.norm()) for n, g in zip(names, found, strict=True)}
     values = [o.detach() for o in outs]
     if as_json:
-        _print_json({"outputs": values, "gradient_norms": norms, "report": dataclasses.asdict(cf.report)})
+        _print_json({"outputs": values, "gradient_norms": norms, "report": cf.report.as_dict()})
         return
     for v in values:
         print(f"output {v.item():.6g}" if v.numel() == 1 else f"output {tuple(v.shape)}")
@@ -168,10 +174,22 @@ def _size(n: int) -> str:
 
 
 @_command
-def plan(target: Target, memory: Memory = None, output: Output = None, text: Annotated[
+def plan(target: Annotated[str | None, typer.Argument(metavar="[FILE.py[:function]]", help="See mlc explain.")] = None,
+         memory: Memory = None, output: Output = None, text: Annotated[
         bool, typer.Option("--text", help="Print the decisions as text instead of JSON.")] = False,
+         diff: Annotated[tuple[Path, Path] | None, typer.Option(
+             metavar="A.json B.json", help="Say what changed between two saved plans.")] = None,
          as_json: Json = False, verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
-    """Print what the compiler decided (JSON), or save it."""
+    """Print what the compiler decided (JSON), save it, or compare two saved plans."""
+    if diff is not None:
+        a, b = (Plan.load(path) for path in diff)
+        if as_json:
+            _print_json(changes(a, b))
+        else:
+            print(compare(a, b).rstrip())
+        return
+    if target is None:
+        raise MlcError("nothing to plan", advice="mlc plan FILE.py, or mlc plan --diff a.json b.json")
     _, found = _planned(load(target), memory, verbose)
     if output is not None:
         _saved(found, output)
@@ -190,15 +208,37 @@ def _saved(found: Plan, output: Path) -> None:
 
 
 @_command
-def explain(target: Target, memory: Memory = None, as_json: Json = False, verbose: Verbose = False,
+def explain(target: Target, memory: Memory = None, as_json: Json = False, verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also where time and memory go.")] = False,
             debug: Debug = False) -> None:  # fmt: skip
     """Explain the plan: what was chosen for each flow, why, what it costs, the runner-up."""
     program, found = _planned(load(target), memory, verbose)
     if as_json:
-        decisions = [d.model_dump() for d in found.decisions]
-        _print_json({"function": program.name, "decisions": decisions, "notes": list(program.notes)})
-        return
-    print(found.explain().rstrip())
+        _print_json(explained(found, program))
+    else:
+        print(found.explain(verbose).rstrip())
+
+
+@_command
+def inspect(target: Target, memory: Memory = None, after: Annotated[
+        str, typer.Option(metavar="PASS", help=f"The graphs after a pass: {', '.join(PASSES)}.")] = "memory",
+            stage: Annotated[str | None, typer.Option(help="Only this stage: forward, backward.")] = None,
+            diff_passes: Annotated[bool, typer.Option("--diff-passes", help="What each pass changed.")] = False,
+            verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
+    """Print stage graphs as readable Python: on every line what is kept, recomputed or freed."""
+    program, found = _planned(load(target), memory, verbose)
+    trips = trips_seen(program)
+    for x in stages_after(found, after):
+        if stage not in (None, x.name):
+            continue
+        if not diff_passes:
+            print(listing(x, input_names(found, x), trips))
+            continue
+        names = [n for n in PASSES if any(s.name == x.name for s in stages_after(found, n))]
+        for old, new in itertools.pairwise(names):
+            before, behind = (next(s for s in stages_after(found, n) if s.name == x.name) for n in (old, new))
+            changed = difference(before, behind, (f"{x.name} after {old}", f"{x.name} after {new}"))
+            print(changed or f"{new} changed nothing in {x.name}")
 
 
 @_command

@@ -1,31 +1,39 @@
 """Pictures of programs and plans: levels as nested boxes with what they train, flows as typed arrows.
 
-``.mmd`` (Mermaid) and ``.dot`` (Graphviz) are text for other tools; ``.svg`` is laid out here, ``.html`` is
-a page around it, and ``.png`` is rendered from it by resvg.
+``.mmd`` (Mermaid) and ``.dot`` (Graphviz) are text for other tools; ``.svg`` is laid out here, ``.png`` is rendered
+from it by resvg with the font of :mod:`mlc.fonts`, and ``.html`` is the page of :mod:`mlc.page`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
 from mlc.diagram import Box, Diagram, diagram_of
 from mlc.errors import MlcError, PlanError
+from mlc.fonts import FAMILY, font_files
 from mlc.ir.program import Program
+from mlc.modelexplorer import graphs_of
+from mlc.page import Measured, content, html
 from mlc.passes.plan import Plan
 from mlc.svg import COLORS, to_svg
 
-__all__ = ["draw"]
+__all__ = ["draw", "program_of"]
 
 
-def draw(obj: Program | Plan, path: str | Path) -> Path:
+def draw(
+    obj: Program | Plan, path: str | Path, *, sweep: Sequence[Plan] = (), measured: Measured | None = None
+) -> Path:
     """Draw the levels and flows of a program.
 
     Args:
         obj: A program, or a plan that was made in this process (a plan from a file has no program to draw).
-        path: Where to write; the suffix says what: ``.svg``, ``.png``, ``.html``, ``.dot`` or ``.mmd``.
+        path: Where to write; the suffix says what: ``.svg``, ``.png``, ``.html``, ``.dot`` or ``.mmd``;
+            ``.graph.json`` for Model Explorer.
+        sweep: For ``.html``: plans of the program under several budgets, drawn as a time-memory curve.
+        measured: For ``.html``: what a run measured (``report.measured``), drawn over what was predicted.
 
     Returns:
         The path.
@@ -35,16 +43,28 @@ def draw(obj: Program | Plan, path: str | Path) -> Path:
         MlcError: for another suffix, or when a renderer is missing.
     """
     path = Path(path)
-    program = _program(obj)
-    write = _WRITERS.get(path.suffix.lower())
-    if write is None:
-        raise MlcError(f"cannot draw {path.suffix or 'a file without suffix'}", advice=f"use {', '.join(_WRITERS)}")
-    data = write(diagram_of(program))
+    program, plan = program_of(obj), obj if isinstance(obj, Plan) else None
+    suffix = path.suffix.lower()
+    if path.name.lower().endswith(".graph.json"):
+        data: str | bytes = json.dumps(graphs_of(content(program, plan)))
+    elif suffix == ".html":
+        data = html(content(program, plan, measured, sweep))
+    elif suffix in _WRITERS:
+        data = _WRITERS[suffix](diagram_of(program, plan))
+    else:
+        known = ", ".join([*_WRITERS, ".html", ".graph.json"])
+        raise MlcError(f"cannot draw {path.suffix or 'a file without suffix'}", advice=f"use {known}")
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return path
 
 
-def _program(obj: Program | Plan) -> Program:
+def program_of(obj: Program | Plan) -> Program:
+    """The program that is meant.
+
+    Raises:
+        PlanError: for a plan without its program.
+        MlcError: for anything else.
+    """
     if isinstance(obj, Program):
         return obj
     if isinstance(obj, Plan):
@@ -61,16 +81,14 @@ def _program(obj: Program | Plan) -> Program:
 
 
 def _mermaid(d: Diagram) -> str:
-    def text(s: str) -> str:
-        return '"' + escape(s, quote=False).replace('"', "#quot;") + '"'
+    def text(*lines: str) -> str:
+        return '"' + "<br/>".join(escape(s, quote=False).replace('"', "#quot;") for s in lines if s) + '"'
 
     def box(b: Box, pad: str) -> Iterator[str]:
-        node = f"{pad}{b.key}[{text('<br/>'.join([b.title, *b.lines]) if b.meta else b.title)}]"
-        if b.meta:
-            yield node.replace("&lt;br/&gt;", "<br/>")
+        if b.kind != "level":
+            yield f"{pad}{b.key}[{text(b.title, b.note)}]"
             return
-        yield f"{pad}subgraph {b.key}_box[{text(', '.join(b.lines) or ' ')}]"
-        yield f"  {node}"
+        yield f"{pad}subgraph {b.key}[{text(' '.join([b.title, b.note]).strip())}]"
         for x in b.inside:
             yield from box(x, pad + "  ")
         yield f"{pad}end"
@@ -84,19 +102,19 @@ def _mermaid(d: Diagram) -> str:
 
 def _dot(d: Diagram) -> str:
     def box(b: Box, pad: str) -> Iterator[str]:
-        if b.meta:
-            yield f'{pad}{b.key} [label={json.dumps(b.title)}, style=filled, fillcolor="#fff8e6"];'
+        if b.kind != "level":
+            fill = ', style=filled, fillcolor="#f7ecf4"' if b.kind == "meta" else ""
+            yield f"{pad}{b.key} [label={json.dumps(chr(10).join(t for t in (b.title, b.note) if t))}{fill}];"
             return
         yield f"{pad}subgraph cluster_{b.key} {{"
-        yield f"{pad}  label={json.dumps(b.title)}; labeljust=l; style=rounded;"
-        yield f"{pad}  {b.key} [label={json.dumps(chr(10).join(b.lines) or 'result')}];"
+        yield f"{pad}  label={json.dumps(' '.join([b.title, b.note]).strip())}; labeljust=l; style=rounded;"
         for x in b.inside:
             yield from box(x, pad + "  ")
         yield f"{pad}}}"
 
     lines = [
         f"digraph {json.dumps(d.title)} {{",
-        "  node [shape=box, fontname=Helvetica];",
+        "  node [shape=box, fontname=Helvetica]; edge [fontname=Helvetica]; graph [fontname=Helvetica];",
         *box(d.top, "  "),
     ]
     for a in d.arrows:
@@ -107,23 +125,18 @@ def _dot(d: Diagram) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _html(d: Diagram) -> str:
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{escape(d.title)}</title>\n<style>body {{ margin: 2rem; }}"
-        " svg { max-width: 100%; height: auto; }"
-        f"</style>\n</head>\n<body>\n{to_svg(d)}</body>\n</html>\n"
-    )
-
-
-def _png(d: Diagram) -> bytes:
+def _png(d: Diagram, theme: str = "light") -> bytes:
     try:
         from resvg_py import svg_to_bytes
     except ImportError:
         raise MlcError("drawing .png needs resvg-py", advice="pip install 'mlc[draw]', or draw an .svg") from None
-    return bytes(svg_to_bytes(svg_string=to_svg(d), zoom=2))
+    return bytes(
+        svg_to_bytes(
+            svg_string=to_svg(d, theme), zoom=2, skip_system_fonts=True, font_files=font_files(), font_family=FAMILY,
+        )
+    )  # fmt: skip
 
 
 _WRITERS: dict[str, Callable[[Diagram], str | bytes]] = {
-    ".svg": to_svg, ".png": _png, ".html": _html, ".dot": _dot, ".mmd": _mermaid,
+    ".svg": to_svg, ".png": _png, ".dot": _dot, ".mmd": _mermaid,
 }  # fmt: skip

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from mlc.ir.types import Loc
+from mlc.modulepaths import ModulePaths
 
 __all__ = ["Site", "Sites", "is_user_code"]
 
@@ -89,8 +90,8 @@ class Site:
     key: tuple[Any, ...]
 
 
-def _loc(f: FrameType, caller: Loc | None) -> Loc:
-    return _loc_at(f.f_code.co_filename, f.f_lineno or 0, f.f_code.co_name, caller)
+def _loc(f: FrameType, caller: Loc | None, module: str = "") -> Loc:
+    return _loc_at(f.f_code.co_filename, f.f_lineno or 0, f.f_code.co_name, caller, module)
 
 
 _loc_at = cache(Loc)  # many operators run on one line
@@ -111,6 +112,7 @@ class Sites:
         self._stack: list[_Frame] = []
         self._under: FrameType | None = None
         self._ids = itertools.count()
+        self._modules = ModulePaths()
         self._cached: tuple[Any, Site] | None = None
 
     def begin(self, base: FrameType) -> None:
@@ -121,6 +123,7 @@ class Sites:
         """Forget all frames."""
         self.base = self._under = self._cached = None
         self._stack.clear()
+        self._modules = ModulePaths()
 
     def here(self) -> tuple[Loc | None, Site | None]:
         """Place of the running user code and its loop iterations."""
@@ -149,7 +152,7 @@ class Sites:
             self._cached = (key, site)
         inner = next((g for g in frames if _is_user_file(g.f_code.co_filename)), chain[-1])
         caller = None if inner is chain[0] else _loc(chain[0], None)
-        return _loc(inner, caller), site
+        return _loc(inner, caller, self._modules.of(frames, is_user_code)), site
 
     def _advance(self, chain: list[FrameType], under: FrameType | None) -> Site:
         stack = self._stack

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlc.ir.shown import Shown
+from mlc.page import Measured
+from mlc.passes.explain import size_text, time_text
+from mlc.runtime.recording import Recording, Span, current
 
 if TYPE_CHECKING:
     from mlc.passes.plan import Plan
@@ -13,20 +20,84 @@ __all__ = ["Report"]
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Shown):
     """Measured cost of the last call.
 
     Attributes:
         seconds: Wall time of all stages run so far, seconds.
         peak_bytes: Largest number of bytes allocated beyond the inputs at any time.
         stages: Seconds per stage.
+        recorded: Spans and memory, when the call ran inside ``mlc.recording()``.
+        plan: The plan that ran.
     """
 
     seconds: float
     peak_bytes: int
     stages: dict[str, float] = field(default_factory=dict)
+    recorded: Recording | None = field(default=None, compare=False, repr=False)
+    plan: Plan | None = field(default=None, compare=False, repr=False)
 
     @staticmethod
     def of(plan: Plan, run: Run) -> Report:
         """Report of a run so far."""
-        return Report(sum(run.seconds.values()), run.peak_bytes, dict(run.seconds))
+        found = current()
+        peak = run.peak_bytes if found is None else found.peak_bytes
+        return Report(sum(run.seconds.values()), peak, dict(run.seconds), found, plan)
+
+    @property
+    def measured(self) -> Measured:
+        """For ``mlc.draw(fn.plan, "x.html", measured=...)``: drawn over what was predicted."""
+        samples = self.recorded.samples if self.recorded is not None else ()
+        return Measured(self.stages, [(s.stage, s.share, s.bytes) for s in samples])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Seconds, peak and stages, for JSON."""
+        return {"seconds": self.seconds, "peak_bytes": self.peak_bytes, "stages": self.stages}
+
+    def __str__(self) -> str:
+        stages = ", ".join(f"{name} {time_text(s)}" for name, s in self.stages.items())
+        peak = f", peak {size_text(self.peak_bytes)}" if self.peak_bytes else ""
+        return f"{time_text(self.seconds)} ({stages}){peak}"
+
+    def save_trace(self, path: str | Path) -> Path:
+        """Write the run in the format of Chrome's ``about:tracing`` and of Perfetto.
+
+        Stages are one track, trips of loops one track per nesting depth, named by the levels there; memory is a
+        counter. Without ``mlc.recording()`` around the call only the stages are known.
+
+        Returns:
+            The path.
+        """
+        path = Path(path)
+        path.write_text(json.dumps({"traceEvents": self._events(), "displayTimeUnit": "ms"}) + "\n")
+        return path
+
+    def _events(self) -> list[dict[str, Any]]:
+        spans, samples = self._spans(), self.recorded.samples if self.recorded is not None else []
+        events = [_named("process_name", 0, "mlc")]
+        events += [_named("thread_name", d, self._track(d)) for d in sorted({s.depth for s in spans})]
+        for s in sorted(spans, key=lambda s: (s.start, s.depth)):
+            what = {"name": s.name, "cat": "trip" if s.depth else "stage"}
+            time = {"ts": s.start * 1e6, "dur": (s.end - s.start) * 1e6}
+            events.append({**what, "ph": "X", "pid": 0, "tid": s.depth, **time})
+        for x in samples:
+            events.append({"name": "memory", "ph": "C", "pid": 0, "ts": x.seconds * 1e6, "args": {"bytes": x.bytes}})
+        return events
+
+    def _spans(self) -> list[Span]:
+        if self.recorded is not None and self.recorded.spans:
+            return self.recorded.spans
+        out, at = [], 0.0
+        for name, seconds in self.stages.items():
+            out.append(Span(name, 0, at, at + seconds))
+            at += seconds
+        return out
+
+    def _track(self, depth: int) -> str:
+        program = self.plan.bound if self.plan is not None else None
+        names = [x.name for x in program.levels if x.depth == depth] if depth and program is not None else []
+        return "stages" if not depth else f"loops at depth {depth}" + (f" ({', '.join(names)})" if names else "")
+
+
+def _named(what: str, thread: int, name: str) -> dict[str, Any]:
+    return {"name": what, "ph": "M", "pid": 0, "tid": thread, "args": {"name": name}}

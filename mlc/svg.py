@@ -1,145 +1,118 @@
-"""A diagram as SVG: levels nested by indentation, one under the other, and arrows in channels at the right.
+"""A laid-out diagram as SVG, light or dark as the reader's system is, legible without colour.
 
-Every arrow leaves its box at the right edge, runs to a channel of its own, up or down in it, and back;
-short arrows get the inner channels, so that few cross. The size follows from the number of boxes and
-arrows.
+Kinds of flows differ in width as well as colour, and a flow without derivative is dashed.  Colours are those of
+Okabe and Ito, darkened or lightened until text in them has contrast on its ground.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from html import escape
 
-from mlc.diagram import Arrow, Box, Diagram
+from mlc.diagram import Diagram
+from mlc.fonts import FAMILY, text_width
+from mlc.svglayout import HEAD, LABEL, NOTE, PAD, SPACE, TEXT, Layout, Placed, Route
 
-__all__ = ["COLORS", "to_svg"]
+__all__ = ["COLORS", "WIDTHS", "to_svg"]
 
-COLORS = {"value": "#1f5fbf", "response": "#1a7f4b", "gradient": "#6b7280", "stop": "#c0392b"}
-FILLS = ("#ffffff", "#f5f7fa", "#ebeff5", "#e1e7f0")
-CHAR, LINE, PORT, PAD, GAP, CHANNEL, LABEL = 7.2, 18, 18, 12, 14, 18, 11
-
-
-@dataclass
-class _Placed:
-    box: Box
-    depth: int
-    x: float
-    y: float
-    height: float = 0
-    right: float = 0
-    ports: list[tuple[Arrow, bool]] = field(default_factory=list)
-    first_port: float = 0
+COLORS = {"value": "#424a53", "response": "#0069a6", "gradient": "#00694f", "stop": "#b34700"}
+DARK = {"value": "#b1bac4", "response": "#56b4e9", "gradient": "#3fc79a", "stop": "#f0883e"}
+WIDTHS = {"value": 1.3, "response": 3.0, "gradient": 2.0, "stop": 1.6}
+_INKS = ("back", "text", "note", "edge", "row", "meta")
+_LIGHT_INK = ("#ffffff", "#1f2328", "#57606a", "#a9bdd0", "#ffffff", "#a3568c")
+_DARK_INK = ("#0d1117", "#e6edf3", "#9aa4af", "#3c4c5c", "#0d1117", "#d18bbd")
+_LIGHT_FILLS = ("#f5f9fc", "#e8f1f8", "#dbe8f3", "#cfe0ee")
+_DARK_FILLS = ("#131a22", "#19242f", "#1f2e3c", "#263a4b")
 
 
-class _Layout:
-    """Places boxes top-down, ports on their right edges, arrows in channels."""
+def to_svg(d: Diagram, theme: str = "auto") -> str:
+    """The SVG document.
 
-    def __init__(self, d: Diagram) -> None:
-        self.d = d
-        self.placed: dict[str, _Placed] = {}
-        self.order: list[_Placed] = []
-        arrows = sorted(d.arrows, key=lambda a: (a.kind == "stop", a.kind == "gradient"))
-        self.ports: dict[str, list[tuple[Arrow, bool]]] = {}
-        for a in arrows:
-            self.ports.setdefault(a.target, []).append((a, True))
-            self.ports.setdefault(a.source, []).append((a, False))
-        self.width = self._width(d.top, 0)
-        self.bottom = self._place(d.top, 0, PAD, PAD + 30)
-
-    def _width(self, box: Box, depth: int) -> float:
-        own = max(len(t) for t in (box.title, *box.lines)) * CHAR + 2 * PAD + depth * 2 * PAD
-        return max([own, *[self._width(b, depth + 1) for b in box.inside]])
-
-    def _place(self, box: Box, depth: int, x: float, y: float) -> float:
-        p = _Placed(box, depth, x, y, ports=self.ports.get(box.key, []))
-        self.placed[box.key] = p
-        self.order.append(p)
-        text = PAD + LINE * (1 + len(box.lines))
-        head = max(text, PAD + PORT * len(p.ports))
-        p.first_port = y + PAD
-        at = y + head + PAD / 2
-        for b in box.inside:
-            at = self._place(b, depth + 1, x + PAD, at) + GAP
-        p.height = at - y
-        p.right = PAD + self.width - PAD * depth
-        return at
-
-    def port(self, key: str, arrow: Arrow, arriving: bool) -> tuple[float, float]:
-        """Where an arrow touches a box."""
-        p = self.placed[key]
-        return p.right, p.first_port + PORT * p.ports.index((arrow, arriving))
-
-    def channels(self) -> list[tuple[Arrow, int]]:
-        """Arrows with their channels, shortest first; a channel is free again below an arrow."""
-        taken: list[list[tuple[float, float]]] = []
-        out = []
-        for a in sorted(self.d.arrows, key=self.span):
-            low, high = sorted((self.port(a.source, a, False)[1], self.port(a.target, a, True)[1]))
-            k = next(
-                (i for i, rows in enumerate(taken) if all(high < lo - 4 or low > hi + 4 for lo, hi in rows)),
-                len(taken),
-            )
-            if k == len(taken):
-                taken.append([])
-            taken[k].append((low, high))
-            out.append((a, k))
-        return out
-
-    def span(self, a: Arrow) -> float:
-        """Vertical length of an arrow."""
-        return abs(self.port(a.source, a, False)[1] - self.port(a.target, a, True)[1])
+    Args:
+        d: What to draw.
+        theme: ``"light"``, ``"dark"``, or ``"auto"``: as the reader's system prefers.
+    """
+    layout = Layout.of(d)
+    w, h = f"{layout.width:.0f}", f"{layout.height:.0f}"
+    after_title = PAD + text_width(d.title, HEAD, bold=True) + SPACE
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}" viewBox="0 0 {w} {h}" '
+        f'role="img" aria-label="levels and flows of {escape(d.title)}" '
+        f'font-family="{FAMILY}, Arial, Helvetica, Liberation Sans, sans-serif">',
+        f"<style>{_style(theme)}</style>",
+        f'<rect class="back" width="{w}" height="{h}"/>',
+        f'<text class="title" x="{PAD:g}" y="{PAD + 13:g}">{escape(d.title)}</text>',
+        f'<text class="note" x="{after_title:.1f}" y="{PAD + 13:g}">{escape(d.note)}</text>',
+        *[line for p in layout.placed.values() for line in _box(p)],
+        *[_line(r) for r in layout.routes],
+        *[line for r in layout.routes for line in _label(r)],
+        "</svg>",
+    ]) + "\n"  # fmt: skip
 
 
-def to_svg(d: Diagram) -> str:
-    """The SVG document."""
-    layout = _Layout(d)
-    channels = layout.channels()
-    base = PAD + layout.width + 10 + max(len(a.label) for a in d.arrows) * LABEL * 0.58 + 10 if d.arrows else 0
-    width = (
-        (base + CHANNEL * (max((k for _, k in channels), default=0) + 1) + PAD) if d.arrows else layout.width + 2 * PAD
+def _style(theme: str) -> str:
+    fixed = (
+        f".title{{font-size:{HEAD:g}px;font-weight:bold}}.name{{font-size:{TEXT:g}px;font-weight:bold}}"
+        f".note{{font-size:{NOTE:g}px}}.label{{font-size:{LABEL:g}px}}.flow{{fill:none}}.cut{{stroke-dasharray:5 4}}"
+        ".leader{fill:none;stroke-width:.8;stroke-opacity:.55}.more{stroke-dasharray:3 3}"
     )
-    height = layout.bottom + PAD
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}" font-family="Helvetica, Arial, DejaVu Sans, sans-serif">',
-        "<defs>",
-        *[
-            f'<marker id="{k}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-            f'orient="auto"><path d="M0 0L8 4L0 8z" fill="{c}"/></marker>'
-            for k, c in COLORS.items()
-        ],
-        "</defs>",
-        f'<rect width="{width:.0f}" height="{height:.0f}" fill="#ffffff"/>',
-        f'<text x="{PAD}" y="{PAD + 14}" font-size="15" font-weight="bold" fill="#111827">{escape(d.title)}</text>',
-    ]
-    out += [line for p in layout.order for line in _box(p)]
-    out += [line for a, k in channels for line in _arrow(layout, a, base + CHANNEL * k)]
-    return "\n".join([*out, "</svg>"]) + "\n"
+    light, dark = _colours(COLORS, _LIGHT_INK, _LIGHT_FILLS), _colours(DARK, _DARK_INK, _DARK_FILLS)
+    if theme == "auto":
+        return f"{fixed}{light}@media (prefers-color-scheme:dark){{{dark}}}"
+    return fixed + (dark if theme == "dark" else light)
 
 
-def _box(p: _Placed) -> list[str]:
-    fill, edge = ("#fff8e6", "#c98a12") if p.box.meta else (FILLS[min(p.depth, len(FILLS) - 1)], "#4b5563")
-    lines = [
-        f'<rect x="{p.x:.1f}" y="{p.y:.1f}" width="{p.right - p.x:.1f}" height="{p.height:.1f}" rx="5" '
-        f'fill="{fill}" stroke="{edge}"/>',
-        f'<text x="{p.x + PAD:.1f}" y="{p.y + PAD + 6:.1f}" font-size="13" font-weight="bold" '
-        f'fill="#111827">{escape(p.box.title)}</text>',
-    ]
-    for i, text in enumerate(p.box.lines):
-        lines.append(
-            f'<text x="{p.x + PAD:.1f}" y="{p.y + PAD + 6 + LINE * (i + 1):.1f}" font-size="12" '
-            f'fill="#374151">{escape(text)}</text>'
+def _colours(flows: dict[str, str], inks: tuple[str, ...], fills: tuple[str, ...]) -> str:
+    ink = dict(zip(_INKS, inks, strict=True))
+    rules = [f".back{{fill:{ink['back']}}}.title,.name{{fill:{ink['text']}}}.note{{fill:{ink['note']}}}"]
+    rules.append(f".box{{stroke:{ink['edge']}}}.row{{fill:{ink['row']}}}.bar{{fill:{ink['meta']}}}")
+    rules += [f".depth{i}{{fill:{c}}}" for i, c in enumerate(fills)]
+    for kind, c in flows.items():
+        rules.append(
+            f".{kind}{{stroke:{c};stroke-width:{WIDTHS[kind]:g}}}.{kind}-ink{{fill:{c}}}.{kind}-leader{{stroke:{c}}}"
         )
+    return "".join(rules)
+
+
+def _box(p: Placed) -> list[str]:
+    kind = "row" if p.is_row else f"depth{min(p.depth, len(_LIGHT_FILLS) - 1)}"
+    more = " more" if p.box.kind == "more" else ""
+    lines = [
+        f'<rect class="box {kind}{more}" data-key="{p.box.key}" data-kind="{p.box.kind}" x="{p.x:.1f}" y="{p.y:.1f}" '
+        f'width="{p.width:.1f}" height="{p.height:.1f}" rx="4"/>'
+    ]
+    if p.box.kind == "meta":
+        lines.append(f'<rect class="bar" x="{p.x:.1f}" y="{p.y + 3:.1f}" width="4" height="{p.height - 6:.1f}"/>')
+    y = p.y + p.head / 2 + 4.5
+    tip = f"<title>{escape(' '.join([p.box.title, p.box.note]).strip())}</title>"
+    lines.append(f'<text class="name" x="{p.x + PAD:.1f}" y="{y:.1f}">{escape(p.title)}{tip}</text>')
+    if p.note:
+        x = p.x + PAD + text_width(p.title, TEXT, bold=True) + SPACE
+        lines.append(f'<text class="note" x="{x:.1f}" y="{y:.1f}">{escape(p.note)}</text>')
     return lines
 
 
-def _arrow(layout: _Layout, a: Arrow, x: float) -> list[str]:
-    (x1, y1), (x2, y2) = layout.port(a.source, a, False), layout.port(a.target, a, True)
-    color = COLORS[a.kind]
-    dash = ' stroke-dasharray="5 4"' if a.dashed else ""
-    path = f"M{x1:.1f} {y1:.1f}H{x:.1f}V{y2:.1f}H{x2 + 1:.1f}"
+def _line(r: Route) -> str:
+    a = r.arrow
+    x1, x2, radius = r.start.right, r.end.right, 4.0
+    down = 1 if r.to_y > r.from_y else -1
+    bend = min(radius, abs(r.to_y - r.from_y) / 2)
+    path = (
+        f"M{x1:.1f} {r.from_y:.1f}H{r.x - bend:.1f}Q{r.x:.1f} {r.from_y:.1f} {r.x:.1f} {r.from_y + down * bend:.1f}"
+        f"V{r.to_y - down * bend:.1f}Q{r.x:.1f} {r.to_y:.1f} {r.x - bend:.1f} {r.to_y:.1f}H{x2 + 7:.1f}"
+    )
+    tip = f"<title>{escape(f'{a.label}: {a.detail}' if a.detail else a.label)}</title>"
+    head = f"M{x2 + 1:.1f} {r.to_y:.1f}l8 -4v8z"
+    return (
+        f'<path class="flow {a.kind}{" cut" if a.dashed else ""}" data-from="{a.source}" data-to="{a.target}" '
+        f'd="{path}">{tip}</path><path class="{a.kind}-ink head" d="{head}"/>'
+    )
+
+
+def _label(r: Route) -> list[str]:
+    a = r.arrow
+    leader = f"M{r.x:.1f} {r.anchor:.1f}H{r.label_x - 10:.1f}L{r.label_x - 3:.1f} {r.label_y:.1f}"
     return [
-        f'<path d="{path}" fill="none" stroke="{color}" stroke-width="1.4"{dash} marker-end="url(#{a.kind})"/>',
-        f'<text x="{layout.width + PAD + 12:.1f}" y="{y2 - 3:.1f}" font-size="{LABEL}" '
-        f'fill="{color}">{escape(a.label)}</text>',
+        f'<circle class="{a.kind}-ink" cx="{r.x:.1f}" cy="{r.anchor:.1f}" r="2.2"/>',
+        f'<path class="leader {a.kind}-leader" d="{leader}"/>',
+        f'<text class="label {a.kind}-ink" x="{r.label_x:.1f}" y="{r.label_y + 4:.1f}">{escape(a.label)}</text>',
     ]

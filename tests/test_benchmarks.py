@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks import _browser
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -56,6 +58,15 @@ def test_modes(tmp_path: Path) -> None:
     assert all(p["planned_mode"] == p["mode"] for p in result["points"])
     assert [len(p["gradient"]) for p in result["points"]] == [1, 1, 3, 3]
     assert all(row["gradient_error"] < 1e-3 for row in result["ratios"])
+
+
+@pytest.mark.skipif(_browser.find() is None, reason="needs chromium and chromedriver")
+def test_page(tmp_path: Path) -> None:
+    pytest.importorskip("selenium")
+    (point,) = quick("page.py", tmp_path)["points"]
+    assert point["operators"] > 500 and point["shown"] < point["shown_expanded"]
+    assert point["ready"] > 0 and point["bytes"] > 0
+    assert point["seconds"].keys() == {"relayout", "search", "expand_all", "frame", "frame_far"}
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "benchmarks").glob("[!_]*.py")))

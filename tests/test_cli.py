@@ -236,3 +236,39 @@ def main():
 def test_torch_is_left_alone(file: Path) -> None:
     run("check", file)
     assert torch.get_default_dtype() is torch.float32
+
+
+# ---- looking inside
+
+
+def test_explain_verbose_and_as_data(file: Path) -> None:
+    text = run("explain", file, "-v").stdout
+    assert "at the peak" in text and "path: weigh.weight, weigh.bias -> L1 -> L0" in text
+    assert "at the peak" not in run("explain", file).stdout
+    data = json.loads(run("explain", file, "--json").stdout)
+    assert [x["name"] for x in data["levels"]] == ["L0", "L1"]
+    line = TEXT[: TEXT.index(".backward()")].count("\n") + 1
+    assert data["levels"][1]["line"] == line
+    assert {f["kind"] for f in data["flows"]} == {"gradient", "value", "response"}
+    assert all(f["choice"] and f["why"] for f in data["flows"])
+
+
+def test_inspect(file: Path) -> None:
+    text = run("inspect", file).stdout
+    assert text.startswith("def forward(") and "def backward(" in text
+    assert "kept" in text and "freed after" in text
+    assert "def backward(" not in run("inspect", file, "--stage", "forward").stdout
+    assert run("inspect", file, "--after", "trace").stdout.startswith("def program(")
+    assert "grad(" in run("inspect", file, "--after", "trace").stdout
+    assert "memory" in run("inspect", file, "--diff-passes").stdout
+    assert "no pass" in run("inspect", file, "--after", "nothing", code=1).stderr
+
+
+def test_plans_are_compared(file: Path, tmp_path: Path) -> None:
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    run("plan", file, "-o", a)
+    run("plan", file, "-o", b, "--memory", "1GiB")
+    assert "memory" in run("plan", "--diff", a, b).stdout
+    assert json.loads(run("plan", "--diff", a, b, "--json").stdout)["settings"] == ["memory"]
+    assert "equal" in run("plan", "--diff", a, a).stdout
+    assert "nothing to plan" in run("plan", code=1).stderr

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
+DOCS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "gallery" / "README.md"]
+PAGES = [ROOT / "README.md", *DOCS, ROOT / "examples" / "README.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())

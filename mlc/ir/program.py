@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlc.ir.core import Region
+from mlc.ir.shown import Shown
 from mlc.ir.types import Loc, Type
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Flow:
 
 
 @dataclass(frozen=True, eq=False)
-class Program:
+class Program(Shown):
     """A traced function.
 
     Attributes:

@@ -21,13 +21,15 @@ __all__ = ["Loc", "SeqType", "TensorType", "Type", "nbytes"]
 class Loc:
     """A place in the user's code: absolute file name, 1-based line, function name.
 
-    ``caller`` is the line of the compiled function that led there, when that is another one.
+    ``caller`` is the line of the compiled function that led there, when that is another one; ``module`` the
+    name of the ``nn.Module`` that was running, for readers.
     """
 
     file: str
     line: int
     function: str = ""
     caller: Loc | None = field(default=None, compare=False, repr=False)
+    module: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,14 +20,74 @@ from mlc.ir.program import Flow, Level, Program
 if TYPE_CHECKING:
     from mlc.passes.plan import Decision, Plan
 
-__all__ = ["bundle", "explain", "names_text", "size_text", "time_text"]
+__all__ = ["bundle", "choice_of", "explain", "explained", "names_text", "printed", "size_text", "table", "time_text"]
 
 WIDTH = 120
+NUMBERS = {
+    "trips",
+    "state",
+    "time",
+    "memory",
+    "before",
+    "after",
+    "change",
+    "ops",
+    "flops",
+    "moved",
+    "peak",
+    "share",
+    "runs",
+}
 _VALUE = {"start": "is where it starts", "trained above": "is trained above"}
 
 
-def explain(plan: Plan, program: Program | None) -> str:
-    """What a plan does, for people; without its program only the decisions are known."""
+def explain(plan: Plan, program: Program | None, verbose: bool = False) -> str:
+    """What a plan does, for people; without its program only the decisions are known.
+
+    Args:
+        plan: The plan.
+        program: Its program.
+        verbose: Also what each stage costs, where its time and memory go, and the paths of the meta-parameters.
+    """
+    parts: list[object] = [_headline(plan, program)]
+    if program is not None:
+        parts += [_levels(program.levels), _flows(plan, program)]
+    rest = _remaining(plan, program)
+    if rest:
+        parts.append(_decisions(rest))
+    if verbose and program is not None:
+        from mlc.passes.details import details
+
+        parts += details(plan, program)
+    parts += [f"note: {note}" for note in (program.notes if program is not None else ())]
+    return printed(*parts)
+
+
+def explained(plan: Plan, program: Program) -> dict[str, Any]:
+    """The same as data, for JSON."""
+    flows = []
+    for f in program.flows:
+        choice, why, _ = choice_of(plan, f)
+        d = _decision_for(plan.decisions, f)
+        flows.append({
+            "source": f.source, "target": f.target, "kind": f.kind, "carries": f.carries, "choice": choice, "why": why,
+            "line": None if f.loc is None else f.loc.line, "seconds": d.seconds if d else None,
+            "bytes": d.bytes if d else None, "runner_up": d.runner_up if d else "",
+        })  # fmt: skip
+    levels = [
+        {"name": x.name, "depth": x.depth, "optimizer": x.optimizer, "trips": x.trips, "trains": list(x.trains),
+         "state": x.state, "line": None if x.loc is None else x.loc.line}
+        for x in program.levels
+    ]  # fmt: skip
+    keys = ("mode", "backend", "memory", "peak_bytes", "seconds")
+    return {
+        "function": program.name, **{k: getattr(plan, k) for k in keys}, "levels": levels, "flows": flows,
+        "decisions": [d.model_dump() for d in plan.decisions], "notes": list(program.notes),
+    }  # fmt: skip
+
+
+def printed(*parts: object) -> str:
+    """Text and tables as lines: coloured and as wide as the terminal, or plain and WIDTH wide."""
     terminal = sys.stdout.isatty()
     out = StringIO()
     console = Console(
@@ -37,15 +97,11 @@ def explain(plan: Plan, program: Program | None) -> str:
         highlight=False,
         legacy_windows=False,
     )
-    console.print(_headline(plan, program), markup=False, soft_wrap=True)
-    if program is not None:
-        console.print(_levels(program.levels))
-        console.print(_flows(plan, program))
-    rest = _remaining(plan, program)
-    if rest:
-        console.print(_decisions(rest))
-    for note in program.notes if program is not None else ():
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    for part in parts:
+        if isinstance(part, str):
+            console.print(part, markup=False, soft_wrap=True)
+        else:
+            console.print(part)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -66,15 +122,15 @@ def _headline(plan: Plan, program: Program | None) -> str:
     return ", ".join(parts)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table without the columns in which nothing stands."""
     kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
     for c in (columns[i] for i in kept):
-        table.add_column(c, justify="right" if c in ("trips", "state", "time", "memory") else "left")
+        made.add_column(c, justify="right" if c in NUMBERS else "left")
     for row in rows:
-        table.add_row(*[Text(row[i]) for i in kept])
-    return table
+        made.add_row(*[Text(row[i]) for i in kept])
+    return made
 
 
 def _levels(levels: Sequence[Level]) -> Table:
@@ -85,7 +141,7 @@ def _levels(levels: Sequence[Level]) -> Table:
         trains = names_text(x.trains) + (" (outside)" if not x.depth else "")
         state = str(x.state) if x.depth else ""
         rows.append(["  " * x.depth + x.name, x.optimizer or "-", trips if x.depth else "", state, trains, at])
-    return _table(("level", "optimizer", "trips", "state", "trains", "at"), rows)
+    return table(("level", "optimizer", "trips", "state", "trains", "at"), rows)
 
 
 def _flows(plan: Plan, program: Program) -> Table:
@@ -97,7 +153,15 @@ def _flows(plan: Plan, program: Program) -> Table:
             rows.append([names, f.kind, d.choice, d.reason, *_cost(d), d.runner_up])
         else:
             rows.append([names, f.kind, *_standard(plan, f), "", "", ""])
-    return _table(("flow", "kind", "choice", "why", "time", "memory", "runner-up"), rows)
+    return table(("flow", "kind", "choice", "why", "time", "memory", "runner-up"), rows)
+
+
+def choice_of(plan: Plan, f: Flow) -> tuple[str, str, str]:
+    """What was chosen for a flow, why, and what it costs (empty where nothing is known of that)."""
+    d = _decision_for(plan.decisions, f)
+    if d is None:
+        return (*_standard(plan, f), "")
+    return d.choice, d.reason, ", ".join(t for t in _cost(d) if t)
 
 
 def _decision_for(decisions: Sequence[Decision], f: Flow) -> Decision | None:
@@ -136,7 +200,7 @@ def _remaining(plan: Plan, program: Program | None) -> list[Decision]:
 
 def _decisions(decisions: Sequence[Decision]) -> Table:
     rows = [[d.subject, d.choice, d.reason, *_cost(d), d.runner_up] for d in decisions]
-    return _table(("decision", "choice", "why", "time", "memory", "runner-up"), rows)
+    return table(("decision", "choice", "why", "time", "memory", "runner-up"), rows)
 
 
 def _cost(d: Decision) -> tuple[str, str]:

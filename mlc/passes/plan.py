@@ -10,12 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from mlc.errors import PlanError
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
+from mlc.ir.shown import Shown
 from mlc.passes.adjoint import Policy
 from mlc.passes.explain import explain
-from mlc.passes.lower import Levers, Stages, finish
+from mlc.passes.lower import Joint, Levers, Stages, finish
 from mlc.passes.modes import Modes, differentiated
 
-__all__ = ["VERSION", "Decision", "Plan", "stages_for"]
+__all__ = ["VERSION", "Decision", "Plan", "joint_of", "stages_for"]
 
 VERSION = 1
 
@@ -33,7 +34,7 @@ class Decision(BaseModel):
     runner_up: str = ""
 
 
-class Plan(BaseModel):
+class Plan(Shown, BaseModel):
     """What the compiler decided for one program.
 
     Attributes:
@@ -98,9 +99,9 @@ class Plan(BaseModel):
         """What is kept and what is computed again."""
         return Levers(self.price, self.slots, self.parts)
 
-    def explain(self) -> str:
-        """Levels, flows, what was chosen for each and why, on one screen."""
-        return explain(self, self._bound)
+    def explain(self, verbose: bool = False) -> str:
+        """Levels, flows, what was chosen for each and why, on one screen; ``verbose``: and where time and memory go."""
+        return explain(self, self._bound, verbose)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
@@ -155,5 +156,9 @@ def stages_for(program: Program, plan: Plan) -> Stages:
         raise PlanError("this plan belongs to another program", advice="plan the program again with mlc.plan")
     if plan._stages is not None and plan.bound is program:
         return plan._stages
-    joint, _, _ = differentiated(program, Modes(plan.mode, plan.flows), Policy(plan.mode, plan.stop))
-    return finish(joint, plan.levers)
+    return finish(joint_of(program, plan), plan.levers)
+
+
+def joint_of(program: Program, plan: Plan) -> Joint | Stages:
+    """The program differentiated as a plan says, before anything is decided about memory."""
+    return differentiated(program, Modes(plan.mode, plan.flows), Policy(plan.mode, plan.stop))[0]

@@ -15,6 +15,7 @@ from mlc.runtime.feeds import Drawer, feed_runner
 from mlc.runtime.inductor import Inductor
 from mlc.runtime.interpreter import Executable, compile_region
 from mlc.runtime.loop import link
+from mlc.runtime.recording import each_stage
 
 __all__ = ["Executor", "Run", "StageGraphs"]
 
@@ -66,8 +67,10 @@ class Executor:
         self._drawer: Drawer | None = None
         compile = Inductor() if backend == "inductor" else compile_region
         special = link(lambda op: feed_runner(op, self._draws), self._draw, compile)
-        self._forward: Executable = compile(stages.forward, special)
-        self._backward: Executable | None = None if stages.backward is None else compile(stages.backward, special)
+        self._forward: Executable = each_stage(compile(stages.forward, special), "forward")
+        self._backward: Executable | None = (
+            None if stages.backward is None else each_stage(compile(stages.backward, special), "backward")
+        )
 
     def _draws(self) -> Drawer:
         assert self._drawer is not None

@@ -7,6 +7,7 @@ from typing import Any
 
 from mlc.ir.core import Eqn, Feed, Loop, Region
 from mlc.runtime.interpreter import Executable, compile_region
+from mlc.runtime.recording import each_trip
 from mlc.runtime.states import Rebuilt, States
 
 __all__ = ["LoopRunner", "link"]
@@ -17,7 +18,7 @@ class LoopRunner:
 
     def __init__(self, op: Loop, body: Executable, replay: Executable | None = None) -> None:
         self.op = op
-        self.body = body
+        self.body = each_trip(body, op.label or "loop")
         self.replay = replay
         self.rebuilt = _rebuilt(op)
 

@@ -1,0 +1,186 @@
+"""Recording a run: when stages and trips of loops began and ended, and what was allocated after every operator.
+
+Off unless asked for; then a stage or a trip costs one look at a variable.  When on, a dispatch mode follows every
+storage from the operator that makes it until it is freed, which counts what the call holds beyond its inputs on any
+device, and slows small operators down: seconds of a recorded run are those of the recorded run.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Recording", "Sample", "Span", "current", "each_stage", "each_trip", "recording"]
+
+Executable = Callable[[list[Any]], list[Any]]
+MOST = 20_000  # samples kept of a stage
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stage (depth 0) or a trip of a loop (its nesting depth), seconds since the call began."""
+
+    name: str
+    depth: int
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Bytes that the call holds beyond its inputs: in which stage, when, and after which share of its operators."""
+
+    stage: str
+    seconds: float
+    share: float
+    bytes: int
+
+
+@dataclass
+class Recording:
+    """What the last call did, while recording was on.
+
+    Attributes:
+        spans: Stages and trips, in the order in which they ended.
+        samples: Memory after operators; long stages are thinned, each sample the largest that it stands for.
+        peak_bytes: Largest number of bytes held at any operator.
+    """
+
+    spans: list[Span] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    peak_bytes: int = 0
+    _began: float = 0.0
+    _depth: int = 0
+    _held: int = 0
+    _known: dict[int, Any] = field(default_factory=dict)
+
+    def run(self, body: Executable, args: list[Any], name: str) -> list[Any]:
+        """One trip of a loop."""
+        self._depth += 1
+        start = time.perf_counter() - self._began
+        try:
+            return body(args)
+        finally:
+            self.spans.append(Span(name, self._depth, start, time.perf_counter() - self._began))
+            self._depth -= 1
+
+    def stage(self, body: Executable, args: list[Any], name: str) -> list[Any]:
+        """A whole stage, with its memory; the first one begins the call."""
+        if name == "forward":
+            self.__init__()  # type: ignore[misc]
+            self._began = time.perf_counter()
+        for x in _tensors(args):
+            self._follow(x, 0)
+        meter = _Meter(self)
+        start = time.perf_counter() - self._began
+        with meter:
+            outs = body(args)
+        self.spans.append(Span(name, 0, start, time.perf_counter() - self._began))
+        self.samples += [Sample(name, t, (i + 1) / len(meter.taken), b) for i, t, b in _thinned(meter.taken)]
+        return outs
+
+    def _follow(self, t: torch.Tensor, size: int | None = None) -> None:
+        """Count a storage until it is freed; one that is known is counted already."""
+        storage = t.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes() if size is None else size
+        self._held += size
+        known = self._known
+
+        def freed(_: Any) -> None:
+            if known.pop(key, None) is not None:
+                self._held -= size
+
+        known[key] = weakref.ref(storage, freed)
+
+
+class _Meter(TorchDispatchMode):
+    """Samples what a recording holds after every operator."""
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recording = recording
+        self.taken: list[tuple[float, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        r = self.recording
+        for t in _tensors(out):
+            r._follow(t)
+        r.peak_bytes = max(r.peak_bytes, r._held)
+        self.taken.append((time.perf_counter() - r._began, r._held))
+        return out
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for x in value:
+            yield from _tensors(x)
+
+
+def _thinned(taken: list[tuple[float, int]]) -> list[tuple[int, float, int]]:
+    """At most MOST of the samples with their positions, each the largest of those it stands for."""
+    n = len(taken)
+    if n <= MOST:
+        return [(i, t, b) for i, (t, b) in enumerate(taken)]
+    cuts = [k * n // MOST for k in range(MOST + 1)]
+    best = [max(range(a, b), key=lambda i: taken[i][1]) for a, b in pairwise(cuts)]
+    return [(i, *taken[i]) for i in best]
+
+
+# ---- the switch
+
+_current: Recording | None = None
+
+
+def current() -> Recording | None:
+    """The recording that is on."""
+    return _current
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    """Record the calls made inside; ``report`` and ``draw`` then show what was measured.
+
+    Example::
+
+        with mlc.recording():
+            fn(model, batches).backward()
+        fn.report.save_trace("trace.json")
+    """
+    global _current
+    before, _current = _current, Recording()
+    try:
+        yield _current
+    finally:
+        _current = before
+
+
+def each_trip(body: Executable, name: str) -> Executable:
+    """The body of a loop, recorded trip by trip when recording is on."""
+
+    def run(args: list[Any]) -> list[Any]:
+        return body(args) if _current is None else _current.run(body, args, name)
+
+    return run
+
+
+def each_stage(body: Executable, name: str) -> Executable:
+    """A stage, recorded when recording is on."""
+
+    def run(args: list[Any]) -> list[Any]:
+        return body(args) if _current is None else _current.stage(body, args, name)
+
+    return run

@@ -1,0 +1,82 @@
+"""Stage graphs as text: they parse, and their comments are true."""
+
+import ast
+import re
+
+import pytest
+
+import mlc
+from mlc.ir.core import Loop
+from mlc.passes.facts import stages_of
+from mlc.passes.listing import difference, listing
+from mlc.passes.stagelist import PASSES, after, input_names
+from tests import programs
+
+
+@pytest.mark.parametrize("name", programs.ALL)
+def test_every_pass_prints_as_python(name: str) -> None:
+    plan = mlc.plan(programs.ALL[name]())
+    for which in PASSES:
+        for stage in after(plan, which):
+            text = listing(stage, input_names(plan, stage) if which != "adjoint" else ())
+            tree = ast.parse(text)
+            calls = sum(isinstance(x, ast.Assign | ast.Expr) for x in ast.walk(tree))
+            assert calls >= sum(not isinstance(e.op, Loop) for e in stage.region.walk())
+
+
+def test_values_are_defined_before_they_are_read() -> None:
+    plan = mlc.plan(programs.three_levels())
+    for stage in after(plan, "memory"):
+        known: set[str] = set()
+        for line in listing(stage, input_names(plan, stage)).splitlines():
+            code = line.split("#")[0]
+            target, eq, rest = code.partition(" = ")
+            read = re.findall(r"\bv\d+\b", rest if eq else code)
+            assert set(read) <= known, line
+            known |= set(re.findall(r"\bv\d+\b", target))
+
+
+def test_comments_say_what_was_decided() -> None:
+    plan = mlc.plan(programs.two_levels())
+    forward, backward = after(plan, "memory")
+    text = listing(forward, input_names(plan, forward))
+    assert text.count("kept for the backward stage") + text.count("kept from every trip") > 0
+    assert "handed to the next trip" in text
+    assert "a hypergradient" in listing(backward)
+    assert re.search(r"mm\(.*# \d+: f32\[\S+ \d+ B; freed after #\d+ \w+; line 17 in model", text)
+
+
+def test_what_is_freed_is_not_read_again() -> None:
+    plan = mlc.plan(programs.two_levels())
+    for stage in after(plan, "memory"):
+        lines = [x for x in listing(stage).splitlines() if re.match(r"    \w", x)]
+        for i, line in enumerate(lines):
+            found = re.match(r"    (v\d+) = .*# \d+: .*freed after #(\d+) \w+", line)
+            if found:
+                last = next(k for k, x in enumerate(lines) if re.search(rf"# {found[2]}: ", x))
+                behind = [x.split("#")[0] for x in lines[last + 1 :] if "trip." not in x]
+                assert not any(re.search(rf"\b{found[1]}\b", x) for x in behind), (i, line)
+
+
+def test_a_pass_that_recomputes_shows_in_the_difference() -> None:
+    program = programs.two_levels()
+    plan = mlc.plan(program)
+    before, behind = (stages_of(s) for s in (after_graphs(plan, 0), after_graphs(plan, 2)))
+    assert difference(before[0], before[0], ("a", "b")) == ""
+    text = difference(before[1], behind[1], ("adjoint", "memory"))
+    added = [x for x in text.splitlines() if x.startswith("+") and "[recomputed]" in x]
+    recomputed = sum(e.tag == "recomputed" for e in behind[1].region.walk())
+    assert len(added) <= recomputed and bool(added) == bool(recomputed)
+
+
+def after_graphs(plan: mlc.Plan, rounds: int) -> object:
+    from mlc.passes.lower import Levers, finish
+    from mlc.passes.plan import joint_of
+
+    return finish(joint_of(plan.bound, plan), Levers(1e-8 if rounds else 0.0, rounds=rounds))
+
+
+def test_other_passes_are_refused() -> None:
+    with pytest.raises(mlc.PlanError, match="no pass 'magic'") as e:
+        after(mlc.plan(programs.two_levels()), "magic")
+    assert "trace" in e.value.advice
