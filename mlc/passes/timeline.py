@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from mlc.ir.core import Alias, Custom, Eqn, Feed, Loop, Pack, Region, Var
+from mlc.ir.reuse import reused
 from mlc.ir.types import SeqType
 from mlc.passes.facts import Stage, Trips, seq_bytes, trips_of
 from mlc.passes.memory import root_of
@@ -69,7 +70,7 @@ class _Walk:
         for i, e in enumerate(r.eqns):
             if isinstance(e.op, Loop):
                 out += self.loop(e, e.op, live)
-            live.define(e, self.holder(e))
+            live.define(e, i, self.holder(e))
             out.append(Point(e, tuple(live.bytes)))
             live.free(e, i)
         return out
@@ -113,6 +114,7 @@ class _Live:
         self.bytes = [0] * len(HOLDERS)
         self.last = {v: i for i, e in enumerate(r.eqns) for v in e.inputs}
         self.last.update((v, len(r.eqns)) for v in r.outputs)
+        self.reused = reused(r)
         self.owner = {v: v for v in r.inputs}
         self.users: dict[Var, int] = {}
         self.size: dict[Var, tuple[int, int]] = {}
@@ -126,19 +128,29 @@ class _Live:
         self.users[v] = self.users.get(v, 0) + 1
         self.bytes[holder] += size
 
-    def define(self, e: Eqn, holder: int) -> None:
+    def define(self, e: Eqn, i: int, holder: int) -> None:
+        over = self.reused.get(i)
         for k, v in enumerate(e.outs):
-            shared = _base(e, k)
+            shared = _base(e, k) if over is None else over
             root = v if shared is None else self.owner.get(shared, shared)
             self.owner[v] = root
             if root is not v:
                 self.users[root] = self.users.get(root, 0) + 1
+                if over is not None and root in self.size:
+                    self.move(root, holder)
             elif isinstance(e.op, (Feed, Pack)):
                 self.users[v] = 1
             elif isinstance(e.op, Loop) and k >= e.op.n_carry:
                 self.take(v, holder, self.emitted(e, e.op, k, v))
             else:
                 self.take(v, STATES if isinstance(v.type, SeqType) and holder != SAVED else holder)
+
+    def move(self, root: Var, holder: int) -> None:
+        """A storage that is written over holds something else now."""
+        before, size = self.size[root]
+        self.bytes[before] -= size
+        self.bytes[holder] += size
+        self.size[root] = (holder, size)
 
     def emitted(self, e: Eqn, op: Loop, k: int, v: Var) -> int:
         """Bytes of what a loop emitted; the first of its states may be a value that is counted elsewhere."""
