@@ -1,7 +1,7 @@
-"""Compiling many segments at once: helper processes that write artefacts, which the caller then reads.
+"""Compiling many segments at once: worker processes that write artefacts, which the caller then reads.
 
 Inductor compiles one graph at a time and waits for the C++ compiler in between; a process per core keeps all cores
-busy.  A helper gets pickled segments on its standard input and answers with files (:mod:`mlc.runtime.artefacts`);
+busy.  A worker gets pickled segments on its standard input and answers with files (:mod:`mlc.runtime.artefacts`);
 whatever it cannot do is simply not there afterwards, and the caller does it itself and reports what is wrong.
 """
 
@@ -81,7 +81,7 @@ def _operator(namespace: str, name: str, overload: str) -> OpOverload:
 
 
 def work() -> None:
-    """What a helper process does."""
+    """What a worker process does."""
     threads, jobs = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
     for key, body in jobs:
