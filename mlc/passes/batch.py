@@ -104,7 +104,7 @@ def batchwise(region: Region, data: Sequence[Var] | None = None, parts: int = 1)
             if isinstance(found, Analysis) and n % parts:
                 found = Refused(f"a batch of {n} examples cannot be split into {parts} equal parts", None, found.work)
             best = found if _rank(found) > _rank(best) else best
-        if isinstance(best, Analysis) or best.at is not None and best.work[0]:
+        if isinstance(best, Analysis) or (best.at is not None and best.work[0]):
             break  # examples were followed into a model: what these inputs say is final
     return best
 
