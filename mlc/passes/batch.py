@@ -34,11 +34,13 @@ class Refused:
         reason: One sentence.
         loc: Where examples meet; None when no line is to blame.
         work: How far single examples had been followed until then: heavy operators, bytes of values.
+        at: Position of the equation where they meet; None when it is not about one.
     """
 
     reason: str
     loc: Loc | None = None
     work: tuple[int, int] = (0, 0)
+    at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,20 +100,18 @@ def batchwise(region: Region, data: Sequence[Var] | None = None, parts: int = 1)
     best: Analysis | Refused = Refused("no input holds a batch of examples that reaches the results")
     for rows in _candidates(plain.inputs if data is None else data):
         for v, dim, n in rows:
-            found = _grow(plain, n, {v: Shard(dim)}) if n % parts == 0 else _indivisible(n, parts)
+            found = _grow(plain, n, {v: Shard(dim)})
+            if isinstance(found, Analysis) and n % parts:
+                found = Refused(f"a batch of {n} examples cannot be split into {parts} equal parts", None, found.work)
             best = found if _rank(found) > _rank(best) else best
-        if best.work[0]:  # what these inputs say is final: examples were followed into a model
-            break
+        if isinstance(best, Analysis) or (best.at is not None and best.work[0]):
+            break  # examples were followed into a model: what these inputs say is final
     return best
 
 
 def _rank(a: Analysis | Refused) -> tuple[bool, tuple[int, int]]:
     """Proofs before refusals, more work before less; the first refusal from inside a model stands."""
     return (True, a.work) if isinstance(a, Analysis) else (False, (min(a.work[0], 1), 0 if a.work[0] else a.work[1]))
-
-
-def _indivisible(n: int, parts: int) -> Refused:
-    return Refused(f"a batch of {n} examples cannot be split into {parts} equal parts", None, (0, 1))
 
 
 def _plain(region: Region) -> Region:
@@ -139,19 +139,22 @@ def _candidates(inputs: Sequence[Var]) -> list[list[tuple[Var, int, int]]]:
     tensors = [v for v in inputs if isinstance(v.type, TensorType)]
     shapes = [shape_of(v) for v in tensors]
     sizes = sorted({x for shape in shapes for x in shape if x > 1}, reverse=True)
-    groups: dict[Any, list[tuple[Any, tuple[Var, int, int]]]] = defaultdict(list)
+    groups: dict[tuple[bool, ...], list[tuple[Any, tuple[Var, int, int]]]] = defaultdict(list)
     for i, v in enumerate(tensors):
         for d, size in enumerate(shape_of(v)):
             for n in sizes:
                 if size % n == 0:
-                    key = (v.type.is_float, d > 0, n < size)
-                    groups[key].append(((shapes.count(shape_of(v)), i, -n), (v, d, n)))
+                    key = (v.type.is_float, n < size, v.type.is_float and d > 0)
+                    groups[key].append(((d > 0, shapes.count(shape_of(v)), i, -n), (v, d, n)))
     return [[row for _, row in sorted(groups[k], key=lambda r: r[0])[:_TRIALS]] for k in sorted(groups)]
 
 
 def _grow(region: Region, n: int, seeds: dict[Var, Shard]) -> Analysis | Refused:
     """Follow the seeds; inputs that are read in slices, or lie behind what is, become seeds too."""
-    found = _Sweep(region, n, seeds).run()
+    sweep = _Sweep(region, n, seeds)
+    found = sweep.run()
+    if isinstance(found, Refused):
+        return _earliest(found, sweep.a)
     refused: Refused | None = None
     for _ in range(_TRIALS):
         if isinstance(found, Refused):
@@ -168,6 +171,12 @@ def _grow(region: Region, n: int, seeds: dict[Var, Shard]) -> Analysis | Refused
             break
         found = larger
     return found if isinstance(found, Refused) else _judged(found, refused)
+
+
+def _earliest(refused: Refused, a: Analysis) -> Refused:
+    """The first place where examples meet: from labels alone it may be seen in the backward pass only."""
+    tried = [_Sweep(a.region, a.n, {**a.seeds, **more}).run() for more in _more(a)]
+    return min([refused, *(r for r in tried if isinstance(r, Refused) and r.work[0])], key=lambda r: r.at or 0)
 
 
 def _judged(a: Analysis, refused: Refused | None) -> Analysis | Refused:
@@ -238,8 +247,8 @@ class _Sweep:
                 self.visit(e)
             self.finish()
         except _Mixing as m:
-            where = name_of(m.eqn.op)
-            return Refused(f"the examples of a batch of {self.a.n} meet in {where}", m.loc, self.a.work)
+            reason = f"the examples of a batch of {self.a.n} meet in {name_of(m.eqn.op)}"
+            return Refused(reason, m.loc, self.a.work, self.a.region.eqns.index(m.eqn))
         return self.a
 
     def visit(self, e: Eqn) -> None:

@@ -267,8 +267,8 @@ def mixed_up(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 REFUSED: dict[str, tuple[Callable[[], Made], str]] = {
     "batch norm": (lambda: problem(Train, classified(), pairs), "batch_norm"),
-    "centred activations": (lambda: problem(Composed, classified(), pairs), "add"),
-    "contrastive": (lambda: problem(mlp, contrastive, pairs), "add"),
+    "centred activations": (lambda: problem(Composed, classified(), pairs), "sub"),
+    "contrastive": (lambda: problem(mlp, contrastive, pairs), "mm"),
     "standardised losses": (lambda: problem(mlp, standardised, pairs), "sub"),
     "largest loss": (lambda: problem(mlp, worst, pairs), "max"),
     "sorted losses": (lambda: problem(mlp, trimmed, pairs), "sort"),
