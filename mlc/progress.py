@@ -25,9 +25,10 @@ class _Line:
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-        quiet = {"redirect_stdout": False, "redirect_stderr": False}  # what the user prints is left alone
         self.what = what
-        self.bar = Progress(*columns, console=Console(stderr=True), transient=True, **quiet)
+        self.bar = Progress(  # what the user prints is left alone
+            *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+        )
         self.task = self.bar.add_task(what)
         self.timer = threading.Timer(PATIENCE, self.bar.start)
         self.timer.daemon = True

@@ -140,7 +140,7 @@ def _ends_of_body(op: Loop) -> dict[Var, Fate]:
 
 def _region(r: Region, ends: dict[Var, Fate], trips: Trips, twice: set[Eqn], out: dict[Eqn, Fact]) -> None:
     last = {v: i for i, e in enumerate(r.eqns) for v in e.inputs}
-    peak = liveness(r, trips)[1]
+    peak = liveness(r)[1]
     for i, e in enumerate(r.eqns):
         if isinstance(e.op, Loop):
             _region(e.op.body, _ends_of_body(e.op), trips, twice, out)

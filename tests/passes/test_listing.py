@@ -7,7 +7,6 @@ import pytest
 
 import mlc
 from mlc.ir.core import Loop
-from mlc.passes.facts import stages_of
 from mlc.passes.listing import difference, listing
 from mlc.passes.stagelist import PASSES, after, input_names
 from tests import programs
@@ -61,19 +60,12 @@ def test_what_is_freed_is_not_read_again() -> None:
 def test_a_pass_that_recomputes_shows_in_the_difference() -> None:
     program = programs.two_levels()
     plan = mlc.plan(program)
-    before, behind = (stages_of(s) for s in (after_graphs(plan, 0), after_graphs(plan, 2)))
+    before, behind = after(plan, "adjoint"), after(plan, "remat")
     assert difference(before[0], before[0], ("a", "b")) == ""
     text = difference(before[1], behind[1], ("adjoint", "remat"))
     added = [x for x in text.splitlines() if x.startswith("+") and "[recomputed]" in x]
     recomputed = sum(e.tag == "recomputed" for e in behind[1].region.walk())
     assert len(added) <= recomputed and bool(added) == bool(recomputed)
-
-
-def after_graphs(plan: mlc.Plan, rounds: int) -> object:
-    from mlc.passes.lower import lower
-    from mlc.passes.plan import policy_of
-
-    return lower(plan.bound, policy_of(plan), rounds)
 
 
 def test_other_passes_are_refused() -> None:
