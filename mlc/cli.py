@@ -35,6 +35,7 @@ from mlc.passes.plan import Plan
 from mlc.passes.plandiff import changes, compare
 from mlc.passes.stagelist import PASSES, input_names
 from mlc.passes.stagelist import after as stages_after
+from mlc.progress import progress
 from mlc.userfile import UserFile, blame, load
 
 __all__ = ["app", "main"]
@@ -76,9 +77,11 @@ def _command(fn: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def _timed(what: str, verbose: bool) -> Iterator[None]:
+def _timed(what: str, verbose: bool, shown: bool = True) -> Iterator[None]:
+    """Say how long something took; ``shown``: and that it goes on (not while the user's own code prints)."""
     started = time.perf_counter()
-    yield
+    with progress(what) if shown else contextlib.nullcontext():
+        yield
     if verbose:
         _screen.print(f"{what}: {time.perf_counter() - started:.2f} s", style="dim")
 
@@ -87,9 +90,9 @@ def _planned(file: UserFile, memory: str | None, verbose: bool) -> tuple[Any, Pl
     """Trace the function on its example arguments and plan it with the options it was compiled with."""
     fn, args, kwargs, options = _subject(file)
     options = _with_memory(options, memory)
-    with _timed("traced", verbose), contextlib.redirect_stdout(sys.stderr):
+    with _timed("tracing", verbose), contextlib.redirect_stdout(sys.stderr):
         program = mlc.trace(fn, *args, **kwargs)
-    with _timed("planned", verbose):
+    with _timed("planning", verbose):
         plan = mlc.plan(program, **options)
     if verbose:
         for note in program.notes:
@@ -134,7 +137,7 @@ def run(target: Target, memory: Memory = None, as_json: Json = False, verbose: V
         _call(file, as_json)
         return
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with aside, _timed("main()", verbose):
+    with aside, _timed("main()", verbose, shown=False):
         result = file.main()
     reports = {k: f.report.as_dict() for k, f in file.compiled.items() if f.report is not None}
     if as_json:
@@ -261,7 +264,7 @@ def check(target: Target, memory: Memory = None, float32: Annotated[
     file = load(target)
     fn, args, kwargs, options = _subject(file)
     cf = mlc.compile(**_with_memory(options, memory))(fn)
-    with _timed("checked", verbose):
+    with _timed("checking", verbose):
         report = mlc.check(cf, *args, dtype=torch.float32 if float32 else torch.float64, **kwargs)
     if as_json:
         _print_json(report.as_dict())

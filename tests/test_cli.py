@@ -144,7 +144,7 @@ def test_run_calls_main(file: Path) -> None:
 
 
 def test_verbose_says_how_long_it_took(file: Path) -> None:
-    assert "traced: " in run("explain", file, "-v").stderr
+    assert "tracing: " in run("explain", file, "-v").stderr
 
 
 def test_errors_name_the_line_of_the_user_and_exit_with_1(file: Path) -> None:

@@ -75,8 +75,7 @@ class Recording:
     def stage(self, body: Executable, args: list[Any], name: str) -> list[Any]:
         """A whole stage, with its memory; the first one begins the call."""
         if name == "forward":
-            self.__init__()  # type: ignore[misc]
-            self._began = time.perf_counter()
+            self._begin()
         for x in _tensors(args):
             self._follow(x, 0)
         meter = _Meter(self)
@@ -86,6 +85,11 @@ class Recording:
         self.spans.append(Span(name, 0, start, time.perf_counter() - self._began))
         self.samples += [Sample(name, t, (i + 1) / len(meter.taken), b) for i, t, b in _thinned(meter.taken)]
         return outs
+
+    def _begin(self) -> None:
+        """Forget the call before; what it still holds is no concern of this one."""
+        self.spans, self.samples, self.peak_bytes = [], [], 0
+        self._known, self._held, self._began = {}, 0, time.perf_counter()
 
     def _follow(self, t: torch.Tensor, size: int | None = None) -> None:
         """Count a storage until it is freed; one that is known is counted already."""
