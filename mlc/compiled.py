@@ -216,20 +216,13 @@ class CompiledFunction:
         return None
 
     def _trace(self, args: Any, kwargs: Any, roots: Roots) -> _Entry:
-<<<<<<< HEAD
-        rec = record(self.fn, args, kwargs, roots)
-        program = build_program(rec, self.options.get("stop_gradient", "all"))
-        plan = make_plan(program, **self.options)
-        executor = Executor(stages_for(program, plan), plan.backend)
-=======
         with progress(f"compiling {getattr(self.fn, '__name__', 'a function')}") as say:
             say("tracing")
             rec = record(self.fn, args, kwargs, roots)
             program = build_program(rec, self.options.get("stop_gradient", "all"))
             say("planning")
             plan = make_plan(program, **self.options)
-            executor = Executor(stages_for(program, plan))
->>>>>>> visual
+            executor = Executor(stages_for(program, plan), plan.backend)
         lengths = {
             s.path: len(s.object) for s in rec.sources
             if s.path is not None and hasattr(s.object, "__len__") and not s.generic

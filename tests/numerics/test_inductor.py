@@ -18,7 +18,9 @@ EPS = 1e-3
 @pytest.fixture
 def compiling(mlc: ModuleType) -> Any:
     """mlc with `backend="inductor"`."""
-    return SimpleNamespace(compile=lambda fn, **options: mlc.compile(fn, backend="inductor", **options), clone=mlc.clone)
+    return SimpleNamespace(
+        compile=lambda fn, **options: mlc.compile(fn, backend="inductor", **options), clone=mlc.clone
+    )
 
 
 def lowered(program: Program, compiling: Any, monkeypatch: pytest.MonkeyPatch) -> None:

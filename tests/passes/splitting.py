@@ -12,7 +12,7 @@ from torch import Tensor
 import mlc
 from mlc.ir.core import Eqn, Loop, Region
 from mlc.ir.verify import verify
-from mlc.passes import plan
+from mlc.passes import search
 from mlc.passes.batch import Refused
 from mlc.passes.lower import Stages
 from mlc.passes.microbatch import TAG, microbatch
@@ -45,14 +45,14 @@ def split_bodies(region: Region, k: int, found: list[Region | Refused]) -> Regio
 def in_parts(k: int) -> Iterator[list[Region | Refused]]:
     """Plans made here split what they can; the results of each attempt are collected."""
     found: list[Region | Refused] = []
-    whole = plan.lower
+    whole = search.finish
 
     def lower(*args: Any, **kwargs: Any) -> Stages:
         s = whole(*args, **kwargs)
         backward = s.backward if s.backward is None else split_bodies(s.backward, k, found)
         return replace(s, forward=split_bodies(s.forward, k, found), backward=backward)
 
-    with patch.object(plan, "lower", lower):
+    with patch.object(search, "finish", lower):
         yield found
 
 

@@ -52,7 +52,7 @@ def test_the_timeline_of_a_body_peaks_where_liveness_does(name: str) -> None:
 
 def test_holders_are_told_apart() -> None:
     program = programs.two_levels()
-    plan = mlc.plan(program)
+    plan = mlc.plan(program, flows="mixed")
     graphs = stages_for(program, plan)
     stages = stages_of(graphs)
     forward, backward = predicted(stages, graphs, trips_seen(program))

@@ -59,8 +59,8 @@ def test_what_is_freed_is_not_read_again() -> None:
 
 def test_a_pass_that_recomputes_shows_in_the_difference() -> None:
     program = programs.two_levels()
-    plan = mlc.plan(program)
-    before, behind = after(plan, "adjoint"), after(plan, "remat")
+    plan = mlc.plan(program, memory="min", flows="mixed")
+    before, behind = after(plan, "adjoint"), after(plan, "memory")
     assert difference(before[0], before[0], ("a", "b")) == ""
     text = difference(before[1], behind[1], ("adjoint", "memory"))
     added = [x for x in text.splitlines() if x.startswith("+") and "[recomputed]" in x]
@@ -68,16 +68,6 @@ def test_a_pass_that_recomputes_shows_in_the_difference() -> None:
     assert len(added) <= recomputed and bool(added) == bool(recomputed)
 
 
-<<<<<<< HEAD
-def after_graphs(plan: mlc.Plan, rounds: int) -> object:
-    from mlc.passes.lower import Levers, finish
-    from mlc.passes.plan import joint_of
-
-    return finish(joint_of(plan.bound, plan), Levers(1e-8 if rounds else 0.0, rounds=rounds))
-
-
-=======
->>>>>>> visual
 def test_other_passes_are_refused() -> None:
     with pytest.raises(mlc.PlanError, match="no pass 'magic'") as e:
         after(mlc.plan(programs.two_levels()), "magic")
