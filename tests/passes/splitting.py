@@ -14,7 +14,7 @@ from mlc.ir.core import Eqn, Loop, Region
 from mlc.ir.verify import verify
 from mlc.passes import search
 from mlc.passes.batch import Refused
-from mlc.passes.lower import Stages
+from mlc.passes.lower import Levers, Stages
 from mlc.passes.microbatch import TAG, microbatch
 
 
@@ -47,8 +47,8 @@ def in_parts(k: int) -> Iterator[list[Region | Refused]]:
     found: list[Region | Refused] = []
     whole = search.finish
 
-    def lower(*args: Any, **kwargs: Any) -> Stages:
-        s = whole(*args, **kwargs)
+    def lower(joint: Any, levers: Levers, note: Any) -> Stages:
+        s = whole(joint, replace(levers, price=1e-3, rounds=0), note)  # nothing kept: whole steps are split
         backward = s.backward if s.backward is None else split_bodies(s.backward, k, found)
         return replace(s, forward=split_bodies(s.forward, k, found), backward=backward)
 
@@ -58,7 +58,7 @@ def in_parts(k: int) -> Iterator[list[Region | Refused]]:
 
 def hypergradients(fn: Callable[..., Any], args: tuple[Any, ...], metas: list[Tensor]) -> list[Tensor]:
     """The value and its gradients, on a compilation of its own."""
-    value = mlc.compile(fn)(*args)
+    value = mlc.compile(fn, flows="mixed")(*args)
     return [value.detach(), *torch.autograd.grad(value, metas)]
 
 
