@@ -88,6 +88,7 @@ class Recording:
 
     def _begin(self) -> None:
         """Forget the call before; what it still holds is no concern of this one."""
+        self._known.clear()
         self.spans, self.samples, self.peak_bytes = [], [], 0
         self._known, self._held, self._began = {}, 0, time.perf_counter()
 
@@ -112,7 +113,7 @@ class _Meter(TorchDispatchMode):
     """Samples what a recording holds after every operator."""
 
     def __init__(self, recording: Recording) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recording = recording
         self.taken: list[tuple[float, int]] = []
 
