@@ -88,6 +88,7 @@ class Recording:
 
     def _begin(self) -> None:
         """Forget the call before; what it still holds is no concern of this one."""
+        self._known.clear()
         self.spans, self.samples, self.peak_bytes = [], [], 0
         self._known, self._held, self._began = {}, 0, time.perf_counter()
 
