@@ -34,12 +34,14 @@ class Refused:
         reason: One sentence.
         loc: Where examples meet; None when no line is to blame.
         work: How far single examples had been followed until then: heavy operators, bytes of values.
+        divides: Whether it is only that the batch cannot be cut into so many equal parts.
         at: Position of the equation where they meet; None when it is not about one.
     """
 
     reason: str
     loc: Loc | None = None
     work: tuple[int, int] = (0, 0)
+    divides: bool = False
     at: int | None = None
 
 
@@ -102,7 +104,9 @@ def batchwise(region: Region, data: Sequence[Var] | None = None, parts: int = 1)
         for v, dim, n in rows:
             found = _grow(plain, n, {v: Shard(dim)})
             if isinstance(found, Analysis) and n % parts:
-                found = Refused(f"a batch of {n} examples cannot be split into {parts} equal parts", None, found.work)
+                found = Refused(
+                    f"a batch of {n} examples cannot be split into {parts} equal parts", None, found.work, True
+                )
             best = found if _rank(found) > _rank(best) else best
         if isinstance(best, Analysis) or (best.at is not None and best.work[0]):
             break  # examples were followed into a model: what these inputs say is final
@@ -248,7 +252,7 @@ class _Sweep:
             self.finish()
         except _Mixing as m:
             reason = f"the examples of a batch of {self.a.n} meet in {name_of(m.eqn.op)}"
-            return Refused(reason, m.loc, self.a.work, self.a.region.eqns.index(m.eqn))
+            return Refused(reason, m.loc, self.a.work, at=self.a.region.eqns.index(m.eqn))
         return self.a
 
     def visit(self, e: Eqn) -> None:

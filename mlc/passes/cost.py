@@ -28,6 +28,10 @@ _SPECIAL = {
 }  # fmt: skip
 
 
+# How many times an exponential's time some take per element.
+_SLOW = {"gelu": 5.0, "gelu_backward": 6.0, "pow": 0.5}
+
+
 @dataclass(frozen=True)
 class Cost:
     """Cost of running something once.
@@ -118,14 +122,15 @@ class Meter:
     def _operator(self, e: Eqn) -> Cost:
         r = self.rates
         if isinstance(e.op, OpOverload) and schema_of(e.op).view:
-            return Cost(seconds=r.start)
+            return Cost(seconds=r.start * r.strain)
         moved = float(sum(nbytes(v.type) for v in (*dict.fromkeys(e.inputs), *e.outs)))
         work = flops(e)
         size, numel = _element(e)
         seconds = max(moved / (r.near if moved <= r.cache else r.far), work / r.flops.get(size, r.flops[4]))
         if _name(e) in _SPECIAL or isinstance(e.op, Random):
-            seconds = max(seconds, numel / r.special.get(size, r.special[4]))
-        return Cost(work, moved, r.start + seconds)
+            slow = _SLOW.get(_name(e), 1.0)
+            seconds = max(seconds, slow * numel / r.special.get(size, r.special[4]))
+        return Cost(work, moved, (r.start + seconds) * r.strain)
 
 
 def _element(e: Eqn) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from mlc.passes.adjoint import FallBack, Policy, Tape, lower_grads
 from mlc.passes.batch import Refused
 from mlc.passes.cost import Meter, device_of, flops
 from mlc.passes.keep import choose, needed_for
-from mlc.passes.memory import root_of
+from mlc.passes.memory import region_peak, root_of
 from mlc.passes.microbatch import microbatch
 from mlc.passes.remat import Trade, rematerialise
 from mlc.passes.residuals import keep_residuals
@@ -126,12 +126,17 @@ def finish(joint: Joint | Stages, levers: Levers, refused: Callable[[Refused], N
 
 
 def _finished(stages: Stages, levers: Levers, meter: Meter, refused: Callable[[Refused], None]) -> Stages:
-    def one(region: Region | None) -> Region | None:
-        return None if region is None else _shrink(_split(region, levers.parts, refused), levers, meter, 1)
-
-    forward = one(stages.forward)
-    assert forward is not None
-    return replace(stages, forward=forward, backward=one(stages.backward))
+    """Split batches, order and rematerialise; the forward stage only as far as it is the larger one."""
+    backward, peak = stages.backward, 0
+    if backward is not None:
+        backward = _shrink(_split(backward, levers.parts, refused), levers, meter, 1)
+        saved = [v for v, (kind, _) in zip(backward.inputs, stages.saved, strict=False) if kind == "out"]
+        peak = region_peak(backward, saved)
+    forward = _bodies(stages.forward, lambda op: _split(op.body, levers.parts, refused))
+    split = _split(stages.forward, levers.parts, refused)  # values kept for later are joined again: it may cost more
+    forward = min(forward, split, key=region_peak)
+    enough = replace(levers, price=0.0) if region_peak(forward) <= peak else levers
+    return replace(stages, forward=_shrink(forward, enough, meter, 1), backward=backward)
 
 
 def _split(region: Region, parts: int, refused: Callable[[Refused], None]) -> Region:
@@ -142,6 +147,9 @@ def _split(region: Region, parts: int, refused: Callable[[Refused], None]) -> Re
     if not any(flops(e) for e in region.eqns):
         return region
     found = microbatch(region, parts)
+    while isinstance(found, Refused) and found.divides and parts > 2:
+        parts //= 2
+        found = microbatch(region, parts)
     if isinstance(found, Refused):
         refused(found)
         return region

@@ -63,7 +63,7 @@ class Footprint:
     def __init__(self) -> None:
         self.sparse: dict[Var, int] = {}
         self.sizes: dict[Var, int] = {}
-        self._loops: dict[int, tuple[Eqn, _LoopMemory]] = {}
+        self._loops: dict[tuple[int, tuple[bool, ...]], tuple[Loop, _LoopMemory]] = {}
 
     def region(self, region: Region, owned: Collection[Var] = ()) -> Profile:
         """Profile of a region; ``owned`` inputs die inside, at their last use."""
@@ -91,9 +91,11 @@ class Footprint:
         return max(during, book.live)
 
     def _loop(self, e: Eqn) -> _LoopMemory:
-        entry = self._loops.get(id(e))
-        if entry is None:
-            entry = self._loops[id(e)] = (e, self._measure(e))
+        assert isinstance(e.op, Loop)
+        key = (id(e.op), tuple([v in self.sparse for v in e.args]))
+        entry = self._loops.get(key)
+        if entry is None or e.op.replay is not None:
+            entry = self._loops[key] = (e.op, self._measure(e))
         return entry[1]
 
     def _measure(self, e: Eqn) -> _LoopMemory:

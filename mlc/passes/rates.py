@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,6 +32,8 @@ class Rates(BaseModel):
         cache: Bytes of operands from which traffic is far.
         special: Elements per second of exponentials and the like, by item size.
         start: Seconds to start one operator from Python.
+        strain: Time of a real sequence of operators, whose results are new memory and whose operands come from
+            elsewhere, over the roofline's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +44,12 @@ class Rates(BaseModel):
     cache: int = Field(gt=0)
     special: dict[int, float]
     start: float = Field(gt=0)
+    strain: float = Field(ge=1)
+
+    @property
+    def unit(self) -> float:
+        """Seconds of moving a byte once, in a real sequence of operators."""
+        return self.strain / self.far
 
 
 def rates(device: torch.device) -> Rates:
@@ -75,31 +84,54 @@ def _folder() -> Path:
 
 def _measure(device: torch.device) -> Rates:
     with torch.no_grad():
-        return Rates(
+        ideal = Rates(
             flops={size: _matmul(device, dtype) for size, dtype in _DTYPES.items()},
             near=_traffic(device, 2**15, 1), far=_traffic(device, 2**17, 64), cache=2**19,
             special={size: _special(device, dtype) for size, dtype in _DTYPES.items()},
-            start=_seconds(device, _adds(device, 16, 1)),
+            start=_start(device), strain=1.0,
         )  # fmt: skip
+        return ideal.model_copy(update={"strain": max(1.0, _strain(device, ideal))})
 
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
-def _adds(device: torch.device, n: int, many: int) -> list[Callable[[], object]]:
-    """Additions of ``many`` pairs of vectors: enough of them, and none finds its operands in a cache."""
-    pairs = [(torch.ones(n, device=device), torch.ones(n, device=device)) for _ in range(many)]
-    return [functools.partial(torch.ops.aten.add.Tensor, a, b) for a, b in pairs]
-
-
 def _traffic(device: torch.device, n: int, many: int) -> float:
-    return 12 * n / _seconds(device, _adds(device, n, many))
+    """Bytes per second of additions: one pair of vectors stays in the cache, many pairs do not fit."""
+    pairs = [(torch.ones(n, device=device), torch.ones(n, device=device)) for _ in range(many)]
+    return 12 * n / _seconds(device, [functools.partial(torch.ops.aten.add.Tensor, a, b) for a, b in pairs])
 
 
 def _matmul(device: torch.device, dtype: torch.dtype) -> float:
     n, many = (384, 16) if device.type == "cpu" else (4096, 1)
     made = [[torch.ones(n, n, device=device, dtype=dtype) for _ in range(2)] for _ in range(many)]
     return 2 * n**3 / _seconds(device, [functools.partial(torch.ops.aten.mm.default, a, b) for a, b in made])
+
+
+def _start(device: torch.device) -> float:
+    a, b = torch.ones(16, device=device), torch.ones(16, device=device)
+    return _seconds(device, [functools.partial(torch.ops.aten.add.Tensor, a, b)])
+
+
+def _strain(device: torch.device, r: Rates) -> float:
+    """A stack of residual layers, (1024, 128) with 512 inside, everything held, over its roofline."""
+    n, d, k, layers = 1024, 128, 512, 12
+    x, up, down = (torch.randn(*s, device=device) for s in ((n, d), (d, k), (k, d)))
+    a: Any = torch.ops.aten
+
+    def call() -> object:
+        held = [x]
+        for _ in range(layers):
+            inner = a.mm.default(held[-1], up)
+            bent = a.tanh.default(inner)
+            out = a.mm.default(bent, down)
+            scaled = a.mul.Tensor(out, held[-1])
+            held += [inner, bent, out, scaled, a.add.Tensor(scaled, held[-1])]
+        return held
+
+    products, wide, narrow = 2 * 2.0 * n * d * k / r.flops[4], 4.0 * n * k, 4.0 * n * d
+    ideal = layers * (5 * r.start + products + max(2 * wide / r.far, n * k / r.special[4]) + 6 * narrow / r.far)
+    return _seconds(device, [call]) / ideal
 
 
 def _special(device: torch.device, dtype: torch.dtype) -> float:

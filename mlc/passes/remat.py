@@ -46,13 +46,14 @@ def rematerialise(region: Region, anchor: Callable[[Eqn], bool], trade: Trade, m
         trade: The price of a byte.
         meter: Cost of equations.
     """
-    now = _measured(on_demand(region, anchor), meter)
+    footprint = Footprint()
+    now = _measured(on_demand(region, anchor), meter, footprint)
     if trade.price <= 0:
         return now.region
-    unit = 1 / meter.rates.far
-    scales: tuple[float, ...] = _SCALES
-    for _ in range(trade.rounds):
-        found = [(_try(now, k * unit, anchor, meter), k) for k in scales]
+    unit = meter.rates.unit
+    scales = tuple(k for k in _SCALES if k * unit * trade.times <= _SLACK * trade.price)
+    for _ in range(trade.rounds if scales else 0):
+        found = [(_try(now, k * unit, anchor, meter, footprint), k) for k in scales]
         best, scale = min(found, key=lambda x: x[0].worth(trade))
         if best.worth(trade) >= now.worth(trade):
             break
@@ -61,6 +62,7 @@ def rematerialise(region: Region, anchor: Callable[[Eqn], bool], trade: Trade, m
 
 
 _SCALES = (5.0, 14.0, 28.0, 56.0)  # prices of a byte at a cut, in times of moving it
+_SLACK = 4.0  # a cut may be so much cheaper than its price, per byte of peak
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,15 @@ class _Measured:
         return trade.price * self.peak + self.seconds * trade.times
 
 
-def _measured(region: Region, meter: Meter) -> _Measured:
-    profile = Footprint().region(region)
+def _measured(region: Region, meter: Meter, footprint: Footprint) -> _Measured:
+    profile = footprint.region(region)
     return _Measured(region, profile.peak, profile.where, meter.region(region).seconds)
 
 
-def _try(now: _Measured, price: float, anchor: Callable[[Eqn], bool], meter: Meter) -> _Measured:
+def _try(now: _Measured, price: float, anchor: Callable[[Eqn], bool], meter: Meter, footprint: Footprint
+         ) -> _Measured:  # fmt: skip
     cut = _once(now.region, now.where, price, meter)
-    return now if cut is now.region else _measured(on_demand(cut, anchor), meter)
+    return now if cut is now.region else _measured(on_demand(cut, anchor), meter, footprint)
 
 
 def _once(region: Region, at: int, price: float, meter: Meter) -> Region:

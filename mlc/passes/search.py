@@ -20,7 +20,7 @@ from mlc.passes.memory import Footprint
 __all__ = ["Candidate", "Search", "peak_bytes"]
 
 # Prices of a byte, in times of moving it once: each step buys about a quarter of what is left to buy.
-_PRICES = (0.0, 2.0, 8.0, 32.0, 128.0, 1024.0, 8192.0)
+_PRICES = (0.0, 2.0, 8.0, 32.0, 128.0, 1024.0)
 _TOLERANCE = 0.05  # of the smallest peak: below that, time decides
 
 
@@ -88,12 +88,12 @@ class Search:
 
     def ladder(self) -> list[Levers]:
         """Levers from the fastest to the smallest."""
-        unit = 1 / self.meter.rates.far
+        unit = self.meter.rates.unit
         some, few = _slots(self.trips)
         prices = [p * unit for p in _PRICES]
         out = [Levers(p) for p in prices[:4]]
         out += [Levers(prices[4], some), Levers(prices[4], some, 2), Levers(prices[4], few, 4)]
-        out += [Levers(p, few, parts) for p, parts in ((prices[5], 4), (prices[6], 8), (prices[6], 1))]
+        out += [Levers(prices[5], few, 8)]
         return list(dict.fromkeys(out))
 
     def fastest(self, budget: int) -> Candidate | None:
@@ -109,7 +109,7 @@ class Search:
 
     def _between(self, over: Levers, under: Levers, budget: int, steps: int = 3) -> None:
         """Bisect the price between a candidate that is too large and one that fits."""
-        unit = 1 / self.meter.rates.far
+        unit = self.meter.rates.unit
         low, high = max(over.price, unit / 2), max(under.price, unit)
         for _ in range(steps if high > 1.2 * low else 0):
             middle = (low * high) ** 0.5
@@ -120,7 +120,7 @@ class Search:
 
     def smallest(self) -> Candidate:
         """The candidate with the smallest peak; of those about as small, the fastest."""
-        for levers in self.ladder()[-4:]:
+        for levers in self.ladder()[-2:]:
             self.at(levers)
         least = min(c.peak for c in self.found.values())
         return min((c for c in self.found.values() if c.peak <= least * (1 + _TOLERANCE)), key=lambda c: c.seconds)
