@@ -97,6 +97,24 @@ class Meter:
             total = total + self(e)
         return total
 
+    def fusible(self, region: Region) -> tuple[float, int]:
+        """Seconds spent outside of library calls, and how many different operators that is.
+
+        What a compiler that fuses elementwise work and reductions can save at, and what it has to compile.
+        """
+        seen: set[object] = set()
+        return self._fusible(region, seen), len(seen)
+
+    def _fusible(self, region: Region, seen: set[object]) -> float:
+        total = 0.0
+        for e in region.eqns:
+            if isinstance(e.op, Loop):
+                total += self._fusible(e.op.body, seen) * e.op.count
+            elif isinstance(e.op, OpOverload) and not flops(e) and not schema_of(e.op).view:
+                seen.add((e.op, tuple(v.type for v in e.inputs), tuple(v.type for v in e.outs)))
+                total += self(e).seconds
+        return total
+
     def __call__(self, e: Eqn) -> Cost:
         """Cost of one equation; a loop counts its trips (1 where their number is open)."""
         op = e.op

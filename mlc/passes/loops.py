@@ -8,6 +8,7 @@ direction pushes tangents, reading the emitted carries.  Complexity: one body ad
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from mlc.ir.builder import Builder
 from mlc.ir.core import Eqn, Grad, Loop, Region, Stop, Var, elem_type
@@ -16,13 +17,11 @@ from mlc.passes.adjoint import FallBack, Policy, Tape
 from mlc.passes.forward import pushforward
 from mlc.passes.reverse import loop_activity
 
-__all__ = ["add_sequences", "map_bodies", "pull_loop", "push_loop"]
+__all__ = ["add_sequences", "map_bodies", "nested_gradients", "pull_loop", "push_loop"]
 
 
 def map_bodies(region: Region, f: Callable[[Region], Region]) -> Region:
     """Apply ``f`` to the bodies of the region's loops (not recursively)."""
-    from dataclasses import replace
-
     eqns = []
     for e in region.eqns:
         if isinstance(e.op, Loop):
@@ -49,10 +48,18 @@ class _Parts:
         self.final, self.emitted = e.outs[:nc], e.outs[nc:]
 
 
+def nested_gradients(region: Region) -> frozenset[Eqn]:
+    """Gradients inside the loops of a region.
+
+    Where one of the region itself goes in reverse over reverse, so do these: the mixed product of a deeper loop is
+    never differentiated in reverse.
+    """
+    bodies = [e.op.body for e in region.eqns if isinstance(e.op, Loop)]
+    return frozenset(e for b in bodies for e in b.walk() if isinstance(e.op, Grad))
+
+
 def augment(b: Builder, e: Eqn, values: Sequence[Var]) -> tuple[Eqn, dict[Var, Var]]:
     """Make the loop emit body values (inputs or results) per trip; returns it and the sequences."""
-    from dataclasses import replace
-
     e = b.current(e)
     op = e.op
     assert isinstance(op, Loop)
@@ -109,6 +116,7 @@ def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None
         except FallBack as why:
             policy.note(why.eqn, why.reason)
             modes.add(why.eqn)
+            policy = replace(policy, reverse=policy.reverse | nested_gradients(p.op.body))
     e, sequences = augment(b, e, kept)
     init = [cts[p.final[i]] if p.final[i] in cts else b.zero(p.final[i].type) for i in carried]
     acc = [b.zero(p.consts[i].type) for i in consts]

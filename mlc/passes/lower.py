@@ -17,6 +17,7 @@ from mlc.passes.adjoint import FallBack, Policy, Tape, lower_grads
 from mlc.passes.batch import Refused
 from mlc.passes.cost import Meter, device_of, flops
 from mlc.passes.keep import choose, needed_for
+from mlc.passes.loops import nested_gradients
 from mlc.passes.memory import region_peak, root_of
 from mlc.passes.microbatch import microbatch
 from mlc.passes.remat import Trade, rematerialise
@@ -104,6 +105,7 @@ def differentiate(program: Program, policy: Policy) -> Joint | Stages:
         except FallBack as why:
             policy.note(why.eqn, why.reason)
             reverse_over |= {why.eqn}
+            policy = replace(policy, reverse=policy.reverse | nested_gradients(program.region))
     region = lower_grads(dce(Region(tuple(b.inputs), tuple(b.eqns), (*outs, *grads), tuple(b.names))), policy)
     return Joint(region, len(program.inputs), len(outs), tuple(i for i, _ in cts), tuple(which))
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from mlc.errors import BudgetError
 from mlc.ir.core import Eqn
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
 from mlc.passes.adjoint import Policy
 from mlc.passes.columns import count, legal
+from mlc.passes.cost import Meter
 from mlc.passes.explain import size_text, time_text
 from mlc.passes.modes import Modes, differentiated, resolve
 from mlc.passes.options import check_options, free_memory, parse_memory
@@ -20,6 +23,10 @@ __all__ = ["make_plan", "sweep"]
 
 FEW = 8  # most tangents for which forward mode is tried without being asked for
 _SHARE = 0.8  # of what the device has free
+
+# Inductor: it leaves so much of the time of elementwise work (W1: 0.5), a different operator takes so many seconds of
+# compilation on one core, and must be paid back within so many calls.
+_LEFT, _COMPILE, _CALLS = 0.5, 0.3, 500
 
 
 def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
@@ -92,15 +99,35 @@ class _Planner:
 
     def plan(self, c: Candidate, budget: int | None, backend: str) -> Plan:
         """The plan of a candidate."""
+        how, seconds, lowering = self._backend(c, backend)
         made = Plan(
             program=digest(self.program), memory=budget, mode=c.mode, stop=self.stop,
             flows=dict(self.modes.levels) if c.mode == self.modes.mode else {},
-            backend="interpreter" if backend == "auto" else backend,
+            backend=how,
             price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts,
-            decisions=(*self._modes(c), *self._levers(c, budget)), peak_bytes=c.peak, seconds=c.seconds,
+            decisions=(*self._modes(c), *self._levers(c, budget), lowering), peak_bytes=c.peak, seconds=seconds,
         ).bind(self.program)  # fmt: skip
         made._stages = c.stages
         return made
+
+    def _backend(self, c: Candidate, asked: str) -> tuple[str, float, Decision]:
+        """How regions are lowered, the predicted seconds of a call then, and why."""
+        meter = Meter(self.searches[0].device)
+        regions = [c.stages.forward, *([c.stages.backward] if c.stages.backward is not None else [])]
+        found = [meter.fusible(r) for r in regions]
+        saved = (1 - _LEFT) * sum(s for s, _ in found)
+        compile = _COMPILE * sum(n for _, n in found) / max(1, min(torch.get_num_threads(), 8))
+        pays = saved * _CALLS > compile
+        how = asked if asked != "auto" else "inductor" if pays else "interpreter"
+        what = f"compiling takes about {time_text(compile)} and saves {time_text(saved)} a call"
+        other = (
+            f"inductor: {time_text(c.seconds - saved)}"
+            if how == "interpreter"
+            else f"interpreter: {time_text(c.seconds)}"
+        )
+        reason = what if asked == "auto" else f"asked for; {what}"
+        seconds = c.seconds - saved if how == "inductor" else c.seconds
+        return how, seconds, Decision(subject="lowering", choice=how, reason=reason, seconds=seconds, runner_up=other)
 
     def _modes(self, c: Candidate) -> list[Decision]:
         out = []

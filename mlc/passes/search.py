@@ -93,7 +93,7 @@ class Search:
         prices = [p * unit for p in _PRICES]
         out = [Levers(p) for p in prices[:4]]
         out += [Levers(prices[4], some), Levers(prices[4], some, 2), Levers(prices[4], few, 4)]
-        out += [Levers(prices[5], few, 8)]
+        out += [Levers(prices[5], few, 4)]
         return list(dict.fromkeys(out))
 
     def fastest(self, budget: int) -> Candidate | None:
@@ -120,8 +120,9 @@ class Search:
 
     def smallest(self) -> Candidate:
         """The candidate with the smallest peak; of those about as small, the fastest."""
-        for levers in self.ladder()[-2:]:
-            self.at(levers)
+        last = self.ladder()[-1]
+        if self.at(last).refused:
+            self.at(Levers(last.price, last.slots))
         least = min(c.peak for c in self.found.values())
         return min((c for c in self.found.values() if c.peak <= least * (1 + _TOLERANCE)), key=lambda c: c.seconds)
 

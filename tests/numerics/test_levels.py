@@ -151,11 +151,26 @@ def three_levels_of_fast_weights() -> Setup:
     return Setup(loop, loop, {"meta": nn.Parameter(torch.randn(5)), **data})
 
 
-def nested(inner_cls, inner_given, middle_cls, middle_given) -> Setup:
+class Squared(torch.autograd.Function):
+    """A custom function: a gradient through it is differentiated in reverse over reverse."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 2 * g * x
+
+
+def nested(inner_cls, inner_given, middle_cls, middle_given, custom=False) -> Setup:
     """Three levels of ordinary optimizers: `meta` weighs the validation that trains the class weights."""
 
     def middle_loss(model, meta, val):
-        return (torch.sigmoid(meta) * F.cross_entropy(model(val[0]), val[1], reduction="none")).mean()
+        losses = F.cross_entropy(model(val[0]), val[1], reduction="none")
+        return (torch.sigmoid(meta) * (Squared.apply(losses) if custom else losses)).mean()
 
     def loop(model, start, weigh, meta, batches, val, test):
         top = middle_cls(weigh.parameters(), **middle_given)
@@ -215,3 +230,9 @@ def three_levels_of_sgd() -> Setup:
 def three_levels_of_adam() -> Setup:
     """As above, Adam within Adam."""
     return nested(Adam, {"lr": 0.05, "eps": EPS}, Adam, {"lr": 0.1, "eps": EPS})
+
+
+@SUITE.add(referee="reference", eager=False, tolerance=THREE)
+def three_levels_where_the_middle_goes_in_reverse() -> Setup:
+    """The middle loss has no forward rule, so its level falls back, and the one below with it."""
+    return nested(Adam, {"lr": 0.05, "eps": EPS}, Adam, {"lr": 0.1, "eps": EPS}, custom=True)
