@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 import mlc
 from mlc.api import plain
+from mlc.curve import curve_table, save_curve
 from mlc.draw import draw as draw_picture
 from mlc.errors import MlcError, PlanError
 from mlc.passes.details import trips_seen
@@ -33,6 +34,7 @@ from mlc.passes.listing import difference, listing
 from mlc.passes.options import check_options
 from mlc.passes.plan import Plan
 from mlc.passes.plandiff import changes, compare
+from mlc.passes.planner import sweep as planned_sweep
 from mlc.passes.stagelist import PASSES, input_names
 from mlc.passes.stagelist import after as stages_after
 from mlc.progress import progress
@@ -182,6 +184,8 @@ def plan(target: Annotated[str | None, typer.Argument(metavar="[FILE.py[:functio
         bool, typer.Option("--text", help="Print the decisions as text instead of JSON.")] = False,
          diff: Annotated[tuple[Path, Path] | None, typer.Option(
              metavar="A.json B.json", help="Say what changed between two saved plans.")] = None,
+         sweep: Annotated[bool, typer.Option(
+             "--sweep", help="The whole curve of time and memory (-o curve.csv, .svg or .png).")] = False,
          as_json: Json = False, verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
     """Print what the compiler decided (JSON), save it, or compare two saved plans."""
     if diff is not None:
@@ -193,6 +197,9 @@ def plan(target: Annotated[str | None, typer.Argument(metavar="[FILE.py[:functio
         return
     if target is None:
         raise MlcError("nothing to plan", advice="mlc plan FILE.py, or mlc plan --diff a.json b.json")
+    if sweep:
+        _swept(load(target), output, as_json)
+        return
     _, found = _planned(load(target), memory, verbose)
     if output is not None:
         _saved(found, output)
@@ -201,6 +208,22 @@ def plan(target: Annotated[str | None, typer.Argument(metavar="[FILE.py[:functio
         print(found.explain().rstrip())
     else:
         print(found.model_dump_json(indent=2))
+
+
+def _swept(file: UserFile, output: Path | None, as_json: bool) -> None:
+    """Print every point of the curve, and write it."""
+    fn, args, kwargs, options = _subject(file)
+    with progress("sweeping budgets"):
+        program = mlc.trace(fn, *args, **kwargs)
+        chosen = {k: v for k, v in options.items() if k in ("backend", "stop_gradient", "flows")}
+        plans = planned_sweep(program, **chosen)
+    if output is not None:
+        save_curve(plans, output)
+        _screen.print(f"curve written to {output}", markup=False)
+    if as_json:
+        _print_json([p.model_dump() for p in plans])
+    else:
+        print(curve_table(plans).rstrip())
 
 
 def _saved(found: Plan, output: Path) -> None:

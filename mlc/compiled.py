@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -14,9 +15,10 @@ from torch.utils import _pytree as pytree
 
 from mlc.capture import Recording, Ref, record
 from mlc.commit import commit, storages
-from mlc.errors import DifferentiationError, MlcError
+from mlc.errors import BudgetError, DifferentiationError, MemoryWarning, MlcError
 from mlc.ir.program import Program
 from mlc.iterables import batch_tensors
+from mlc.passes.explain import size_text
 from mlc.passes.options import check_options
 from mlc.passes.plan import Plan, stages_for
 from mlc.passes.planner import make_plan
@@ -44,6 +46,7 @@ class _Entry:
     fast: int = 0
     calls: int = 0
     filtered: list[Any] = field(default_factory=list)
+    smaller: bool = False  # planned again because memory was refused
 
 
 class _Node(torch.autograd.Function):
@@ -202,12 +205,32 @@ class CompiledFunction:
                 outs = list(_Node.apply(call, *metas))  # type: ignore[no-untyped-call]
             else:
                 outs = call.run()
-        except BaseException:
+        except BaseException as e:
             torch.set_rng_state(state)
-            raise
+            if not _refused_memory(e) or entry.smaller:
+                raise
+            self._shrink(entry)
+            return self._run(entry, roots, fresh)
         rec = entry.recording
         leaves = [_leaf(x, outs) for x in rec.out_leaves]
         return pytree.tree_unflatten(leaves, rec.out_spec)
+
+    def _shrink(self, entry: _Entry) -> None:
+        """Plan again for half the memory, or for as little as can be."""
+        budget = entry.plan.peak_bytes // 2
+        try:
+            entry.plan = make_plan(entry.program, **{**self.options, "memory": max(budget, 1)})
+        except BudgetError:
+            entry.plan = make_plan(entry.program, **{**self.options, "memory": "min"})
+        entry.executor = Executor(stages_for(entry.program, entry.plan), entry.plan.backend)
+        entry.smaller = True
+        warnings.warn(
+            MemoryWarning(
+                f"the device refused memory; planned again for {size_text(entry.plan.peak_bytes)}, called once more. "
+                f"Nothing of yours was changed in between. Try: memory={entry.plan.peak_bytes}"
+            ),
+            stacklevel=4,
+        )
 
     def _find(self, roots: Roots) -> _Entry | None:
         for entry in self._entries:
@@ -233,6 +256,13 @@ class CompiledFunction:
         if rec.reusable:
             self._entries.append(entry)
         return entry
+
+
+def _refused_memory(e: BaseException) -> bool:
+    """Whether an allocator gave up."""
+    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(e, RuntimeError) and "can't allocate memory" in str(e)
+    )
 
 
 def _filter(key: list[Any], ignore: set[Path]) -> list[Any]:

@@ -13,6 +13,7 @@ __all__ = [
     "CaptureError",
     "DifferentiationError",
     "LoweringWarning",
+    "MemoryWarning",
     "MlcError",
     "MlcWarning",
     "PlanError",
@@ -75,3 +76,7 @@ class MlcWarning(UserWarning):
 
 class LoweringWarning(MlcWarning):
     """A part of the program runs slower than asked for: its compiled form failed, or failed its verification."""
+
+
+class MemoryWarning(MlcWarning):
+    """The device refused memory during a call, which was planned again with less and then succeeded."""
