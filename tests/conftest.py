@@ -1,10 +1,13 @@
 """What every test stands on: one thread, no network, fixed seeds, and markers that skip by themselves."""
 
 import os
+from pathlib import Path
 
 # Before transformers is imported: models are built with random weights, and nothing may look for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Plans depend on the rates of the device: the same ones on every machine.
+os.environ["MLC_RATES"] = str(Path(__file__).parent / "rates.json")
 
 import hypothesis
 import pytest

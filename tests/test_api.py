@@ -56,10 +56,10 @@ def test_options_that_make_no_sense() -> None:
 
 
 @pytest.mark.parametrize("option", ["flows", "precision", "mesh"])
-def test_reserved_options(option: str) -> None:
+def test_modes_precision_and_meshes_that_make_no_sense(option: str) -> None:
     with pytest.raises(mlc.PlanError, match=option) as caught:
         mlc.compile(train, **{option: "any"})
-    assert caught.value.advice and option in caught.value.advice
+    assert caught.value.advice
     with pytest.raises(mlc.PlanError, match=option):
         mlc.plan(mlc.trace(train, *task()), **{option: "any"})
 

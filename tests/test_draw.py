@@ -146,7 +146,7 @@ def test_thirty_levels_are_collapsed(nested: bool) -> None:
 def test_levels_of_a_chain_nest() -> None:
     d = diagram_of(programs.three_levels())
     (l1,) = [b for b in d.top.inside if b.kind == "level"]
-    assert (l1.title, l1.note) == ("L1", "SGD · 3 steps")
+    assert (l1.title, l1.note) == ("L1", "SGD · 3 steps · carries 2 state values")
     (l2,) = [b for b in l1.inside if b.kind == "level"]
     assert l2.note == "Adam · 4 steps · carries 6 state values"
     assert l2.inside[0].title == "model.weight, model.bias"

@@ -20,7 +20,7 @@ def fixed(program: mlc.Program) -> mlc.Plan:
         Decision(subject="states", choice="every 2nd", reason="the budget", bytes=-(1 << 20), runner_up="all kept"),
     )  # fmt: skip
     figures = {"peak_bytes": 5 << 20, "seconds": 1.25, "memory": 8 << 20, "decisions": decisions}
-    return mlc.plan(program).model_copy(update=figures).bind(program)
+    return mlc.plan(program, flows="mixed").model_copy(update=figures).bind(program)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -28,7 +28,7 @@ def browser() -> Iterator[Any]:
 
 
 def planned(name: str) -> mlc.Plan:
-    return mlc.plan(programs.ALL[name]())
+    return mlc.plan(programs.ALL[name](), flows="mixed")
 
 
 def page(tmp_path: Path, plan: mlc.Plan) -> Path:
@@ -193,8 +193,8 @@ def test_the_loss_of_the_example_leads_to_its_line(browser: Any, tmp_path: Path)
 
 @needs_browser
 def test_six_thousand_operators(browser: Any, tmp_path: Path) -> None:
-    shape = Shape(width=16, layers=6, heads=2, length=16, batch=2, vocabulary=32)
-    plan = mlc.plan(mlc.trace(ordinary, *problem(shape, 2, "cpu")))
+    shape = Shape(width=16, layers=9, heads=2, length=16, batch=2, vocabulary=32)
+    plan = mlc.plan(mlc.trace(ordinary, *problem(shape, 2, "cpu")), memory="min")
     _browser.opened(browser, page(tmp_path, plan), "#scene=backward")
     size, edges, shown = browser.execute_script(
         "const v = mlcPage.view; return [v.scene.size, v.scene.edges.length / 2, v.layout.shown]"

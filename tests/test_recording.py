@@ -21,7 +21,7 @@ TRIPS = 3
 def ran() -> mlc.CompiledFunction:
     """A compiled function after a recorded call with its gradient."""
 
-    @mlc.compile
+    @mlc.compile(flows="mixed")
     def loop(model, rate, batches, val):
         for x, y in batches:
             loss = (model(x).squeeze(1) - y).square().mean()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from mlc.errors import BudgetError
 from mlc.ir.core import Eqn
 from mlc.ir.digest import digest
@@ -116,7 +114,7 @@ class _Planner:
         regions = [c.stages.forward, *([c.stages.backward] if c.stages.backward is not None else [])]
         found = [meter.fusible(r) for r in regions]
         saved = (1 - _LEFT) * sum(s for s, _ in found)
-        compile = _COMPILE * sum(n for _, n in found) / max(1, min(torch.get_num_threads(), 8))
+        compile = _COMPILE * sum(n for _, n in found) / min(meter.rates.threads, 8)
         pays = saved * _CALLS > compile
         how = asked if asked != "auto" else "inductor" if pays else "interpreter"
         what = f"compiling takes about {time_text(compile)} and saves {time_text(saved)} a call"

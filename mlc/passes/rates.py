@@ -34,6 +34,7 @@ class Rates(BaseModel):
         start: Seconds to start one operator from Python.
         strain: Time of a real sequence of operators, whose results are new memory and whose operands come from
             elsewhere, over the roofline's.
+        threads: Threads that were used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +46,7 @@ class Rates(BaseModel):
     special: dict[int, float]
     start: float = Field(gt=0)
     strain: float = Field(ge=1)
+    threads: int = Field(ge=1)
 
     @property
     def unit(self) -> float:
@@ -89,6 +91,7 @@ def _measure(device: torch.device) -> Rates:
             near=_traffic(device, 2**15, 1), far=_traffic(device, 2**17, 64), cache=2**19,
             special={size: _special(device, dtype) for size, dtype in _DTYPES.items()},
             start=_start(device), strain=1.0,
+            threads=torch.get_num_threads(),
         )  # fmt: skip
         return ideal.model_copy(update={"strain": max(1.0, _strain(device, ideal))})
 
