@@ -41,7 +41,7 @@ def main(method: str, steps: int, calls: int, shape: _w1.Shape, what: list[Meter
         _measure.return_memory()
     model, batches, validation = _w1.problem(shape, steps, _measure.DEVICE)
     params = list(model.parameters())
-    compiled = mlc.compile(_w1.ordinary)
+    compiled = mlc.compile(_w1.ordinary, memory="min")
     loop = compiled if method == "mlc" else _w1.unrolled
 
     def call() -> None:

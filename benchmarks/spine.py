@@ -1,6 +1,7 @@
 """Memory and time of mlc beside the plain unroll, over the number of inner steps.
 
-The W1 transformer of the design (``_w1.py``), Adam, the initial parameters as meta-parameters. Every point
+The W1 transformer of the design (``_w1.py``), Adam, the initial parameters as meta-parameters; mlc is asked for the
+smallest memory, ``memory="min"`` (``planner.py`` has the whole curve). Every point
 is measured in processes of its own, after a warm-up: seconds under ordinary malloc, and in another process
 the peak, with malloc returning memory at once (which makes calls about three times as slow). Peaks are what
 the operating system sees beyond what was resident before the call, so they hold the hypergradient (P, the

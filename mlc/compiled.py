@@ -316,8 +316,8 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             tensors.  Meta-parameters are found: every tensor requiring grad that the loop reads and does not train.
         memory: Budget for what a call allocates beyond its inputs: bytes, ``"800MiB"``, ``"min"`` or None (what the
             device has free).
-        backend: ``"interpreter"``, ``"inductor"`` (compiles; see ``docs/backends.md``) or ``"auto"``, which is the
-            interpreter for now.
+        backend: ``"interpreter"``, ``"inductor"`` (compiles; see ``docs/backends.md``) or ``"auto"``: Inductor where
+            its compilation is predicted to be paid back within some hundred calls.
         stop_gradient: ``"all"``: ``detach`` and ``no_grad`` stop the gradient at every level; ``"inner"``: only the
             gradient taken by the level they stand in.
         flows: Which way derivatives go; None: chosen. ``"mixed"`` (reverse through the loops, inner gradients by one

@@ -111,3 +111,15 @@ def test_no_meta_parameter() -> None:
         mlc.trace(loop, nn.Linear(2, 1))
     assert caught.value.loc is not None
     assert caught.value.loc.file == __file__
+
+
+def test_the_report_measures_every_call() -> None:
+    """Memory is measured once: the first call and its gradient; later calls hold as much."""
+    cf = mlc.compile(train, backend="interpreter", flows="mixed")
+    args = task()
+    cf(*args).backward()
+    first = cf.report
+    assert first is not None and first.seconds > 0 and set(first.stages) == {"forward", "backward"}
+    assert first.peak_bytes > 0
+    cf(*args).backward()
+    assert cf.report is not None and cf.report.peak_bytes == first.peak_bytes

@@ -15,7 +15,7 @@ from mlc.runtime.feeds import Drawer, feed_runner
 from mlc.runtime.inductor import Inductor
 from mlc.runtime.interpreter import Executable, compile_region
 from mlc.runtime.loop import link
-from mlc.runtime.recording import each_stage
+from mlc.runtime.recording import Recording, current, each_stage, resumed
 
 __all__ = ["Executor", "Run", "StageGraphs"]
 
@@ -57,6 +57,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     versions: list[tuple[int, int]] = field(default_factory=list)
     peak_bytes: int = 0
+    first: Recording | None = None
 
 
 class Executor:
@@ -65,6 +66,10 @@ class Executor:
     def __init__(self, stages: StageGraphs, backend: str = "interpreter") -> None:
         self.stages = stages
         self._drawer: Drawer | None = None
+        # The first call measures memory for all: the same graph holds as much in every one.  Compiled kernels
+        # allocate unseen, so their peak stays unknown.
+        self._first: Recording | None = Recording() if backend == "interpreter" else None
+        self._peak = 0
         compile = Inductor() if backend == "inductor" else compile_region
         special = link(lambda op: feed_runner(op, self._draws), self._draw, compile)
         self._forward: Executable = each_stage(compile(stages.forward, special), "forward")
@@ -103,16 +108,24 @@ class Executor:
         """Run the forward stage; user state is not touched."""
         started = time.perf_counter()
         self._drawer = drawer
+        first = self._first if current() is None else None
         try:
-            with torch.no_grad():
+            with torch.no_grad(), resumed(first):
                 outs = self._forward(list(inputs))
         finally:
             self._drawer = None
+        self._measured(first, last=self._backward is None)
         n = self.stages.n_results
         saved = [outs[i] if kind == "out" else inputs[i] for kind, i in self.stages.saved]
         versions = [(k, s._version) for k, (s, (kind, _)) in enumerate(zip(saved, self.stages.saved, strict=True))
                     if kind == "in"]  # fmt: skip
-        return Run(outs[:n], saved, {"forward": time.perf_counter() - started}, versions)
+        seconds = {"forward": time.perf_counter() - started}
+        return Run(outs[:n], saved, seconds, versions, self._peak, first)
+
+    def _measured(self, first: Recording | None, last: bool) -> None:
+        if first is not None:
+            self._peak = max(self._peak, first.peak_bytes)
+            self._first = None if last else self._first
 
     def backward(self, run: Run, cotangents: Sequence[Tensor], keep: bool) -> list[Tensor]:
         """Hypergradients in the order of ``stages.gradients``; frees what was saved unless ``keep``."""
@@ -125,7 +138,10 @@ class Executor:
         args = [*run.saved, *cotangents]
         if not keep:
             run.saved, run.versions = [], []
-        with torch.no_grad():
+        first, run.first = run.first, None
+        with torch.no_grad(), resumed(first):
             grads = self._backward(args)
+        self._measured(first, last=True)
+        run.peak_bytes = self._peak
         run.seconds["backward"] = time.perf_counter() - started
         return grads

@@ -173,6 +173,20 @@ def recording() -> Iterator[Recording]:
         _current = before
 
 
+@contextmanager
+def resumed(into: Recording | None) -> Iterator[None]:
+    """Record into what another stage of the same call began; nothing for None."""
+    global _current
+    if into is None:
+        yield
+        return
+    before, _current = _current, into
+    try:
+        yield
+    finally:
+        _current = before
+
+
 def each_trip(body: Executable, name: str) -> Executable:
     """The body of a loop, recorded trip by trip when recording is on."""
 
