@@ -10,7 +10,7 @@ import torch
 from mlc.ir.core import Alias, Arg, Eqn, Index, Op, Pack, Primitive, Region, Var, aten, flat_vars, map_vars
 from mlc.ir.types import Loc, TensorType, Type
 
-__all__ = ["Builder", "dce"]
+__all__ = ["Builder", "dce", "renamed"]
 
 _ZEROS = aten("zeros")
 _FULL = aten("full")
@@ -207,6 +207,14 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 def contiguous_type(t: Type) -> Type:
     """The type with contiguous strides."""
     return TensorType(t.dtype, t.shape, contiguous(t.shape), t.device) if isinstance(t, TensorType) else t
+
+
+def renamed(e: Eqn, env: dict[Var, Var]) -> Eqn:
+    """The equation reading other values where ``env`` has them."""
+    if not any(v in env for v in e.inputs):
+        return e
+    args = map_vars(e.args, lambda v: env.get(v, v))
+    return e.with_(args=args, kwargs=tuple((k, map_vars(x, lambda v: env.get(v, v))) for k, x in e.kwargs))
 
 
 def dce(r: Region) -> Region:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from torch._ops import OpOverload
 
-from mlc.ir.builder import dce
-from mlc.ir.core import Eqn, Loop, Region, Var, aten, map_vars
+from mlc.ir.builder import dce, renamed
+from mlc.ir.core import Eqn, Loop, Region, Var, aten
 from mlc.ir.types import nbytes
 from mlc.passes.batch import Analysis, Refused, batchwise
 from mlc.passes.part import LABEL, TAG, Part, Unexpected
@@ -141,7 +141,7 @@ class _Split:
         out = []
         for e in eqns:
             if all(env.get(v, v).type == v.type for v in e.inputs) or not isinstance(e.op, OpOverload):
-                out.append(_renamed(e, env))
+                out.append(renamed(e, env))
                 continue
             if e.op is aten("as_strided"):
                 raise Unexpected(e, "it reads memory by strides")
@@ -149,10 +149,3 @@ class _Split:
             out.append(new)
             env.update(zip(e.outs, new.outs, strict=True))
         return out
-
-
-def _renamed(e: Eqn, env: dict[Var, Var]) -> Eqn:
-    if not any(v in env for v in e.inputs):
-        return e
-    kwargs = tuple((k, map_vars(x, lambda v: env.get(v, v))) for k, x in e.kwargs)
-    return e.with_(args=map_vars(e.args, lambda v: env.get(v, v)), kwargs=kwargs)

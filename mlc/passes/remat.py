@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlc.ir.builder import dce
-from mlc.ir.core import Eqn, Loop, Region, Var, map_vars
+from mlc.ir.builder import dce, renamed
+from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.types import SeqType, nbytes
 from mlc.passes.cost import Meter
 from mlc.passes.keep import Infeasible, choose, needed_for
@@ -123,17 +123,11 @@ def _rebuild(region: Region, at: int, again: list[Eqn], kept: set[Var]) -> Regio
     """The region with copies of ``again`` behind the point."""
     env: dict[Var, Var] = {}
 
-    def renamed(e: Eqn) -> Eqn:
-        if not any(v in env for v in e.inputs):
-            return e
-        args = map_vars(e.args, lambda v: env.get(v, v))
-        return e.with_(args=args, kwargs=tuple((k, map_vars(x, lambda v: env.get(v, v))) for k, x in e.kwargs))
-
     copies = []
     for e in again:
         outs = tuple([Var(v.type) for v in e.outs])
-        copies.append(renamed(e).with_(outs=outs, tag="recomputed"))
+        copies.append(renamed(e, env).with_(outs=outs, tag="recomputed"))
         env.update((v, o) for v, o in zip(e.outs, outs, strict=True) if v not in kept)
-    tail = [renamed(e) for e in region.eqns[at + 1 :]]
+    tail = [renamed(e, env) for e in region.eqns[at + 1 :]]
     outputs = tuple(env.get(v, v) for v in region.outputs)
     return dce(Region(region.inputs, (*region.eqns[: at + 1], *copies, *tail), outputs, region.names))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mlc.ir.builder import dce
+from mlc.ir.builder import dce, renamed
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.types import SeqType, nbytes
 from mlc.passes.cost import Meter
@@ -139,7 +139,7 @@ def _hand_over(region: Region, pair: Pair, twins: dict[Var, Var]) -> Region:
     mine = a.op.body
     inputs = tuple(Var(t.type) for t in twins.values())
     env = dict(zip(twins, inputs, strict=True))
-    eqns = [_renamed(e, env) for e in mine.eqns]
+    eqns = [renamed(e, env) for e in mine.eqns]
     outputs = tuple(env.get(v, v) for v in mine.outputs)
     smaller = dce(
         Region((*mine.inputs, *inputs), tuple(eqns), outputs, mine.names and (*mine.names, *[""] * len(inputs)))
@@ -148,14 +148,3 @@ def _hand_over(region: Region, pair: Pair, twins: dict[Var, Var]) -> Region:
     eqns_out = list(region.eqns)
     eqns_out[pair.forward], eqns_out[pair.adjoint] = forward, adjoint
     return Region(region.inputs, tuple(eqns_out), region.outputs, region.names)
-
-
-def _renamed(e: Eqn, env: dict[Var, Var]) -> Eqn:
-    from mlc.ir.core import map_vars
-
-    if not any(v in env for v in e.inputs):
-        return e
-    return e.with_(
-        args=map_vars(e.args, lambda v: env.get(v, v)),
-        kwargs=tuple((k, map_vars(x, lambda v: env.get(v, v))) for k, x in e.kwargs),
-    )

@@ -8,7 +8,7 @@ fastest that fits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mlc.ir.core import Loop
@@ -149,9 +149,8 @@ def _slots(trips: int) -> tuple[int | None, int | None]:
     return max(2, round(trips**0.5)), 1 if trips <= 4 else max(2, round(trips ** (1 / 3)))
 
 
-def _first(ladder: list[Levers], fits: object) -> int | None:
+def _first(ladder: list[Levers], fits: Callable[[Levers], bool]) -> int | None:
     """Position of the first entry that fits, taking the ladder as sorted; None when the last does not."""
-    assert callable(fits)
     if fits(ladder[0]):
         return 0
     low, high = 0, len(ladder) - 1
