@@ -73,19 +73,37 @@ def reused(region: Region) -> dict[int, Var]:
         last[v] = len(region.eqns)
     owner: dict[Var, Var] = {}
     holders: dict[Var, int] = {}
+    odd: set[Var] = set()  # laid out otherwise than their type says
     out: dict[int, Var] = {}
     for i, e in enumerate(region.eqns):
-        chosen = _candidate(e, i, last, owner, holders)
+        odd.update(v for k, v in enumerate(e.outs) if _odd(e, k, v, odd))
+        chosen = _candidate(e, i, last, owner, holders, odd)
         if chosen is not None:
             out[i] = chosen
             owner[e.outs[0]] = owner[chosen]
             holders[owner[chosen]] += 1
         else:
             _enter(e, owner, holders)
+        for v in e.inputs if _holds_on(e) else ():
+            if v in owner:
+                holders[owner[v]] += 1  # for good
         for v in dict.fromkeys((*e.inputs, *e.outs)):
             if v in owner and last.get(v, i) == i:
                 holders[owner[v]] -= 1
     return out
+
+
+def _holds_on(e: Eqn) -> bool:
+    """Whether an equation keeps what it reads: in a sequence, or for replays of a loop's states."""
+    return isinstance(e.op, Pack) or (isinstance(e.op, Loop) and e.op.replay is not None)
+
+
+def _odd(e: Eqn, k: int, v: Var, odd: set[Var]) -> bool:
+    """Whether a result shares a storage in a layout that its type does not tell."""
+    shared = shared_with(e, k)
+    if shared is None:
+        return False
+    return shared in odd or (isinstance(e.op, (Alias, Stop, Custom)) and shared.type != v.type)
 
 
 def _enter(e: Eqn, owner: dict[Var, Var], holders: dict[Var, int]) -> None:
@@ -99,12 +117,21 @@ def _enter(e: Eqn, owner: dict[Var, Var], holders: dict[Var, int]) -> None:
             holders[owner[v]] += 1
 
 
-def _candidate(e: Eqn, i: int, last: dict[Var, int], owner: dict[Var, Var], holders: dict[Var, int]) -> Var | None:
+def _candidate(e: Eqn, i: int, last: dict[Var, int], owner: dict[Var, Var], holders: dict[Var, int],
+               odd: set[Var]) -> Var | None:  # fmt: skip
     if len(e.outs) != 1 or e.kwargs or not (isinstance(e.op, SafeSqrt) or e.op in _FIRST):
         return None
     t = e.outs[0].type
     for v in dict.fromkeys(e.inputs):
-        if last[v] == i and v.type == t and v in owner and holders[owner[v]] == 1 and _dense(v) and into(e, v):
+        if (
+            v not in odd
+            and last[v] == i
+            and v.type == t
+            and v in owner
+            and holders[owner[v]] == 1
+            and _dense(v)
+            and into(e, v)
+        ):
             return v
     return None
 
@@ -112,7 +139,14 @@ def _candidate(e: Eqn, i: int, last: dict[Var, int], owner: dict[Var, Var], hold
 def _dense(v: Var) -> bool:
     """Whether no two elements share a place (an expanded tensor must not be written)."""
     t = v.type
-    return isinstance(t, TensorType) and all(s > 0 or n == 1 for n, s in zip(t.shape, t.stride, strict=True))
+    if not isinstance(t, TensorType):
+        return False
+    span = 1
+    for stride, n in sorted((s, n) for s, n in zip(t.stride, t.shape, strict=True) if n != 1):
+        if stride < span:
+            return False
+        span = stride * n
+    return True
 
 
 def _allocates(e: Eqn) -> bool:
