@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from mlc.ir.core import Alias, Custom, Eqn, Index, Region, SafeSqrt, Stop, Var
+from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt, Stop, Var
 from mlc.ir.inplace import schema_of
 from mlc.ir.types import TensorType
 
@@ -123,15 +123,9 @@ def _candidate(e: Eqn, i: int, last: dict[Var, int], owner: dict[Var, Var], hold
         return None
     t = e.outs[0].type
     for v in dict.fromkeys(e.inputs):
-        if (
-            v not in odd
-            and last[v] == i
-            and v.type == t
-            and v in owner
-            and holders[owner[v]] == 1
-            and _dense(v)
-            and into(e, v)
-        ):
+        if v in odd or last[v] != i or v.type != t or v not in owner:
+            continue
+        if holders[owner[v]] == 1 and _dense(v) and into(e, v):
             return v
     return None
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from mlc.ir.core import Eqn, Region, Stop, Var, aten
+from mlc.ir.core import Eqn, Pack, Region, Stop, Var, aten
 from mlc.ir.reuse import reused
-from mlc.ir.types import TensorType
+from mlc.ir.types import SeqType, TensorType
 
 ADD, MUL, NEG = aten("add", "Tensor"), aten("mul", "Tensor"), aten("neg")
 
@@ -42,6 +42,13 @@ def test_expanded_values_are_not_even_behind_a_stop_that_hides_it() -> None:
         Eqn(NEG, (stopped,), (b,)),
     )  # fmt: skip
     assert reused(Region((x,), eqns, (b,))) == {}
+
+
+def test_a_sequence_holds_on_to_its_elements() -> None:
+    x, a, b = Var(f32(4)), Var(f32(4)), Var(f32(4))
+    seq = Var(SeqType(f32(4), 1))
+    eqns = (Eqn(NEG, (x,), (a,)), Eqn(Pack(), (a,), (seq,)), Eqn(NEG, (a,), (b,)))
+    assert reused(Region((x,), eqns, (b, seq))) == {}
 
 
 def test_another_shape_or_dtype_is_not() -> None:
