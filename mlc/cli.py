@@ -213,7 +213,7 @@ def plan(target: Annotated[str | None, typer.Argument(metavar="[FILE.py[:functio
 def _swept(file: UserFile, output: Path | None, as_json: bool) -> None:
     """Print every point of the curve, and write it."""
     fn, args, kwargs, options = _subject(file)
-    with progress("sweeping budgets"):
+    with progress("sweeping budgets"), contextlib.redirect_stdout(sys.stderr):
         program = mlc.trace(fn, *args, **kwargs)
         chosen = {k: v for k, v in options.items() if k in ("backend", "stop_gradient", "flows")}
         plans = planned_sweep(program, **chosen)

@@ -272,3 +272,16 @@ def test_plans_are_compared(file: Path, tmp_path: Path) -> None:
     assert json.loads(run("plan", "--diff", a, b, "--json").stdout)["settings"] == ["memory"]
     assert "equal" in run("plan", "--diff", a, a).stdout
     assert "nothing to plan" in run("plan", code=1).stderr
+
+
+def test_a_sweep_prints_the_curve_and_writes_it(file: Path, tmp_path: Path) -> None:
+    written = tmp_path / "curve.csv"
+    text = run("plan", file, "--sweep", "-o", written).stdout
+    rows = written.read_text().splitlines()
+    assert rows[0] == "seconds,peak_bytes,mode,backend,price,slots,parts"
+    points = [row.split(",") for row in rows[1:]]
+    assert points and all(float(p[0]) > 0 and int(p[1]) >= 0 for p in points)
+    assert [int(p[1]) for p in points] == sorted((int(p[1]) for p in points), reverse=True)
+    assert len([x for x in text.splitlines() if "mixed" in x or "forward" in x]) == len(points)
+    assert len(json.loads(run("plan", file, "--sweep", "--json").stdout)) == len(points)
+    assert "curve is no .txt" in run("plan", file, "--sweep", "-o", tmp_path / "x.txt", code=1).output
