@@ -42,7 +42,8 @@ def small(program: Program) -> bool:
     return sum(t.numel() for t in program.fresh().meta.values()) <= MANY
 
 
-AGAIN = [p for module in MODULES for p in module.SUITE if small(p)]
+BACKWARD_ONLY = "three_levels_where_the_middle_goes_in_reverse"  # its custom function has no forward rule
+AGAIN = [p for module in MODULES for p in module.SUITE if small(p) and p.name != BACKWARD_ONLY]
 
 
 @pytest.mark.parametrize("again", AGAIN, ids=lambda p: p.name)
