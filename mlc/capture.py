@@ -89,6 +89,21 @@ class Recording:
     ignore: set[Path] = field(default_factory=set)
     arg_names: tuple[str, ...] = ()
 
+    @property
+    def handed(self) -> frozenset[int]:
+        """Positions of results that the user's objects take over (others are copied into theirs, or read)."""
+        values = [_refs(e.value) for e in self.effects if e.kind != "copy"]
+        return frozenset(range(self.n_outputs)).union(*values)
+
+
+def _refs(value: Any) -> set[int]:
+    """Positions of the tensors in a tree of an :class:`Effect`."""
+    if isinstance(value, Ref):
+        return set() if value.number else {value.index}
+    if isinstance(value, dict):
+        return _refs(list(value.values()))
+    return set[int]().union(*map(_refs, value)) if isinstance(value, (list, tuple)) else set()
+
 
 def _call(tracer: Tracer, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     tracer.sites.begin(sys._getframe())

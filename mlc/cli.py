@@ -28,7 +28,6 @@ from mlc.api import plain
 from mlc.curve import curve_table, save_curve
 from mlc.draw import draw as draw_picture
 from mlc.errors import MlcError, PlanError
-from mlc.passes.details import trips_seen
 from mlc.passes.explain import explained
 from mlc.passes.listing import difference, listing
 from mlc.passes.options import check_options
@@ -252,13 +251,12 @@ def inspect(target: Target, memory: Memory = None, after: Annotated[
             diff_passes: Annotated[bool, typer.Option("--diff-passes", help="What each pass changed.")] = False,
             verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
     """Print stage graphs as readable Python: on every line what is kept, recomputed or freed."""
-    program, found = _planned(load(target), memory, verbose)
-    trips = trips_seen(program)
+    _, found = _planned(load(target), memory, verbose)
     for x in stages_after(found, after):
         if stage not in (None, x.name):
             continue
         if not diff_passes:
-            print(listing(x, input_names(found, x), trips))
+            print(listing(x, input_names(found, x)))
             continue
         names = [n for n in PASSES if any(s.name == x.name for s in stages_after(found, n))]
         for old, new in itertools.pairwise(names):

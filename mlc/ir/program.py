@@ -115,6 +115,11 @@ class Program(Shown):
         """Positions of the meta-parameters among the inputs."""
         return tuple(i for i, x in enumerate(self.inputs) if x.role == "meta")
 
+    @property
+    def handed(self) -> frozenset[int]:
+        """Positions of results that become the user's when a call is over: not those that are copied or read only."""
+        return getattr(self.binding, "handed", frozenset(range(self.n_outputs)))
+
     def __str__(self) -> str:
         """The text form; :func:`mlc.ir.parse.parse` reads it back."""
         from mlc.ir.text import print_program

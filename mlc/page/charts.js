@@ -1,6 +1,6 @@
 // The charts below: memory over the run, time by stage and module, the time-memory curve of a sweep.
 
-const HOLDER = ["blue", "purple", "grey", "green", "orange"];
+const HOLDER = ["blue", "purple", "grey", "green", "orange", "yellow"];
 
 class Chart {
   constructor(id, view) {

@@ -12,7 +12,6 @@ from mlc.ir.core import Eqn, Region
 from mlc.ir.program import Program
 from mlc.ir.types import Loc
 from mlc.page.scene import Scene, Table
-from mlc.passes.details import trips_seen
 from mlc.passes.explain import size_text, time_text
 from mlc.passes.facts import Stage, facts_of, stages_of
 from mlc.passes.plan import Plan, stages_for
@@ -50,10 +49,9 @@ def content(program: Program, plan: Plan | None = None, measured: Measured | Non
     if plan is not None:
         graphs = stages_for(program, plan)
         stages = stages_of(graphs)
-        trips = trips_seen(program)
-        made = [_stage(s, program, graphs, tables, trips) for s in stages]
+        made = [_stage(s, program, graphs, tables) for s in stages]
         scenes += made
-        out["memory"] = _memory(stages, graphs, made, trips)
+        out["memory"] = _memory(stages, graphs, made, program)
         out["budget"], out["peak"] = plan.memory, plan.peak_bytes
     if measured is not None:
         out["measured"] = {"seconds": measured.seconds, "memory": list(measured.memory)}
@@ -82,8 +80,8 @@ def _point(p: Plan, chosen: bool) -> dict[str, Any]:
 # ---- stages
 
 
-def _stage(stage: Stage, program: Program, graphs: Any, tables: dict[str, Table], trips: Any) -> Scene:
-    scene = Scene(stage.name, f"{stage.name} stage", tables, facts_of(stage, trips))
+def _stage(stage: Stage, program: Program, graphs: Any, tables: dict[str, Table]) -> Scene:
+    scene = Scene(stage.name, f"{stage.name} stage", tables, facts_of(stage))
     names = [x.name for x in program.inputs]
     if stage.name == "forward":
         scene.name(zip(stage.region.inputs, names, strict=True))
@@ -94,11 +92,11 @@ def _stage(stage: Stage, program: Program, graphs: Any, tables: dict[str, Table]
     return scene
 
 
-def _memory(stages: Sequence[Stage], graphs: Any, scenes: Sequence[Scene], trips: Any) -> list[dict[str, Any]]:
+def _memory(stages: Sequence[Stage], graphs: Any, scenes: Sequence[Scene], program: Program) -> list[dict[str, Any]]:
     out = []
-    for stage, scene, points in zip(stages, scenes, predicted(stages, graphs, trips), strict=True):
+    for stage, scene, points in zip(stages, scenes, predicted(stages, graphs, program.handed), strict=True):
         live = [[p.live[k] for p in points] for k in range(len(HOLDERS))]
-        nodes = [scene.node_of.get(p.eqn, -1) for p in points]
+        nodes = [-1 if p.eqn is None else scene.node_of.get(p.eqn, -1) for p in points]
         out.append({"stage": stage.name, "nodes": nodes, "live": live})
     return out
 
@@ -111,7 +109,7 @@ def _levels(program: Program, plan: Plan | None, tables: dict[str, Table]) -> Sc
     diagram = diagram_of(program, plan, len(program.levels))
     whole = Stage("forward", program.region, frozenset(), frozenset())
     placed: dict[Eqn, tuple[int, tuple[str, ...]]] = {}
-    scene = Scene("levels", "levels", tables, facts_of(whole, trips_seen(program)), placed.get)
+    scene = Scene("levels", "levels", tables, facts_of(whole), placed.get)
     at: dict[str, int] = {}
     _boxes(diagram.top, -1, scene, at)
     for level in program.levels:

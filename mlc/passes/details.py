@@ -9,13 +9,13 @@ from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.program import Program
 from mlc.ir.types import Loc
 from mlc.passes.explain import names_text, size_text, table
-from mlc.passes.facts import Stage, facts_of, flops_of, stages_of, traffic_of, trips_of, work
+from mlc.passes.facts import Stage, facts_of, flops_of, stages_of, traffic_of, work
 from mlc.passes.timeline import HOLDERS, predicted
 
 if TYPE_CHECKING:
     from mlc.passes.plan import Plan
 
-__all__ = ["count_text", "details", "trips_seen"]
+__all__ = ["count_text", "details", "executions"]
 
 LINES = 8  # of the user's code, the most expensive ones
 
@@ -26,25 +26,17 @@ def details(plan: Plan, program: Program) -> list[object]:
 
     graphs = stages_for(program, plan)
     stages = stages_of(graphs)
-    trips = trips_seen(program)
-    runs = [list(executions(s.region, trips)) for s in stages]
-    live = predicted(stages, graphs, trips)
+    runs = [list(executions(s.region)) for s in stages]
+    live = predicted(stages, graphs, program.handed)
     costs = [_stage(*x) for x in zip(stages, runs, live, strict=True)]
     out: list[object] = [table(("stage", "ops", "runs", "flops", "moved", "peak", "at the peak"), costs)]
     out.append(table(("line", "code", "share", "flops"), _lines(runs)))
-    fates = [_fates(s, trips) for s in stages]
+    fates = [_fates(s) for s in stages]
     out.append(table(("stage", "freed", "kept", "for backward", "recomputed", "shared"), fates))
     return [*out, *_paths(program)]
 
 
-def trips_seen(program: Program) -> Any:
-    """Trips of loops of unknown length: as many as the traced call had."""
-    sources = getattr(program.binding, "sources", ())
-    seen = max((len(items) for s in sources if s.generic for items, _ in s.visits), default=1)
-    return lambda s: s.length or seen
-
-
-def executions(r: Region, trips: Any, times: int = 1, locs: dict[Var, Loc] | None = None) -> Any:
+def executions(r: Region, times: int = 1, locs: dict[Var, Loc] | None = None) -> Any:
     """Every equation with how often it runs and its place: ``(equation, times, place)``; bodies inside their loops."""
     locs = {} if locs is None else locs
     for e in r.eqns:
@@ -52,7 +44,7 @@ def executions(r: Region, trips: Any, times: int = 1, locs: dict[Var, Loc] | Non
         if loc is not None:
             locs.update((v, loc) for v in e.outs)
         if isinstance(e.op, Loop):
-            yield from executions(e.op.body, trips, times * trips_of(e.op, e.inputs, trips), locs)
+            yield from executions(e.op.body, times * e.op.count, locs)
         else:
             yield e, times, loc
 
@@ -85,10 +77,10 @@ def _lines(runs: list[list[tuple[Eqn, int, Loc | None]]]) -> list[list[str]]:
     return [[str(x.line), x.source()[:60], f"{100 * spent[x] / (whole or 1):.1f}%", count_text(flops[x])] for x in most]
 
 
-def _fates(stage: Stage, trips: Any) -> list[str]:
+def _fates(stage: Stage) -> list[str]:
     """How many operators have which fate."""
     kinds: dict[str, int] = defaultdict(int)
-    for fact in facts_of(stage, trips).values():
+    for fact in facts_of(stage).values():
         kinds[fact.fate.kind] += 1
     return [stage.name, *[str(kinds[k]) for k in ("freed", "kept", "saved", "recomputed", "view")]]
 

@@ -8,23 +8,20 @@ handed to the next trip, alive at the peak, freed after its last use, or compute
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch._ops import OpOverload
 
 from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Region, SafeSqrt, Stop, Var, map_vars
-from mlc.ir.types import SeqType, TensorType, nbytes
+from mlc.ir.types import TensorType, nbytes
 from mlc.passes.cost import flops
 from mlc.passes.memory import liveness, root_of
 
 __all__ = [
-    "FATES", "Fact", "Fate", "Stage", "facts_of", "flops_of", "op_name", "seq_bytes", "stages_of", "traffic_of",
-    "trips_of", "work",
+    "FATES", "Fact", "Fate", "Stage", "facts_of", "flops_of", "op_name", "stages_of", "traffic_of", "work",
 ]  # fmt: skip
 
-Trips = Callable[[SeqType], int]
 FATES = ("freed", "kept", "saved", "result", "recomputed", "view")
 
 
@@ -71,19 +68,6 @@ def stages_of(stages: Any) -> tuple[Stage, ...]:
     return tuple(found)
 
 
-def seq_bytes(v: Var, trips: Trips) -> int:
-    """Bytes of a value, sequences of unknown length by ``trips``."""
-    t = v.type
-    if isinstance(t, SeqType):
-        return seq_bytes(Var(t.elem), trips) * trips(t)
-    return nbytes(t)
-
-
-def trips_of(op: Loop, seqs: Iterable[Var], trips: Trips) -> int:
-    """How often a loop's body runs: fixed, or the length of what it runs over (at least 1)."""
-    return max(1, op.trips or next((trips(v.type) for v in seqs if isinstance(v.type, SeqType)), 1))
-
-
 # ---- cost
 
 
@@ -107,10 +91,10 @@ def traffic_of(e: Eqn) -> int:
 # ---- fate
 
 
-def facts_of(stage: Stage, trips: Trips = lambda s: s.length or 1) -> dict[Eqn, Fact]:
+def facts_of(stage: Stage) -> dict[Eqn, Fact]:
     """The facts of every equation of a stage, those of loop bodies included."""
     out: dict[Eqn, Fact] = {}
-    _region(stage.region, _ends_of_stage(stage), trips, _twice(stage.region), out)
+    _region(stage.region, _ends_of_stage(stage), _twice(stage.region), out)
     return out
 
 
@@ -125,16 +109,16 @@ def _ends_of_body(op: Loop) -> dict[Var, Fate]:
     return ends | {v: Fate("kept", "handed to the next trip") for v in op.body.outputs[: op.n_carry]}
 
 
-def _region(r: Region, ends: dict[Var, Fate], trips: Trips, twice: set[Eqn], out: dict[Eqn, Fact]) -> None:
+def _region(r: Region, ends: dict[Var, Fate], twice: set[Eqn], out: dict[Eqn, Fact]) -> None:
     last = {v: i for i, e in enumerate(r.eqns) for v in e.inputs}
     peak = liveness(r)[1]
     for i, e in enumerate(r.eqns):
         if isinstance(e.op, Loop):
-            _region(e.op.body, _ends_of_body(e.op), trips, twice, out)
+            _region(e.op.body, _ends_of_body(e.op), twice, out)
             if e.op.replay is not None:
                 again = dict.fromkeys(e.op.replay.body.outputs, Fate("recomputed", "a state rebuilt from a sparse one"))
-                _region(e.op.replay.body, again, trips, twice, out)
-        own = 0 if _shares(e) else sum(seq_bytes(v, trips) for v in e.outs)
+                _region(e.op.replay.body, again, twice, out)
+        own = 0 if _shares(e) else sum(nbytes(v.type) for v in e.outs)
         out[e] = Fact(flops_of(e), own, _fate(e, i, last, ends, peak, e in twice, r))
 
 

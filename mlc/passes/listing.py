@@ -19,22 +19,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from mlc.ir.core import Custom, Eqn, Grad, Loop, Region, Var
 from mlc.ir.literals import Objects, literal_text, type_text
 from mlc.passes.explain import size_text
-from mlc.passes.facts import Fact, Stage, Trips, facts_of, op_name
+from mlc.passes.facts import Fact, Stage, facts_of, op_name
 
 __all__ = ["difference", "listing"]
 
 WIDTH = 64  # comments begin here
 
 
-def listing(stage: Stage, names: Iterable[str] = (), trips: Trips = lambda s: s.length or 1) -> str:
+def listing(stage: Stage, names: Iterable[str] = ()) -> str:
     """The text of one stage.
 
     Args:
         stage: From :func:`mlc.passes.facts.stages_of`.
         names: Names of its inputs, as far as they have some.
-        trips: Trips of loops of unknown length, for bytes of sequences.
     """
-    return "\n".join(_Writer(facts_of(stage, trips)).stage(stage, list(names))) + "\n"
+    return "\n".join(_Writer(facts_of(stage)).stage(stage, list(names))) + "\n"
 
 
 class _Writer:

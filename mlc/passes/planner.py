@@ -70,11 +70,11 @@ class _Planner:
         modes = self.asked or Modes("mixed")
         joint, used, self.why_not = differentiated(program, modes, Policy("mixed", stop, self._note))
         self.modes = Modes(used, modes.levels if used == modes.mode else {})
-        self.searches.append(Search(used, joint))
+        self.searches.append(Search(used, joint, program.handed))
         if self.asked is None and 0 < count(program) <= FEW and legal(program, Policy("forward", stop)) is None:
             joint, used, why = differentiated(program, Modes("forward"), Policy("forward", stop))
             if not why:
-                self.searches.append(Search(used, joint))
+                self.searches.append(Search(used, joint, program.handed))
 
     def _note(self, e: Eqn, why: str) -> None:
         self.fallbacks[str(e.loc)] = why

@@ -8,7 +8,7 @@ fastest that fits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from mlc.ir.core import Loop
@@ -45,14 +45,17 @@ class Candidate:
     refused: tuple[Refused, ...] = ()
 
 
-def peak_bytes(stages: Stages) -> int:
-    """Predicted peak of a call beyond its inputs: the forward stage, or what is kept and the backward stage."""
+def peak_bytes(stages: Stages, handed: Collection[int] = ()) -> int:
+    """Predicted peak of a call beyond its inputs: the forward stage, or what is kept and the backward stage.
+
+    ``handed``: positions of results that the user gets (:attr:`mlc.ir.program.Program.handed`).
+    """
     footprint = Footprint()
-    forward = footprint.region(stages.forward).peak
+    forward = footprint.region(stages.forward)
     if stages.backward is None:
-        return forward
-    saved = [v for v, (kind, _) in zip(stages.backward.inputs, stages.saved, strict=False) if kind == "out"]
-    return max(forward, footprint.region(stages.backward, saved).peak)
+        return forward.peak
+    owned, results = footprint.hand_over(forward.book, stages, handed)
+    return max(forward.peak, results + footprint.region(stages.backward, owned).peak)
 
 
 @dataclass
@@ -62,10 +65,12 @@ class Search:
     Args:
         mode: How derivatives go.
         joint: The differentiated program.
+        handed: Positions of results that the user gets.
     """
 
     mode: str
     joint: Joint | Stages
+    handed: Collection[int] = ()
     found: dict[Levers, Candidate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -82,7 +87,7 @@ class Search:
             stages = finish(self.joint, levers, refused.append)
             seconds = self.meter.region(stages.forward).seconds
             seconds += 0.0 if stages.backward is None else self.meter.region(stages.backward).seconds
-            known = Candidate(self.mode, levers, stages, peak_bytes(stages), seconds, tuple(refused))
+            known = Candidate(self.mode, levers, stages, peak_bytes(stages, self.handed), seconds, tuple(refused))
             self.found[levers] = known
         return known
 

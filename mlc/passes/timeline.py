@@ -1,38 +1,43 @@
 """What is alive while a plan runs: predicted bytes after every equation, by what holds them.
 
-The same liveness as :mod:`mlc.passes.memory`, kept for every equation instead of its maximum, with loops unrolled:
-carries are freed at their last use, kept values grow trip by trip.  Long loops are thinned; every point that stands
-for others is the highest of them, so that no peak is lost.  O(equations + points).
+The books are those of :class:`mlc.passes.memory.Footprint`, from which the peak of a plan comes; here they are kept
+for every equation instead of their maximum, with loops unrolled: what a loop keeps grows trip by trip, and states that
+are held sparsely come and go as the runtime's schedule says.  Long loops are thinned; every point that stands for
+others is the highest of them, so that no peak is lost.  O(equations + points).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from mlc.ir.core import Alias, Custom, Eqn, Feed, Loop, Pack, Region, Var
-from mlc.ir.reuse import reused
-from mlc.ir.types import SeqType
-from mlc.passes.facts import Stage, Trips, seq_bytes, trips_of
-from mlc.passes.memory import root_of
+from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.slots import Slots
+from mlc.ir.types import SeqType, nbytes
+from mlc.passes.facts import Stage
+from mlc.passes.memory import Book, Footprint, LoopMemory, freed_carries, held_at, own_bytes, roots, workspace
 
 __all__ = ["HOLDERS", "Point", "predicted"]
 
-HOLDERS = ("kept for backward", "loop states", "values", "derivatives", "recomputed")
-SAVED, STATES, VALUES, DERIVATIVES, RECOMPUTED = range(len(HOLDERS))
+HOLDERS = ("kept for backward", "loop states", "values", "derivatives", "recomputed", "results")
+SAVED, STATES, VALUES, DERIVATIVES, RECOMPUTED, RESULTS = range(len(HOLDERS))
 POINTS = 6000
 _DERIVED = {"tangent", "backward", "adjoint", "sum"}
+_Live = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Bytes alive once ``eqn`` has its results and before it frees anything, one number per holder."""
+    """Bytes alive once ``eqn`` has its results and before it frees anything, one number per holder.
 
-    eqn: Eqn
-    live: tuple[int, ...]
+    ``depth``: the point stands behind a whole trip of the loop ``eqn`` (nesting depth from 1) or, 0, behind the stage.
+    """
+
+    eqn: Eqn | None
+    live: _Live
+    depth: int | None = None
 
     @property
     def total(self) -> int:
@@ -40,40 +45,85 @@ class Point:
         return sum(self.live)
 
 
-def predicted(stages: Sequence[Stage], stage_graphs: Any, trips: Trips) -> list[list[Point]]:
+def predicted(stages: Sequence[Stage], stage_graphs: Any, handed: Collection[int] = ()) -> list[list[Point]]:
     """Points of every stage, in the order in which they run; inputs of the call are not counted.
 
     Args:
         stages: From :func:`mlc.passes.facts.stages_of`.
         stage_graphs: What they come from; tells which inputs of the backward stage the call keeps.
-        trips: Trips of loops of unknown length.
+        handed: Results that the user holds from then on (:attr:`mlc.ir.program.Program.handed`).
     """
-    out = [_Walk(trips, stages[0].saved, POINTS).region(stages[0].region, {})]
+    footprint, forward = Footprint(), stages[0].region
+    walk = _Walk(footprint, {}, stages[0].saved, POINTS)
+    out = [walk.region(forward, {})]
     for stage in stages[1:]:
-        kept = zip(stage.region.inputs, stage_graphs.saved, strict=False)
-        own = {v: SAVED for v, (kind, _) in kept if kind == "out"}
-        out.append(_Walk(trips, stage.saved, POINTS).region(stage.region, own))
+        own, results = footprint.hand_over(footprint.region(forward).book, stage_graphs, handed)
+        walk.hand_over(forward.outputs, stage_graphs.saved, stage.region.inputs)
+        points = replace(walk, saved=stage.saved).region(stage.region, dict.fromkeys(own, SAVED))
+        out.append(_above([results if k == RESULTS else 0 for k in range(len(HOLDERS))], points))
     return out
 
 
+@dataclass(frozen=True)
+class _Sparse:
+    """States of one run of a loop, of which few sets are held.
+
+    Attributes:
+        op: The loop.
+        slots: Which sets are held now.
+        size: Bytes of a set.
+        end: Sets that were held when the loop ended: those that the book counts.
+    """
+
+    op: Loop
+    slots: Slots
+    size: int
+    end: int
+
+
+@dataclass(frozen=True)
 class _Walk:
-    """Liveness over one region; ``own`` are inputs that die inside."""
+    """Memory over one region, equation by equation.
 
-    def __init__(self, trips: Trips, saved: Iterable[Var], points: int) -> None:
-        self.trips = trips
-        self.saved = set(saved)
-        self.points = points
+    Attributes:
+        footprint: The books of loops.
+        sparse: Where rebuilt sequences come from.
+        saved: Values that are kept for the next stage.
+        points: About how many to give.
+        depth: How many loops are around.
+    """
 
-    def region(self, r: Region, own: dict[Var, int]) -> list[Point]:
-        live = _Live(r, own, self.trips)
+    footprint: Footprint
+    sparse: dict[Var, _Sparse]
+    saved: Iterable[Var]
+    points: int
+    depth: int = 0
+
+    def region(self, r: Region, own: Mapping[Var, int]) -> list[Point]:
+        """Points of a region; ``own`` are inputs that die inside, with their holders."""
+        book = _Held(r)
+        for v, book.holder in own.items():
+            book.own(v, self.footprint.sizes.get(v, nbytes(v.type)), self.footprint.same.get(v, v))
         out: list[Point] = []
         for i, e in enumerate(r.eqns):
+            book.holder = self.holder(e)
             if isinstance(e.op, Loop):
-                out += self.loop(e, e.op, live)
-            live.define(e, i, self.holder(e))
-            out.append(Point(e, tuple(live.bytes)))
-            live.free(e, i)
-        return out
+                out += self.loop(e, e.op, i, book)
+                self.results(e, book, i)
+                out.append(Point(e, tuple(book.bytes)))
+            else:
+                book.enter(e, i, own_bytes(e))
+                live = list(book.bytes)
+                live[book.holder] += workspace(e)
+                out.append(Point(e, tuple(live)))
+            book.leave(e, i)
+        return [*out, Point(None, tuple(book.bytes), self.depth)]
+
+    def hand_over(self, outputs: Sequence[Var], saved: Sequence[tuple[str, int]], inputs: Sequence[Var]) -> None:
+        """Where rebuilt sequences come from, as the inputs of the next stage."""
+        for v, (kind, at) in zip(inputs, saved, strict=False):
+            if kind == "out" and outputs[at] in self.sparse:
+                self.sparse[v] = self.sparse[outputs[at]]
 
     def holder(self, e: Eqn) -> int:
         if any(v in self.saved for v in e.outs):
@@ -84,126 +134,158 @@ class _Walk:
             return RECOMPUTED
         return DERIVATIVES if e.tag in _DERIVED else VALUES
 
-    def loop(self, e: Eqn, op: Loop, live: _Live) -> list[Point]:
-        """The body, trip after trip, above what is alive around the loop."""
-        trips = trips_of(op, e.inputs, self.trips)
-        shown = min(trips, max(2, self.points // 4))
-        inner = _Walk(self.trips, (), max(4, self.points // shown))
-        first = _thin(inner.region(op.body, {}), inner.points)
-        carries = {v: STATES for v in op.body.inputs[: op.n_carry]}
-        later = _thin(inner.region(op.body, carries), inner.points) if trips > 1 else first
-        sizes = [(self.holder_of(v), *_emission(op, k, v, trips, self.trips)) for k, v in _emissions(op, e)]
-        out: list[Point] = []
-        for k in range(shown):
-            t = k * trips // shown
-            base = list(live.bytes)
-            for holder, size, free in sizes:
-                base[holder] += size * max(t - free, 0)
-            out += [Point(p.eqn, tuple(map(sum, zip(base, p.live, strict=True)))) for p in (later if t else first)]
-        return out
+    def results(self, e: Eqn, book: _Held, i: int) -> None:
+        """Enter the results of a loop; of its sequences only those that the next stage reads are kept for it."""
+        book.enter_loop(e, i, self.footprint.loop(e))
+        for v in e.outs:
+            if v in book.held and isinstance(v.type, SeqType):
+                book.move(v, self.keeper(v))
 
-    def holder_of(self, v: Var) -> int:
+    def keeper(self, v: Var) -> int:
         return SAVED if v in self.saved else STATES
 
+    # ---- loops
 
-class _Live:
-    """Bytes alive while a region runs; views share the storage of their base."""
+    def loop(self, e: Eqn, op: Loop, i: int, book: _Held) -> list[Point]:
+        """The body, trip after trip, above what is alive around the loop."""
+        memory, ins, n = self.footprint.loop(e), op.body.inputs, op.count
+        base = list(book.bytes)
+        freed = dict(freed_carries(book, e, i, memory))
+        for a, size in freed.items():
+            base[book.held[book.owner[a]]] -= size
+        shared: set[Var] = set()
+        first: dict[Var, int] = {}
+        for v, a in zip(ins[: op.n_carry], e.args, strict=False):
+            if a in freed and a not in shared:
+                first[v] = book.held[book.owner[a]]
+                shared.add(a)  # another carry that begins with it has nothing of its own yet
+        carries = zip(ins, memory.results[: op.n_carry], strict=False)
+        later = {v: STATES for v, own in carries if own and v not in memory.states}
+        kept = self.begun(e, op, memory)
+        shown = min(n, max(2, self.points // 6))
+        body = _Body(replace(self, saved=(), points=max(3, self.points // shown - 2), depth=self.depth + 1), op.body)
+        wanted = {0, *(k * n // shown - 1 for k in range(1, shown + 1))}  # the last one, where most is kept
+        out: list[Point] = []
+        for t in range(n):
+            if kept is not None:
+                kept.slots.offer(t)
+            live, fresh, replayed = self.replayed(e, op, t, list(base), book)
+            if t not in wanted:
+                continue
+            out += replayed
+            own = (later if t else first) | fresh
+            if kept is not None:
+                live[self.keeper_of(e, op, memory)] += (len(kept.slots.held) - 1) * kept.size
+                own = {v: h for v, h in own.items() if not (v in memory.rebuilt and t in kept.slots.held)}
+            for holder, size in self.grown(e, op, memory):
+                live[holder] += t * size
+            out += _above(live, body.points(own))
+        return out
 
-    def __init__(self, r: Region, own: dict[Var, int], trips: Trips) -> None:
-        self.trips = trips
+    def begun(self, e: Eqn, op: Loop, memory: LoopMemory) -> _Sparse | None:
+        """The states of a loop that holds them sparsely, before its first trip."""
+        if op.replay is None:
+            return None
+        sets = sum(nbytes(v.type) for v in memory.rebuilt)
+        made = _Sparse(op, Slots(op.replay.slots), sets, held_at(op.count, op.replay.slots))
+        self.sparse.update((out, made) for out, v in _emissions(e, op) if v in memory.rebuilt)
+        return made
+
+    def keeper_of(self, e: Eqn, op: Loop, memory: LoopMemory) -> int:
+        """What the states of a loop are held for."""
+        return next((self.keeper(out) for out, v in _emissions(e, op) if v in memory.rebuilt), STATES)
+
+    def grown(self, e: Eqn, op: Loop, memory: LoopMemory) -> list[tuple[int, int]]:
+        """What every trip adds: holder and bytes of each emission."""
+        first = {v: self.keeper(out) for out, v in reversed(_emissions(e, op))}
+        return [(first[v], size) for v, size in memory.emitted.items() if size]
+
+    def replayed(self, e: Eqn, op: Loop, t: int, live: list[int], book: _Held
+                 ) -> tuple[list[int], dict[Var, int], list[Point]]:  # fmt: skip
+        """What reading rebuilt states at a trip leaves alive, which of them the body owns, and the replay's peak."""
+        fresh: dict[Var, int] = {}
+        points: list[Point] = []
+        done: list[_Sparse] = []
+        rebuilt = [(v, a) for v, a in zip(op.body.inputs, e.args, strict=True) if a in self.sparse]
+        for v, a in rebuilt:
+            sparse = self.sparse[a]
+            if sparse not in done:
+                done.append(sparse)
+                at = op.count - 1 - t if op.reverse else t
+                sparse.slots.drop_after(at)
+                way = list(sparse.slots.way(at))
+                live[book.held.get(book.owner[a], SAVED)] += (len(sparse.slots.held) - sparse.end) * sparse.size
+                if way:
+                    points.append(self.replay(sparse, len(way), live))
+            if at not in sparse.slots.held:
+                fresh[v] = RECOMPUTED
+        return live, fresh, points
+
+    def replay(self, sparse: _Sparse, steps: int, live: Sequence[int]) -> Point:
+        """The highest point of a replay; what it begins with is held by others."""
+        how = sparse.op.replay
+        assert how is not None
+        own = {v: RECOMPUTED for v in how.body.inputs[: len(how.carries)]} if steps > 1 else {}
+        found = replace(self, saved=(), points=4, depth=self.depth + 1).region(how.body, own)
+        return _above(live, [max((replace(p, depth=None) for p in found), key=lambda p: p.total)])[0]
+
+
+class _Body:
+    """Points of a loop's body, for each set of inputs that it owns."""
+
+    def __init__(self, walk: _Walk, region: Region) -> None:
+        self.walk, self.region = walk, region
+        self.known: dict[frozenset[tuple[Var, int]], list[Point]] = {}
+
+    def points(self, own: Mapping[Var, int]) -> list[Point]:
+        key = frozenset(own.items())
+        found = self.known.get(key)
+        if found is None:
+            every = self.walk.region(self.region, own)
+            found = self.known[key] = [*_thin(every[:-1], self.walk.points), every[-1]]
+        return found
+
+
+class _Held(Book):
+    """A book that knows for each storage what it holds."""
+
+    def __init__(self, region: Region) -> None:
         self.bytes = [0] * len(HOLDERS)
-        self.last = {v: i for i, e in enumerate(r.eqns) for v in e.inputs}
-        self.last.update((v, len(r.eqns)) for v in r.outputs)
-        self.reused = reused(r)
-        self.owner = {v: v for v in r.inputs}
-        self.users: dict[Var, int] = {}
-        self.size: dict[Var, tuple[int, int]] = {}
-        for v, holder in own.items():
-            if v in self.last:
-                self.take(v, holder)
+        self.held: dict[Var, int] = {}
+        self.holder = VALUES
+        super().__init__(region, {}, {})
 
-    def take(self, v: Var, holder: int, size: int | None = None) -> None:
-        size = seq_bytes(v, self.trips) if size is None else size
-        self.size[v] = (holder, size)
-        self.users[v] = self.users.get(v, 0) + 1
-        self.bytes[holder] += size
+    def add(self, v: Var, size: int) -> None:
+        super().add(v, size)
+        self.held[v] = self.holder
+        self.bytes[self.holder] += size
 
-    def define(self, e: Eqn, i: int, holder: int) -> None:
-        over = self.reused.get(i)
-        for k, v in enumerate(e.outs):
-            shared = _base(e, k) if over is None else over
-            root = v if shared is None else self.owner.get(shared, shared)
-            self.owner[v] = root
-            if root is not v:
-                self.users[root] = self.users.get(root, 0) + 1
-                if over is not None and root in self.size:
-                    self.move(root, holder)
-            elif isinstance(e.op, (Feed, Pack)):
-                self.users[v] = 1
-            elif isinstance(e.op, Loop) and k >= e.op.n_carry:
-                self.take(v, holder, self.emitted(e, e.op, k, v))
-            else:
-                self.take(v, STATES if isinstance(v.type, SeqType) and holder != SAVED else holder)
+    def drop(self, root: Var) -> None:
+        super().drop(root)
+        self.bytes[self.held.pop(root)] -= self.size[root]
+
+    def enter(self, e: Eqn, i: int, sizes: Sequence[int | None]) -> None:
+        super().enter(e, i, sizes)
+        if i in self.reused:  # a storage that is written over holds something else now
+            self.move(self.owner[e.outs[0]], self.holder)
 
     def move(self, root: Var, holder: int) -> None:
-        """A storage that is written over holds something else now."""
-        before, size = self.size[root]
-        self.bytes[before] -= size
-        self.bytes[holder] += size
-        self.size[root] = (holder, size)
-
-    def emitted(self, e: Eqn, op: Loop, k: int, v: Var) -> int:
-        """Bytes of what a loop emitted; the first of its states may be a value that is counted elsewhere."""
-        trips = trips_of(op, e.inputs, self.trips)
-        size, first = _emission(op, k, v, trips, self.trips)
-        if first:
-            arg = e.args[op.body.inputs.index(_owner(op.body)[op.body.outputs[k]])]
-            first = int(self.owner.get(arg, arg) not in self.size)
-        return size * (trips - first)
-
-    def free(self, e: Eqn, i: int) -> None:
-        for v in dict.fromkeys([*e.inputs, *e.outs]):
-            if self.last.get(v, i) == i and (root := self.owner[v]) in self.users:
-                self.users[root] -= 1
-                if not self.users[root] and root in self.size:
-                    holder, size = self.size.pop(root)
-                    self.bytes[holder] -= size
+        """Count a storage with what ``holder`` holds."""
+        if root in self.held:
+            self.bytes[self.held[root]] -= self.size[root]
+            self.bytes[holder] += self.size[root]
+            self.held[root] = holder
 
 
-def _emissions(op: Loop, e: Eqn) -> list[tuple[int, Var]]:
-    return [(op.n_carry + j, v) for j, v in enumerate(e.outs[op.n_carry :])]
+def _emissions(e: Eqn, op: Loop) -> list[tuple[Var, Var]]:
+    """Each sequence that a loop emits, and the value of its body whose storage that is."""
+    root = roots(op.body)
+    return [(out, root.get(v, v)) for out, v in zip(e.outs[op.n_carry :], op.body.outputs[op.n_carry :], strict=True)]
 
 
-def _emission(op: Loop, k: int, v: Var, trips: int, count: Trips) -> tuple[int, int]:
-    """Bytes that each trip adds to an emitted sequence, and how many of the first trips add none.
-
-    A carry that is emitted as it came in was there before the loop; what is no value of the body costs nothing.
-    """
-    owner, inputs = _owner(op.body), op.body.inputs
-    root = owner[op.body.outputs[k]]
-    again = any(owner[v] is root for v in op.body.outputs[op.n_carry : k])
-    if again or (root in inputs and root not in inputs[: op.n_carry]):
-        return 0, 0
-    return seq_bytes(v, count) // trips, int(root in inputs)
-
-
-@lru_cache(maxsize=256)
-def _owner(r: Region) -> dict[Var, Var]:
-    """The value that owns the storage of each value of a region."""
-    owner = {v: v for v in r.inputs}
-    for e in r.eqns:
-        for k, v in enumerate(e.outs):
-            shared = _base(e, k)
-            owner[v] = v if shared is None else owner.get(shared, shared)
-    return owner
-
-
-def _base(e: Eqn, k: int) -> Var | None:
-    if isinstance(e.op, Custom):
-        return e.args[e.op.n_in + k]  # type: ignore[no-any-return]
-    if isinstance(e.op, Alias):
-        return e.args[k] if k < len(e.args) else None
-    return root_of(e)
+def _above(live: Sequence[int], points: Sequence[Point]) -> list[Point]:
+    """Points with what is alive around them."""
+    return [replace(p, live=tuple(map(sum, zip(live, p.live, strict=True)))) for p in points]
 
 
 def _thin(points: list[Point], most: int) -> list[Point]:

@@ -26,12 +26,16 @@ MOST = 20_000  # samples kept of a stage
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stage (depth 0) or a trip of a loop (its nesting depth), seconds since the call began."""
+    """A stage (depth 0) or a trip of a loop (its nesting depth), seconds since the call began.
+
+    ``bytes``: what the call held beyond its inputs when it ended.
+    """
 
     name: str
     depth: int
     start: float
     end: float
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class Recording:
         try:
             return body(args)
         finally:
-            self.spans.append(Span(name, self._depth, start, time.perf_counter() - self._began))
+            self.spans.append(Span(name, self._depth, start, time.perf_counter() - self._began, self._held))
             self._depth -= 1
 
     def stage(self, body: Executable, args: list[Any], name: str) -> list[Any]:
@@ -82,7 +86,7 @@ class Recording:
         start = time.perf_counter() - self._began
         with meter:
             outs = body(args)
-        self.spans.append(Span(name, 0, start, time.perf_counter() - self._began))
+        self.spans.append(Span(name, 0, start, time.perf_counter() - self._began, self._held))
         self.samples += [Sample(name, t, (i + 1) / len(meter.taken), b) for i, t, b in _thinned(meter.taken)]
         return outs
 
@@ -118,8 +122,10 @@ class _Meter(TorchDispatchMode):
         self.taken: list[tuple[float, int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         r = self.recording
+        for t in _tensors(args):
+            r._follow(t, 0)  # what nobody allocated here is not the call's: a batch that was drawn
+        out = func(*args, **(kwargs or {}))
         for t in _tensors(out):
             r._follow(t)
         r.peak_bytes = max(r.peak_bytes, r._held)

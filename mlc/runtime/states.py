@@ -34,6 +34,8 @@ class States:
         self.seqs = [seqs[i] for i in self.how.seqs]
         self.dense = [emitted[j] for j in self.how.dense]
         self.trips = 0
+        emitted_values = set(op.body.outputs[op.n_carry :])
+        self._read = {k for k, c in enumerate(self.how.carries) if op.body.inputs[c] in emitted_values}
         self._versions = _versions(self.consts)
         self._slots = Slots(self.how.slots)
         self._held: dict[int, tuple[list[Any], list[int]]] = {}
@@ -53,7 +55,7 @@ class States:
         at, now = self._now
         if at != trip or k not in now:
             now.clear()
-            now = dict(enumerate(self._at(trip)))
+            now = {i: x for i, x in enumerate(self._at(trip)) if i in self._read}  # others serve replays only
             self._now = (trip, now)
         return now.pop(k)
 

@@ -7,7 +7,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mlc
 from mlc.ir.core import Loop, Region
-from mlc.passes.details import trips_seen
 from mlc.passes.facts import Stage, facts_of, flops_of, stages_of
 from mlc.passes.memory import region_peak
 from mlc.passes.plan import stages_for
@@ -46,7 +45,7 @@ def test_the_timeline_of_a_body_peaks_where_liveness_does(name: str) -> None:
     plan = mlc.plan(programs.ALL[name]())
     bodies = [e.op.body for s in stages_of(plan._stages) for e in s.region.walk() if isinstance(e.op, Loop)]
     for r in [b for b in bodies if straight(b)]:
-        (points,) = predicted([Stage("forward", r, frozenset(), frozenset())], plan._stages, lambda s: s.length or 1)
+        (points,) = predicted([Stage("forward", r, frozenset(), frozenset())], plan._stages)
         assert max((p.total for p in points), default=0) == region_peak(r)
 
 
@@ -55,7 +54,7 @@ def test_holders_are_told_apart() -> None:
     plan = mlc.plan(program, flows="mixed")
     graphs = stages_for(program, plan)
     stages = stages_of(graphs)
-    forward, backward = predicted(stages, graphs, trips_seen(program))
+    forward, backward = predicted(stages, graphs)
     end, start = forward[-1], backward[0]
     kept = HOLDERS.index("kept for backward")
     assert end.live[kept] > 0
@@ -73,7 +72,7 @@ def test_long_loops_are_thinned_without_losing_their_peak() -> None:
     program = mlc.trace(simulate, nn.Parameter(torch.ones(50)), torch.randn(50))
     plan = mlc.plan(program)
     graphs = stages_for(program, plan)
-    lines = predicted(stages_of(graphs), graphs, trips_seen(program))
+    lines = predicted(stages_of(graphs), graphs)
     assert all(len(points) < 7000 for points in lines)
     states = 3000 * 50 * 4
     assert max(p.total for p in lines[0]) >= states
