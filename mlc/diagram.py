@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from mlc.ir.core import Loop, Region
 from mlc.ir.program import Flow, Level, Program
 from mlc.ir.types import SeqType, Type
 from mlc.passes.explain import choice_of, names_text, size_text, time_text
+from mlc.passes.facts import any_number
 
 if TYPE_CHECKING:
     from mlc.passes.plan import Plan
@@ -77,7 +79,7 @@ def diagram_of(program: Program, plan: Plan | None = None, most: int = MANY) -> 
         most: Levels shown at most; those nested deepest are left out first.
     """
     types = {x.name: x.type for x in program.inputs}
-    boxes = {x.name: _level(x, types) for x in program.levels}
+    boxes = {x.name: _level(x, types, _seen(program.region, x)) for x in program.levels}
     top = boxes[program.levels[0].name]
     above = {f.target: f.source for f in program.flows if f.why == "trained above"}
     metas = [Box(f"m{i}", "meta", names_text(names, 2), _size(names, types)) for i, names in enumerate(_metas(program))]
@@ -100,7 +102,7 @@ def _summary(plan: Plan | None) -> str:
     return " · ".join(t for t in (time, peak, budget) if t)
 
 
-def _level(x: Level, types: dict[str, Type]) -> Box:
+def _level(x: Level, types: dict[str, Type], seen: int | None) -> Box:
     line = f"line {x.loc.line}" if x.loc is not None else ""
     if not x.depth:
         return Box(
@@ -110,13 +112,24 @@ def _level(x: Level, types: dict[str, Type]) -> Box:
             f"the function, {line}" if line else "the function",
             [Box(f"{x.name}_loss", "loss", "result")],
         )
-    steps = "any number of steps" if x.trips is None else f"{x.trips} step" + ("s" if x.trips != 1 else "")
+    steps = any_number("steps", seen) if x.trips is None else f"{x.trips} step" + ("s" if x.trips != 1 else "")
     carries = f"carries {x.state} state value{'s' if x.state != 1 else ''}" if x.state else ""
     rows = [
         Box(f"{x.name}_params", "params", names_text(x.trains, 2), _size([n.rstrip("'") for n in x.trains], types)),
         Box(f"{x.name}_loss", "loss", "loss", line),
     ]
     return Box(x.name, "level", x.name, " · ".join(t for t in (x.optimizer, steps, carries) if t), rows)
+
+
+def _seen(region: Region, x: Level) -> int | None:
+    """How many steps of a level the traced call had, where any number may run."""
+    seen = None
+    for at in x.at[-1][:-1] if x.at else ():
+        op = region.eqns[at].op
+        if not isinstance(op, Loop):
+            break
+        seen, region = op.usual, op.body
+    return seen
 
 
 def _size(names: list[str], types: dict[str, Type]) -> str:

@@ -85,12 +85,21 @@ class Memory extends Chart {
       x.strokeStyle = colour.text;
       x.lineWidth = 1;
       if (at) { x.beginPath(); x.moveTo(left, 0); x.lineTo(left, h); x.stroke(); }
-      x.fillStyle = colour.text;
-      x.fillText(stage.stage, left + 12, 24);
       this.measured(x, colour, stage, left, width, y);
+      if (width > 60) this.label(x, colour, stage.stage, left + 8, h - 12);
     }
     this.level(x, w, y, this.data.peak, colour.text, [2, 3], "predicted peak");
     if (this.data.budget) this.level(x, w, y, this.data.budget, colour.orange, [8, 3], "budget");
+  }
+
+  // A word on a ground of its own, legible over what is drawn.
+  label(x, colour, text, left, middle) {
+    x.fillStyle = colour.panel;
+    x.globalAlpha = 0.85;
+    x.fillRect(left - 4, middle - 8, x.measureText(text).width + 8, 16);
+    x.globalAlpha = 1;
+    x.fillStyle = colour.text;
+    x.fillText(text, left, middle);
   }
 
   // One pixel column: the highest of its points.
@@ -228,7 +237,7 @@ class Curve extends Chart {
   constructor(view, points) {
     super("curve", view);
     this.points = points;
-    this.text(element("span", `time over memory of ${points.length} plans; ring: this plan`));
+    this.text(element("span", "time over memory; ring: this plan"));
     this.draw();
   }
 
@@ -250,7 +259,9 @@ class Curve extends Chart {
       if (q.chosen) { x.strokeStyle = colour.orange; x.lineWidth = 2; x.beginPath(); x.arc(cx, cy, 7, 0, 7); x.stroke(); }
     }
     x.fillStyle = colour.quiet;
-    x.fillText(bytes(mx / 1.15), w - 60, h - 8);
-    x.fillText(seconds(my / 1.15), 2, 5);
+    x.textAlign = "right";
+    x.fillText(bytes(mx / 1.15), at({ bytes: mx / 1.15, seconds: 0 })[0] + 10, h - 8);
+    x.fillText(`up to ${seconds(my / 1.15)}`, w - 16, 20); // no point stands there: more memory is faster
+    x.textAlign = "left";
   }
 }

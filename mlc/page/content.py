@@ -55,7 +55,7 @@ def content(program: Program, plan: Plan | None = None, measured: Measured | Non
         out["budget"], out["peak"] = plan.memory, plan.peak_bytes
     if measured is not None:
         out["measured"] = {"seconds": measured.seconds, "memory": list(measured.memory)}
-    out["curve"] = [_point(p, p == plan) for p in sorted(sweep, key=lambda p: p.peak_bytes)]
+    out["curve"] = _curve(plan, sweep)
     out["scenes"] = [s.data() for s in scenes]
     return out | {k: t.rows for k, t in tables.items()}
 
@@ -73,8 +73,20 @@ def _headline(plan: Plan | None) -> list[tuple[str, str]]:
     return out
 
 
-def _point(p: Plan, chosen: bool) -> dict[str, Any]:
-    return {"seconds": p.seconds, "bytes": p.peak_bytes, "budget": p.memory, "chosen": chosen}
+def _curve(plan: Plan | None, sweep: Sequence[Plan]) -> list[dict[str, Any]]:
+    """Points by their peak; this plan is among them."""
+    if not sweep:
+        return []
+    same = next((p for p in sweep if plan is not None and _decided(p) == _decided(plan)), None)
+    every = sweep if plan is None or same is not None else [*sweep, plan]
+    return [
+        {"seconds": p.seconds, "bytes": p.peak_bytes, "budget": p.memory, "chosen": p is same or p is plan}
+        for p in sorted(every, key=lambda p: p.peak_bytes)
+    ]
+
+
+def _decided(p: Plan) -> tuple[object, ...]:
+    return p.mode, p.flows, p.backend, p.levers
 
 
 # ---- stages

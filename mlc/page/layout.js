@@ -69,7 +69,7 @@ class Layout {
     let y = 0;
     const w = Math.max(0, ...kids.map((k) => k.w));
     for (const k of kids) {
-      if (!k.kids || !k.kids.length) k.w = Math.max(k.w, Math.min(w, 320));
+      if (!k.kids || !k.kids.length) k.w = Math.max(k.w, Math.min(w, 640));
       k.x = 0; k.y = y; y += k.h + 8;
     }
     return { w: Math.max(0, ...kids.map((k) => k.w)), h: Math.max(0, y - 8) };

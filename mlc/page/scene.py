@@ -15,7 +15,7 @@ from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.literals import type_text
 from mlc.ir.types import Loc
 from mlc.page.crowds import parts_of
-from mlc.passes.facts import Fact, op_name, work
+from mlc.passes.facts import Fact, any_number, op_name, work
 
 __all__ = ["Scene", "Table"]
 
@@ -110,11 +110,11 @@ class Scene:
         return locs[max(known, key=lambda v: self._made.get(v, -1))] if known else None
 
     def _loop(self, e: Eqn, op: Loop, base: int, times: int, loc: Loc | None, locs: dict[Var, Loc]) -> None:
-        trips = op.trips or 1
         title = f"loop {op.label}".strip()
         while (base, f"loop:{title}") in self._group_of:
             title += "'"
-        what = f"{'any number of' if op.trips is None else op.trips} trips" + (", last to first" if op.reverse else "")
+        trips = f"{op.trips} trip{'s' * (op.trips != 1)}" if op.trips is not None else any_number("trips", op.usual)
+        what = trips + (", last to first" if op.reverse else "")
         placed = self.place(e)
         inside = placed[0] if placed is not None else self.group(base, title, "loop", what)
         for v, a in zip(op.body.inputs, e.args, strict=True):
@@ -126,7 +126,7 @@ class Scene:
                 self._names[v] = self._names[a]
             if a in locs:
                 locs[v] = locs[a]
-        self.add(op.body, inside, times * trips, locs)
+        self.add(op.body, inside, times * op.count, locs)
         for out, v in zip(e.outs, op.body.outputs, strict=True):
             if v in self._made:
                 self._made[out] = self._made[v]

@@ -19,7 +19,8 @@ from mlc.passes.cost import flops
 from mlc.passes.memory import liveness, root_of
 
 __all__ = [
-    "FATES", "Fact", "Fate", "Stage", "facts_of", "flops_of", "op_name", "stages_of", "traffic_of", "work",
+    "FATES", "Fact", "Fate", "Stage", "any_number", "facts_of", "flops_of", "op_name", "stages_of", "traffic_of",
+    "work",
 ]  # fmt: skip
 
 FATES = ("freed", "kept", "saved", "result", "recomputed", "view")
@@ -145,6 +146,11 @@ def _fate(e: Eqn, i: int, last: dict[Var, int], ends: dict[Var, Fate], peak: int
 
 def _words(e: Eqn, i: int) -> str:
     return f"#{i} {op_name(e)}"
+
+
+def any_number(of: str, seen: int | None) -> str:
+    """``any number of steps (5 seen)``."""
+    return f"any number of {of}" + (f" ({seen} seen)" if seen is not None else "")
 
 
 def op_name(e: Eqn) -> str:
