@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 from mlc.diagram import Box, Diagram, diagram_of
+from mlc.dot import dot_svg, to_dot
 from mlc.errors import MlcError, PlanError
 from mlc.fonts import FAMILY, font_files
 from mlc.ir.program import Program
@@ -24,8 +25,9 @@ __all__ = ["draw", "program_of"]
 
 
 def draw(
-    obj: Program | Plan, path: str | Path, *, sweep: Sequence[Plan] = (), measured: Measured | None = None
-) -> Path:
+    obj: Program | Plan, path: str | Path, *, sweep: Sequence[Plan] = (), measured: Measured | None = None,
+    layout: str = "levels",
+) -> Path:  # fmt: skip
     """Draw the levels and flows of a program.
 
     Args:
@@ -34,23 +36,29 @@ def draw(
             ``.graph.json`` for Model Explorer.
         sweep: For ``.html``: plans of the program under several budgets, drawn as a time-memory curve.
         measured: For ``.html``: what a run measured (``report.measured``), drawn over what was predicted.
+        layout: Of ``.svg`` and ``.png``: ``"levels"``, boxes one under the other as levels nest; or ``"dot"``,
+            Graphviz's: along the flows, with labels on the arrows (needs ``mlc[draw]``).
 
     Returns:
         The path.
 
     Raises:
         PlanError: for a plan without its program.
-        MlcError: for another suffix, or when a renderer is missing.
+        MlcError: for another suffix or layout, or when a renderer is missing.
     """
     path = Path(path)
+    if layout not in ("levels", "dot"):
+        raise MlcError(f"there is no layout {layout!r}", advice="levels or dot")
     program, plan = program_of(obj), obj if isinstance(obj, Plan) else None
     suffix = path.suffix.lower()
+    if layout == "dot" and suffix not in _BY_DOT:
+        raise MlcError(f"dot lays out pictures, not {path.name}", advice=f"use {' or '.join(_BY_DOT)}")
     if path.name.lower().endswith(".graph.json"):
         data: str | bytes = json.dumps(graphs_of(content(program, plan)))
     elif suffix == ".html":
         data = html(content(program, plan, measured, sweep))
     elif suffix in _WRITERS:
-        data = _WRITERS[suffix](diagram_of(program, plan))
+        data = (_BY_DOT if layout == "dot" else _WRITERS)[suffix](diagram_of(program, plan))
     else:
         known = ", ".join([*_WRITERS, ".html", ".graph.json"])
         raise MlcError(f"cannot draw {path.suffix or 'a file without suffix'}", advice=f"use {known}")
@@ -100,43 +108,25 @@ def _mermaid(d: Diagram) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _dot(d: Diagram) -> str:
-    def box(b: Box, pad: str) -> Iterator[str]:
-        if b.kind != "level":
-            fill = ', style=filled, fillcolor="#f7ecf4"' if b.kind == "meta" else ""
-            yield f"{pad}{b.key} [label={json.dumps(chr(10).join(t for t in (b.title, b.note) if t))}{fill}];"
-            return
-        yield f"{pad}subgraph cluster_{b.key} {{"
-        yield f"{pad}  label={json.dumps(' '.join([b.title, b.note]).strip())}; labeljust=l; style=rounded;"
-        for x in b.inside:
-            yield from box(x, pad + "  ")
-        yield f"{pad}}}"
-
-    lines = [
-        f"digraph {json.dumps(d.title)} {{",
-        "  node [shape=box, fontname=Helvetica]; edge [fontname=Helvetica]; graph [fontname=Helvetica];",
-        *box(d.top, "  "),
-    ]
-    for a in d.arrows:
-        style = "dashed" if a.dashed else "solid"
-        color = COLORS[a.kind]
-        what = f'label={json.dumps(a.label)}, style={style}, color="{color}", fontcolor="{color}"'
-        lines.append(f"  {a.source} -> {a.target} [{what}];")
-    return "\n".join([*lines, "}"]) + "\n"
+def _png(d: Diagram) -> bytes:
+    return _rendered(to_svg(d, "light"))
 
 
-def _png(d: Diagram, theme: str = "light") -> bytes:
+def _rendered(svg: str) -> bytes:
     try:
         from resvg_py import svg_to_bytes
     except ImportError:
         raise MlcError("drawing .png needs resvg-py", advice="pip install 'mlc[draw]', or draw an .svg") from None
     return bytes(
         svg_to_bytes(
-            svg_string=to_svg(d, theme), zoom=2, skip_system_fonts=True, font_files=font_files(), font_family=FAMILY,
+            svg_string=svg, zoom=2, skip_system_fonts=True, font_files=font_files(), font_family=FAMILY,
         )
     )  # fmt: skip
 
 
 _WRITERS: dict[str, Callable[[Diagram], str | bytes]] = {
-    ".svg": to_svg, ".png": _png, ".dot": _dot, ".mmd": _mermaid,
+    ".svg": to_svg, ".png": _png, ".dot": to_dot, ".mmd": _mermaid,
+}  # fmt: skip
+_BY_DOT: dict[str, Callable[[Diagram], str | bytes]] = {
+    ".svg": dot_svg, ".png": lambda d: _rendered(dot_svg(d)),
 }  # fmt: skip

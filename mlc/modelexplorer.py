@@ -13,7 +13,7 @@ __all__ = ["graphs_of"]
 
 def graphs_of(data: dict[str, Any]) -> dict[str, Any]:
     """The page's data (:func:`mlc.page.content.content`) as a graph collection."""
-    graphs = [{"id": s["key"], "nodes": _nodes(s, data)} for s in data["scenes"]]
+    graphs = [{"id": s["key"], "nodes": _nodes(s, data), "groupNodeAttributes": _notes(s)} for s in data["scenes"]]
     return {"label": data["title"], "graphs": graphs}
 
 
@@ -34,6 +34,12 @@ def _nodes(scene: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
             "incomingEdges": edges, "outputsMetadata": [{"id": "0", "attrs": shape}],
         })  # fmt: skip
     return out
+
+
+def _notes(scene: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """What is known of groups, by their namespaces."""
+    named = zip(_namespaces(scene["groups"]), scene["groups"], strict=True)
+    return {name: {"note": tip} for name, (_, _, _, tip) in named if tip}
 
 
 def _namespaces(groups: list[tuple[int, str, str, str]]) -> list[str]:

@@ -212,3 +212,34 @@ def test_unknown_formats_are_named(name: str, what: str, tmp_path: Path) -> None
 def test_only_programs_and_plans_are_drawn(tmp_path: Path) -> None:
     with pytest.raises(mlc.MlcError, match="cannot draw a dict"):
         mlc.draw({}, tmp_path / "picture.svg")
+
+
+# ---- layout by Graphviz
+
+
+def test_dot_lays_out_nested_levels_with_labels_on_arrows(tmp_path: Path) -> None:
+    pytest.importorskip("pygraphviz")
+    p = programs.three_levels()
+    path = mlc.draw(mlc.plan(p), tmp_path / "three.svg", layout="dot")
+    root = ET.fromstring(path.read_text())
+    classes = [g.get("class") for g in root.iter(f"{SVG}g")]
+    d = diagram_of(p, mlc.plan(p))
+    assert classes.count("cluster") == len(p.levels) and classes.count("edge") == len(d.arrows)
+    words = {t.text for t in root.iter(f"{SVG}text")}
+    assert {a.label for a in d.arrows} <= words and any("·" in w for w in words if w)
+    png = mlc.draw(p, tmp_path / "three.png", layout="dot").read_bytes()
+    assert png.startswith(b"\x89PNG")
+
+
+def test_dot_without_pygraphviz_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    with pytest.raises(mlc.MlcError, match="pygraphviz") as e:
+        mlc.draw(programs.two_levels(), tmp_path / "two.svg", layout="dot")
+    assert "mlc[draw]" in e.value.advice
+
+
+def test_layouts_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(mlc.MlcError, match="no layout 'circle'"):
+        mlc.draw(programs.two_levels(), tmp_path / "two.svg", layout="circle")
+    with pytest.raises(mlc.MlcError, match=r"not two\.html"):
+        mlc.draw(programs.two_levels(), tmp_path / "two.html", layout="dot")
