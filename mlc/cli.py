@@ -21,13 +21,13 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch.utils import _pytree as pytree
 
 import mlc
-from mlc.api import plain
+from mlc.clicall import called, measured, subject
 from mlc.curve import curve_table, save_curve
 from mlc.draw import draw as draw_picture
 from mlc.errors import MlcError, PlanError
+from mlc.page import Measured
 from mlc.passes.explain import explained
 from mlc.passes.listing import difference, listing
 from mlc.passes.options import check_options
@@ -37,6 +37,7 @@ from mlc.passes.planner import sweep as planned_sweep
 from mlc.passes.stagelist import PASSES, input_names
 from mlc.passes.stagelist import after as stages_after
 from mlc.progress import progress
+from mlc.report import Report
 from mlc.userfile import UserFile, blame, load
 
 __all__ = ["app", "main"]
@@ -89,7 +90,7 @@ def _timed(what: str, verbose: bool, shown: bool = True) -> Iterator[None]:
 
 def _planned(file: UserFile, memory: str | None, verbose: bool) -> tuple[Any, Plan]:
     """Trace the function on its example arguments and plan it with the options it was compiled with."""
-    fn, args, kwargs, options = _subject(file)
+    fn, args, kwargs, options = subject(file)
     options = _with_memory(options, memory)
     with _timed("tracing", verbose), contextlib.redirect_stdout(sys.stderr):
         program = mlc.trace(fn, *args, **kwargs)
@@ -99,14 +100,6 @@ def _planned(file: UserFile, memory: str | None, verbose: bool) -> tuple[Any, Pl
         for note in program.notes:
             _screen.print(f"note: {note}", markup=False)
     return program, plan
-
-
-def _subject(file: UserFile) -> tuple[Any, tuple[Any, ...], dict[str, Any], dict[str, Any]]:
-    """The function that is meant, its example arguments, and the options it was compiled with."""
-    found = file.function()
-    args, kwargs = file.arguments()
-    fn, args, options = plain(found, args)
-    return fn, args, kwargs, options
 
 
 def _with_memory(options: dict[str, Any], memory: str | None) -> dict[str, Any]:
@@ -128,49 +121,55 @@ def _jsonable(x: Any) -> Any:
 
 
 @_command
-def run(target: Target, memory: Memory = None, as_json: Json = False, verbose: Verbose = False,
-        debug: Debug = False) -> None:  # fmt: skip
+def run(target: Target, memory: Memory = None, trace: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the last call for Perfetto or chrome://tracing.")
+        ] = None, as_json: Json = False, verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
     """Run main(); without one, one call of the function and its gradient."""
     file = load(target)
     for cf in file.compiled.values():
         cf.options = _with_memory(cf.options, memory)
-    if file.main is None or file.name is not None:
-        _call(file, as_json)
-        return
-    aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with aside, _timed("main()", verbose, shown=False):
-        result = file.main()
-    reports = {k: f.report.as_dict() for k, f in file.compiled.items() if f.report is not None}
-    if as_json:
-        _print_json({"result": result, "last_calls": reports})
-    elif verbose:
-        for name, r in reports.items():
-            _screen.print(f"last call of {name}: {r['seconds']:.3f} s, peak {_size(r['peak_bytes'])}", style="dim")
+    with contextlib.nullcontext() if trace is None else mlc.recording():
+        alone = file.main is None or file.name is not None
+        report = _call(file, as_json) if alone else _main(file, as_json, verbose)
+    if trace is not None:
+        if report is None:
+            raise MlcError("nothing was recorded: main() called no compiled function of this file")
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        report.save_trace(trace)
+        _screen.print(f"trace written to {trace}", markup=False)
 
 
-def _call(file: UserFile, as_json: bool) -> None:
+def _call(file: UserFile, as_json: bool) -> Report:
     """One call on the example arguments, with the gradient of everything returned."""
-    fn, args, kwargs, options = _subject(file)
-    cf = mlc.compile(**options)(fn)
-    with contextlib.redirect_stdout(sys.stderr):
-        outs = [x for x in pytree.tree_leaves(cf(*args, **kwargs)) if isinstance(x, torch.Tensor)]
-        assert cf.program is not None and cf.report is not None
-        externals = cf.program.binding.externals
-        metas = [externals[i].tensor for i in cf.program.metas]
-        live = [o.sum() for o in outs if o.requires_grad]
-        found = torch.autograd.grad(live, metas, allow_unused=True)
-    names = [cf.program.inputs[i].name for i in cf.program.metas]
-    norms = {n: None if g is None else float(g.norm()) for n, g in zip(names, found, strict=True)}
-    values = [o.detach() for o in outs]
+    fn, args, kwargs, options = subject(file)
+    found = called(mlc.compile(**options)(fn), args, kwargs)
+    norms = {n: None if g is None else float(g.norm()) for n, g in found.gradients.items()}
     if as_json:
-        _print_json({"outputs": values, "gradient_norms": norms, "report": cf.report.as_dict()})
-        return
-    for v in values:
+        _print_json({"outputs": found.values, "gradient_norms": norms, "report": found.report.as_dict()})
+        return found.report
+    for v in found.values:
         print(f"output {v.item():.6g}" if v.numel() == 1 else f"output {tuple(v.shape)}")
     table = Table("meta-parameter", "|gradient|")
     for n, norm in norms.items():
         table.add_row(n, "no path" if norm is None else f"{norm:.4e}")
     Console(highlight=False).print(table)
+    return found.report
+
+
+def _main(file: UserFile, as_json: bool, verbose: bool) -> Report | None:
+    """The file's main(); returns the report of the last function that was called in it."""
+    assert file.main is not None
+    aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with aside, _timed("main()", verbose, shown=False):
+        result = file.main()
+    found = {k: f.report for k, f in file.compiled.items() if f.report is not None}
+    reports = {k: r.as_dict() for k, r in found.items()}
+    if as_json:
+        _print_json({"result": result, "last_calls": reports})
+    elif verbose:
+        for name, r in reports.items():
+            _screen.print(f"last call of {name}: {r['seconds']:.3f} s, peak {_size(r['peak_bytes'])}", style="dim")
+    return next(reversed(found.values()), None)
 
 
 def _size(n: int) -> str:
@@ -211,11 +210,11 @@ def plan(target: Annotated[str | None, typer.Argument(metavar="[FILE.py[:functio
 
 def _swept(file: UserFile, output: Path | None, as_json: bool) -> None:
     """Print every point of the curve, and write it."""
-    fn, args, kwargs, options = _subject(file)
-    with progress("sweeping budgets"), contextlib.redirect_stdout(sys.stderr):
+    fn, args, kwargs, options = subject(file)
+    with progress("sweeping budgets") as say, contextlib.redirect_stdout(sys.stderr):
+        say("tracing")
         program = mlc.trace(fn, *args, **kwargs)
-        chosen = {k: v for k, v in options.items() if k in ("backend", "stop_gradient", "flows")}
-        plans = planned_sweep(program, **chosen)
+        plans = planned_sweep(program, say=say, **_without_memory(options))
     if output is not None:
         save_curve(plans, output)
         _screen.print(f"curve written to {output}", markup=False)
@@ -223,6 +222,10 @@ def _swept(file: UserFile, output: Path | None, as_json: bool) -> None:
         _print_json([p.model_dump() for p in plans])
     else:
         print(curve_table(plans).rstrip())
+
+
+def _without_memory(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if k in ("backend", "stop_gradient", "flows")}
 
 
 def _saved(found: Plan, output: Path) -> None:
@@ -266,15 +269,33 @@ def inspect(target: Target, memory: Memory = None, after: Annotated[
 
 
 @_command
-def draw(target: Target, output: Output = None, memory: Memory = None, verbose: Verbose = False,
-         debug: Debug = False) -> None:  # fmt: skip
-    """Draw levels and flows: .svg .png .html .dot or .mmd by suffix."""
+def draw(target: Target, output: Output = None, memory: Memory = None, layout: Annotated[
+        str, typer.Option(help="Of .svg and .png: levels, or dot (Graphviz's).")] = "levels",
+         measure: Annotated[bool, typer.Option(
+             "--measure", help="Run it too: measured memory and time on the page (.html).")] = False,
+         sweep: Annotated[bool, typer.Option("--sweep", help="The time-memory curve on the page (.html).")] = False,
+         verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
+    """Draw levels and flows: .svg .png .html .dot .mmd or .graph.json by suffix."""
     file = load(target)
-    _, found = _planned(file, memory, verbose)
-    path = output or Path(f"{file.path.stem}.svg")
+    path = output or Path(f"{file.path.stem}.{'html' if measure or sweep else 'svg'}")
+    if (measure or sweep) and path.suffix.lower() != ".html":
+        raise MlcError(f"{path.name} has no place for what --measure and --sweep find", advice="-o page.html")
+    found, was = _plan_and_run(file, memory, verbose) if measure else (_planned(file, memory, verbose)[1], None)
+    plans: list[Plan] = []
+    if sweep and found.bound is not None:
+        with progress("sweeping budgets") as say:
+            plans = planned_sweep(found.bound, say=say, **_without_memory(subject(file)[3]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_picture(found, path)
+    draw_picture(found, path, layout=layout, measured=was, sweep=plans)
     _screen.print(f"drawing written to {path}", markup=False)
+
+
+def _plan_and_run(file: UserFile, memory: str | None, verbose: bool) -> tuple[Plan, Measured]:
+    options = _with_memory(subject(file)[3], memory)
+    with _timed("running", verbose):
+        cf, was = measured(file, options)
+    assert cf.plan is not None
+    return cf.plan, was
 
 
 @_command
@@ -283,7 +304,7 @@ def check(target: Target, memory: Memory = None, float32: Annotated[
           as_json: Json = False, verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
     """Compare the gradient with the plain unroll and finite differences; exit code 1 if they disagree."""
     file = load(target)
-    fn, args, kwargs, options = _subject(file)
+    fn, args, kwargs, options = subject(file)
     cf = mlc.compile(**_with_memory(options, memory))(fn)
     with _timed("checking", verbose):
         report = mlc.check(cf, *args, dtype=torch.float32 if float32 else torch.float64, **kwargs)

@@ -1,8 +1,11 @@
 """The command line, on files that a user could write."""
 
+import gzip
 import json
+import re
 import subprocess
 import sys
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
@@ -123,6 +126,38 @@ def test_draw(file: Path, tmp_path: Path) -> None:
     run("draw", file, "-o", path)
     assert "<svg" in path.read_text()
     assert "cannot draw" in run("draw", file, "-o", tmp_path / "loop.xyz", code=1).stderr
+
+
+def test_draw_by_dot(file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pygraphviz")
+    path = tmp_path / "loop.svg"
+    run("draw", file, "-o", path, "--layout", "dot")
+    assert 'class="cluster"' in path.read_text()
+
+
+def test_draw_measures_and_sweeps(file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    run("draw", file, "-o", path, "--measure", "--sweep")
+    data = json.loads(gzip.decompress(b64decode(re.search(r'id="data">([^<]*)<', path.read_text()).group(1))))
+    assert data["measured"]["seconds"].keys() == {"forward", "backward"}
+    assert {m[0] for m in data["measured"]["memory"]} == {"forward", "backward"}
+    assert sum(p["chosen"] for p in data["curve"]) == 1
+    assert "no place" in run("draw", file, "-o", tmp_path / "x.svg", "--measure", code=1).stderr
+
+
+@pytest.mark.parametrize("ending", ["", MAIN])
+def test_run_writes_a_trace(file: Path, tmp_path: Path, ending: str) -> None:
+    file.write_text(TEXT + ending)
+    path = tmp_path / "traces" / "out.json"
+    assert "trace written" in run("run", file, "--trace", path).stderr
+    events = json.loads(path.read_text())["traceEvents"]
+    assert {e["name"] for e in events if e["ph"] == "X"} >= {"forward", "backward", "train"}
+    assert max(e["args"]["bytes"] for e in events if e["ph"] == "C") > 0
+
+
+def test_a_trace_of_nothing(file: Path, tmp_path: Path) -> None:
+    file.write_text(TEXT + "\n\ndef main():\n    pass\n")
+    assert "nothing was recorded" in run("run", file, "--trace", tmp_path / "out.json", code=1).stderr
 
 
 def test_run_calls_the_function_without_main(file: Path) -> None:

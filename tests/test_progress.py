@@ -7,7 +7,9 @@ import time
 import pytest
 
 from mlc import progress as module
+from mlc.passes.planner import sweep
 from mlc.progress import progress
+from tests import programs
 
 
 class Terminal(io.StringIO):
@@ -41,3 +43,9 @@ def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress("tracing"):
         pass
     assert screen.getvalue().strip() == ""
+
+
+def test_a_sweep_says_where_it_is() -> None:
+    said: list[str] = []
+    assert sweep(programs.two_levels(), say=said.append)
+    assert said[0].startswith("mixed, 1 of ") and len(said) >= int(said[0].rsplit(" ", 1)[1])

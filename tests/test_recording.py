@@ -135,6 +135,6 @@ def test_model_explorer(tmp_path: Path) -> None:
         assert all(e["sourceNodeId"] in ids for n in graph["nodes"] for e in n["incomingEdges"])
     assert any(n["namespace"].endswith("L1/loss/model") for n in found["graphs"][0]["nodes"])
     notes = found["graphs"][0]["groupNodeAttributes"]
-    assert notes["L0/L1"]["note"].startswith("SGD") and all(
+    assert notes["L0/L1"]["note"].startswith("Adam") and all(
         isinstance(x, str) for n in notes.values() for x in n.values()
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mlc.errors import BudgetError
@@ -48,12 +49,13 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
     return planner.plan(chosen, wanted if isinstance(wanted, int) else None, backend)
 
 
-def sweep(program: Program, *, backend: str = "auto", stop_gradient: str = "all", flows: Any = None) -> list[Plan]:
-    """The whole curve of time and memory: one plan for each point, fastest first."""
+def sweep(program: Program, *, backend: str = "auto", stop_gradient: str = "all", flows: Any = None,
+          say: Callable[[str], None] = lambda text: None) -> list[Plan]:  # fmt: skip
+    """The whole curve of time and memory: one plan for each point, fastest first; ``say`` hears where it is."""
     planner = _Planner(program, flows, stop_gradient)
     from mlc.passes.search import front
 
-    points = front(c for s in planner.searches for c in s.curve())
+    points = front(c for s in planner.searches for c in s.curve(say))
     return [planner.plan(c, c.peak, backend) for c in points]
 
 

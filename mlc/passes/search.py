@@ -131,9 +131,11 @@ class Search:
         least = min(c.peak for c in self.found.values())
         return min((c for c in self.found.values() if c.peak <= least * (1 + _TOLERANCE)), key=lambda c: c.seconds)
 
-    def curve(self) -> list[Candidate]:
+    def curve(self, say: Callable[[str], None] = lambda text: None) -> list[Candidate]:
         """Every candidate of the ladder that no other one beats in both time and memory, fastest first."""
-        for levers in self.ladder():
+        ladder = self.ladder()
+        for i, levers in enumerate(ladder):
+            say(f"{self.mode}, {i + 1} of {len(ladder)}")
             self.at(levers)
         return front(self.found.values())
 
