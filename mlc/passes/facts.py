@@ -95,7 +95,8 @@ def traffic_of(e: Eqn) -> int:
 def facts_of(stage: Stage) -> dict[Eqn, Fact]:
     """The facts of every equation of a stage, those of loop bodies included."""
     out: dict[Eqn, Fact] = {}
-    _region(stage.region, _ends_of_stage(stage), _twice(stage.region), out)
+    second = stage.name == "backward"  # what belongs to the forward sweep is done once more there
+    _region(stage.region, _ends_of_stage(stage), _twice(stage.region), second, out)
     return out
 
 
@@ -110,24 +111,25 @@ def _ends_of_body(op: Loop) -> dict[Var, Fate]:
     return ends | {v: Fate("kept", "handed to the next trip") for v in op.body.outputs[: op.n_carry]}
 
 
-def _region(r: Region, ends: dict[Var, Fate], twice: set[Eqn], out: dict[Eqn, Fact]) -> None:
+def _region(r: Region, ends: dict[Var, Fate], twice: set[Eqn], second: bool, out: dict[Eqn, Fact]) -> None:
     last = {v: i for i, e in enumerate(r.eqns) for v in e.inputs}
     peak = liveness(r)[1]
     for i, e in enumerate(r.eqns):
         if isinstance(e.op, Loop):
-            _region(e.op.body, _ends_of_body(e.op), twice, out)
+            _region(e.op.body, _ends_of_body(e.op), twice, second, out)
             if e.op.replay is not None:
                 again = dict.fromkeys(e.op.replay.body.outputs, Fate("recomputed", "a state rebuilt from a sparse one"))
-                _region(e.op.replay.body, again, twice, out)
+                _region(e.op.replay.body, again, twice, True, out)
         own = 0 if _shares(e) else sum(nbytes(v.type) for v in e.outs)
-        out[e] = Fact(flops_of(e), own, _fate(e, i, last, ends, peak, e in twice, r))
+        out[e] = Fact(flops_of(e), own, _fate(e, i, last, ends, peak, e in twice, second, r))
 
 
 def _shares(e: Eqn) -> bool:
     return root_of(e) is not None or isinstance(e.op, (Custom, Feed, Pack))
 
 
-def _fate(e: Eqn, i: int, last: dict[Var, int], ends: dict[Var, Fate], peak: int, twice: bool, r: Region) -> Fate:
+def _fate(e: Eqn, i: int, last: dict[Var, int], ends: dict[Var, Fate], peak: int, twice: bool, second: bool,
+          r: Region) -> Fate:  # fmt: skip
     end = next((ends[v] for v in e.outs if v in ends), None)
     if end is not None:
         return end
@@ -137,6 +139,8 @@ def _fate(e: Eqn, i: int, last: dict[Var, int], ends: dict[Var, Fate], peak: int
     if again:
         segment = f" in segment {again[1]}" if again[1] else ""
         return Fate("recomputed", f"recomputed{segment}, freed after {line}")
+    if second and e.tag in ("forward", "update") and not _shares(e):
+        return Fate("recomputed", f"computed again from what was kept, freed after {line}")
     if _shares(e):
         return Fate("view", "shares the memory of what it reads")
     if i < peak < until:

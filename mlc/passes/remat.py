@@ -52,15 +52,25 @@ def rematerialise(region: Region, anchor: Callable[[Eqn], bool], trade: Trade, m
         return now.region
     unit = meter.rates.unit
     scales = tuple(k for k in _SCALES if k * unit * trade.times <= _SLACK * trade.price)
-    for _ in range(trade.rounds if scales else 0):
-        found = [(_try(now, k * unit, anchor, meter, footprint), k) for k in scales]
+    for n in range(trade.rounds if scales else 0):
+        found = [(_try(now, k * unit, n + 1, anchor, meter, footprint), k) for k in scales]
         best, scale = min(found, key=lambda x: x[0].worth(trade))
         if best.worth(trade) >= now.worth(trade):
             break
         now, scales = best, (scale, scale / 2)
-    return now.region
+    return _numbered(now.region)
 
 
+def _numbered(region: Region) -> Region:
+    """Segments are numbered as they are met: the tag is ``recomputed 1``, ``recomputed 2``."""
+    order = {tag: i + 1 for i, tag in enumerate(dict.fromkeys(e.tag for e in region.eqns if e.tag.startswith(_AGAIN)))}
+    if not order:
+        return region
+    eqns = [e.with_(tag=f"{_AGAIN} {order[e.tag]}") if e.tag in order else e for e in region.eqns]
+    return Region(region.inputs, tuple(eqns), region.outputs, region.names)
+
+
+_AGAIN = "recomputed"
 _SCALES = (5.0, 14.0, 28.0, 56.0)  # prices of a byte at a cut, in times of moving it
 _SLACK = 4.0  # a cut may be so much cheaper than its price, per byte of peak
 
@@ -84,14 +94,14 @@ def _measured(region: Region, meter: Meter, footprint: Footprint) -> _Measured:
     return _Measured(region, profile.peak, profile.where, meter.region(region).seconds)
 
 
-def _try(now: _Measured, price: float, anchor: Callable[[Eqn], bool], meter: Meter, footprint: Footprint
+def _try(now: _Measured, price: float, cut: int, anchor: Callable[[Eqn], bool], meter: Meter, footprint: Footprint
          ) -> _Measured:  # fmt: skip
-    cut = _once(now.region, now.where, price, meter)
-    return now if cut is now.region else _measured(on_demand(cut, anchor), meter, footprint)
+    made = _once(now.region, now.where, price, cut, meter)
+    return now if made is now.region else _measured(on_demand(made, anchor), meter, footprint)
 
 
-def _once(region: Region, at: int, price: float, meter: Meter) -> Region:
-    """One cut behind equation ``at`` at ``price`` seconds per byte."""
+def _once(region: Region, at: int, price: float, cut: int, meter: Meter) -> Region:
+    """Cut number ``cut``, behind equation ``at`` at ``price`` seconds per byte."""
     before, behind = region.eqns[: at + 1], region.eqns[at + 1 :]
     made = {v: e for e in before for v in e.outs}
     needed = {v for e in behind for v in e.inputs if v in made} | {v for v in region.outputs if v in made}
@@ -116,17 +126,17 @@ def _once(region: Region, at: int, price: float, meter: Meter) -> Region:
     except Infeasible:
         return region
     again = needed_for(before, needed, kept)
-    return _rebuild(region, at, again, kept) if again else region
+    return _rebuild(region, at, again, kept, cut) if again else region
 
 
-def _rebuild(region: Region, at: int, again: list[Eqn], kept: set[Var]) -> Region:
+def _rebuild(region: Region, at: int, again: list[Eqn], kept: set[Var], cut: int) -> Region:
     """The region with copies of ``again`` behind the point."""
     env: dict[Var, Var] = {}
 
     copies = []
     for e in again:
         outs = tuple([Var(v.type) for v in e.outs])
-        copies.append(renamed(e, env).with_(outs=outs, tag="recomputed"))
+        copies.append(renamed(e, env).with_(outs=outs, tag=f"{_AGAIN} {cut}"))
         env.update((v, o) for v, o in zip(e.outs, outs, strict=True) if v not in kept)
     tail = [renamed(e, env) for e in region.eqns[at + 1 :]]
     outputs = tuple(env.get(v, v) for v in region.outputs)

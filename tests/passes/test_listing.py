@@ -4,10 +4,16 @@ import ast
 import re
 
 import pytest
+import torch
+from torch import nn
 
 import mlc
 from mlc.ir.core import Loop
+from mlc.passes.cost import Meter
+from mlc.passes.facts import Stage
 from mlc.passes.listing import difference, listing
+from mlc.passes.plan import joint_of
+from mlc.passes.remat import Trade, rematerialise
 from mlc.passes.stagelist import PASSES, after, input_names
 from tests import programs
 
@@ -63,8 +69,8 @@ def test_a_pass_that_recomputes_shows_in_the_difference() -> None:
     before, behind = after(plan, "adjoint"), after(plan, "memory")
     assert difference(before[0], before[0], ("a", "b")) == ""
     text = difference(before[1], behind[1], ("adjoint", "memory"))
-    added = [x for x in text.splitlines() if x.startswith("+") and "[recomputed]" in x]
-    recomputed = sum(e.tag == "recomputed" for e in behind[1].region.walk())
+    added = [x for x in text.splitlines() if x.startswith("+") and "[recomputed " in x]
+    recomputed = sum(e.tag.startswith("recomputed ") for e in behind[1].region.walk())
     assert len(added) <= recomputed and bool(added) == bool(recomputed)
 
 
@@ -72,3 +78,28 @@ def test_other_passes_are_refused() -> None:
     with pytest.raises(mlc.PlanError, match="no pass 'magic'") as e:
         after(mlc.plan(programs.two_levels()), "magic")
     assert "trace" in e.value.advice
+
+
+def test_recomputed_lines_name_their_segment() -> None:
+    def stacked(model, x):
+        return (model(x) ** 2).mean()
+
+    layers = [x for _ in range(12) for x in (nn.Linear(64, 64), nn.GELU(), nn.LayerNorm(64))]
+    model = nn.Sequential(*layers)
+    program = mlc.trace(stacked, model, torch.randn(256, 64))
+    whole = joint_of(program, mlc.plan(program)).region
+    region = rematerialise(whole, lambda e: False, Trade(1e-6), Meter(torch.device("cpu")))
+    tags = [e.tag for e in region.eqns if e.tag.startswith("recomputed")]
+    numbers = [int(t.split()[1]) for t in dict.fromkeys(tags)]
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) > 1
+    stage = Stage("backward", region, frozenset(), frozenset(region.outputs))
+    told = re.findall(r"; recomputed in segment (\d+), freed after", listing(stage))
+    assert len(told) > len(numbers) and set(map(int, told)) == set(numbers)
+
+
+def test_what_the_backward_stage_does_again_says_so() -> None:
+    plan = mlc.plan(programs.two_levels(), memory="min", flows="mixed")
+    _, backward = after(plan, "memory")
+    text = listing(backward)
+    assert "computed again from what was kept" in text
+    assert "computed again from what was kept" not in listing(after(plan, "memory")[0])
