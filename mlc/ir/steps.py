@@ -48,6 +48,7 @@ def find_steps(graph: ValueGraph) -> list[Step]:
         trained = [(v, *found) for v in site.wrt if (found := finder.next_of(v, site)) is not None]
         if trained:
             steps.append(Step(site, 1 << k, trained))
+    steps = sorted([*steps, *_peeled(graph, steps, reached, origins)], key=lambda s: s.bit)
     goals: dict[Var, int] = {}
     for s in steps:
         for _, after, _, _ in s.trained:
@@ -60,6 +61,23 @@ def find_steps(graph: ValueGraph) -> list[Step]:
                 if common & s.bit:
                     s.zone.add(v)
     return steps
+
+
+def _peeled(graph: ValueGraph, steps: list[Step], reached: dict[Var, int], origins: Origins) -> list[Step]:
+    """First steps that stand before their loop and begin at a constant: the same line, and the loop starts there."""
+    out = []
+    known = {s.bit for s in steps}
+    for k, site in enumerate(graph.grads):
+        for s in steps if 1 << k not in known else ():
+            starts = [(v, origins.kept(loop.args[i])) for v, _, loop, i in s.trained if loop is not None]
+            found = [
+                (w, before, None, 0) for (v, before), w in zip(starts, site.wrt, strict=False)
+                if _shape(w) == _shape(v) and reached.get(before, 0) >> k & 1
+            ]  # fmt: skip
+            if found and str(s.site.eqn.loc) == str(site.eqn.loc) and s.site.loops[:-1] == site.loops:
+                out.append(Step(site, 1 << k, list(found)))
+                break
+    return out
 
 
 def _shape(v: Var) -> tuple[int, ...] | None:
@@ -92,12 +110,20 @@ class _Next:
                 continue
             met = self.meeting(v)
             if met is not None:
-                return met, None, 0
+                return self.carried(v, met) or (met, None, 0)
             e = self.graph.producer.get(v)
             if e is None or not _keeps(e):
                 break
             v = e.args[0]
         return self.by_name(start, site)
+
+    def carried(self, v: Var, met: Var) -> tuple[Var, Eqn, int] | None:
+        """The carry that ``v`` and its next value are, when nothing but stops stands between."""
+        at = self.graph.entry.get(self.origins.kept(v))
+        if at is None or not isinstance(at[0].op, Loop) or at[1] >= at[0].op.n_carry:
+            return None
+        after = at[0].op.body.outputs[at[1]]
+        return (after, *at) if self.origins.kept(after) is met else None
 
     def meeting(self, v: Var) -> Var | None:
         """In straight code: the value made from ``v`` and its gradient by operations that keep the shape."""
@@ -167,6 +193,14 @@ class Origins:
         """The name of ``v`` as a reader would say it."""
         root, copies = self.root(v)
         return self._names.get(root, self._made(root)) + "'" * copies
+
+    def kept(self, v: Var) -> Var:
+        """The value that ``v`` is without the stops and copies behind it."""
+        e = self._graph.producer.get(v)
+        while e is not None and _keeps(e):
+            v = e.args[e.outs.index(v)] if isinstance(e.op, (Alias, Stop)) else e.args[0]
+            e = self._graph.producer.get(v)
+        return v
 
     def _before(self, v: Var) -> tuple[Var | None, int]:
         at = self._graph.entry.get(v)

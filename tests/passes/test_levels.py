@@ -3,7 +3,11 @@
 from dataclasses import asdict
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
+import mlc
 from mlc.ir.program import Flow, Program
 from tests import programs
 
@@ -108,3 +112,22 @@ def test_every_gradient_that_trains_belongs_to_one_level(name: str) -> None:
     places = [at for x in p.levels for at in x.at]
     assert len(places) == len(set(places))
     assert all(x.at for x in p.levels[1:])
+
+
+def test_steps_by_hand_behind_a_detach_are_counted_with_the_first() -> None:
+    def loop(model, strength, batches, val):
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        for x, y in batches:
+            shift = torch.zeros_like(x, requires_grad=True)
+            for _ in range(3):  # the first one stands before a loop of two
+                (g,) = torch.autograd.grad(F.cross_entropy(model(x + shift), y), shift)
+                shift = (shift + 0.1 * g).detach().requires_grad_()
+            opt.zero_grad()
+            F.cross_entropy(model(x + strength.sigmoid() * shift), y).backward()
+            opt.step()
+        return F.cross_entropy(model(val[0]), val[1])
+
+    batches = [(torch.randn(6, 4), torch.randint(3, (6,))) for _ in range(4)]
+    program = mlc.trace(loop, nn.Linear(4, 3), nn.Parameter(torch.zeros(())), batches, batches[0])
+    (attack,) = [x for x in program.levels if x.optimizer == "manual"]
+    assert (attack.trips, attack.depth) == (3, 2) and len(attack.at) == 2
