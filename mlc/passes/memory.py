@@ -144,8 +144,8 @@ class Footprint:
         states = {v for v in emitted if v in carries and v not in rebuilt}
         made = {v for v in emitted if v not in ins}
         next_own = _next_own(op, root, made)
-        sets = _bytes(rebuilt)
-        held = held_at(n, replay.slots) if replay is not None else 1
+        sets = sum(next_own[v] or 0 for v in rebuilt)
+        held = len(held_at(n, replay.slots)) if replay is not None else 1
         fed = self._rebuilt_inputs(e)
         body = self.region(op.body, [v for v in carries if next_own[v] and v not in states] + fed)
         each = {v: nbytes(v.type) if v in made else (next_own[v] or 0) if v in states else 0 for v in emitted}
@@ -157,12 +157,12 @@ class Footprint:
             if v in rebuilt:
                 assert replay is not None
                 share = (held - 1) * sets if not rebuilt.intersection(emitted[:j]) else 0
-                self.sparse[out] = sets + self.region(replay.body, replay.body.inputs[: len(rebuilt)]).peak
+                self.sparse[out] = _bytes(rebuilt) + self.region(replay.body, replay.body.inputs[: len(rebuilt)]).peak
             else:
                 share = 0 if again else each[v] * (n if v in made else n - 1)
             results.append(share)
             self.sizes[out] = share
-        return LoopMemory(before + max(body.peak, replayed), results, each, states, rebuilt)
+        return LoopMemory(before + max(body.peak, replayed), results, each, states, rebuilt, sets)
 
     def _rebuilt_inputs(self, e: Eqn) -> list[Var]:
         """Body inputs that are elements of rebuilt sequences: the body owns them."""
@@ -181,6 +181,7 @@ class LoopMemory:
         emitted: For each value of the body whose storage is emitted, the bytes that every trip adds.
         states: Of these, carries as they came in: a trip keeps what the one before allocated.
         rebuilt: Carries that are kept sparsely.
+        sets: Bytes of a set of them that nothing else keeps.
     """
 
     peak: int
@@ -188,6 +189,7 @@ class LoopMemory:
     emitted: dict[Var, int]
     states: set[Var]
     rebuilt: set[Var]
+    sets: int
 
     def keeps(self, e: Eqn) -> Iterator[tuple[Var, Var]]:
         """Results of the loop that hold more than what its trips allocate: the first states, what a replay reads."""
@@ -228,12 +230,12 @@ def freed_carries(book: Book, e: Eqn, i: int, loop: LoopMemory) -> list[tuple[Va
     return [(a, size) for a, size in freed.items() if size]
 
 
-def held_at(trips: int, slots: int) -> int:
-    """Sets of states that are held after so many trips, the first one included."""
+def held_at(trips: int, slots: int) -> list[int]:
+    """The trips whose states are held after so many trips, the first one included."""
     kept = Slots(slots)
     for t in range(trips):
         kept.offer(t)
-    return len(kept.held)
+    return kept.held
 
 
 class Book:

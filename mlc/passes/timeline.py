@@ -71,14 +71,21 @@ class _Sparse:
     Attributes:
         op: The loop.
         slots: Which sets are held now.
-        size: Bytes of a set.
+        size: Bytes of a set that is made again.
+        own: Bytes of a set that the loop made: less what it emits besides.
         end: Sets that were held when the loop ended: those that the book counts.
     """
 
     op: Loop
     slots: Slots
     size: int
-    end: int
+    own: int
+    end: frozenset[int]
+
+    def more(self) -> int:
+        """Bytes of the sets held now beyond those at the end of the loop; the first set is an argument of it."""
+        now = [self.own if t in self.end else self.size for t in self.slots.held if t]
+        return sum(now) - self.own * (len(self.end) - 1)
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,7 @@ class _Walk:
             out += replayed
             own = (later if t else first) | fresh
             if kept is not None:
-                live[self.keeper_of(e, op, memory)] += (len(kept.slots.held) - 1) * kept.size
+                live[self.keeper_of(e, op, memory)] += (len(kept.slots.held) - 1) * kept.own
                 own = {v: h for v, h in own.items() if not (v in memory.rebuilt and t in kept.slots.held)}
             for holder, size in self.grown(e, op, memory):
                 live[holder] += t * size
@@ -186,8 +193,11 @@ class _Walk:
         """The states of a loop that holds them sparsely, before its first trip."""
         if op.replay is None:
             return None
-        sets = sum(nbytes(v.type) for v in memory.rebuilt)
-        made = _Sparse(op, Slots(op.replay.slots), sets, held_at(op.count, op.replay.slots))
+        root, body = roots(op.replay.body), op.replay.body
+        read = body.inputs[len(op.replay.carries) :]  # what a replay hands on of these is held already
+        sets = sum(nbytes(v.type) for v in {root.get(v, v) for v in body.outputs} if v not in read)
+        end = frozenset(held_at(op.count, op.replay.slots))
+        made = _Sparse(op, Slots(op.replay.slots), sets, memory.sets, end)
         self.sparse.update((out, made) for out, v in _emissions(e, op) if v in memory.rebuilt)
         return made
 
@@ -214,7 +224,7 @@ class _Walk:
                 at = op.count - 1 - t if op.reverse else t
                 sparse.slots.drop_after(at)
                 way = list(sparse.slots.way(at))
-                live[book.held.get(book.owner[a], SAVED)] += (len(sparse.slots.held) - sparse.end) * sparse.size
+                live[book.held.get(book.owner[a], SAVED)] += sparse.more()
                 if way:
                     points.append(self.replay(sparse, len(way), live))
             if at not in sparse.slots.held:

@@ -63,10 +63,13 @@ def test_carries_that_are_emitted_are_counted_once() -> None:
     assert abs(fn.report.peak_bytes - fn.plan.peak_bytes) <= 0.02 * fn.plan.peak_bytes + SLACK
 
 
-def test_replayed_states_come_and_go() -> None:
+@pytest.mark.parametrize("momentum", [0.0, 0.9])  # with it, a part of each set is emitted by the trips as well
+def test_replayed_states_come_and_go(momentum: float) -> None:
     def train(rate, x):
+        velocity = torch.zeros(1000)
         for _ in range(9):
-            x = x - rate * torch.tanh(x)
+            velocity = momentum * velocity + torch.tanh(x)
+            x = x - rate * velocity
         return x.square().mean()
 
     rate = torch.full((1000,), 0.1, requires_grad=True)
