@@ -12,14 +12,16 @@ from dataclasses import dataclass, replace
 from mlc.ir.builder import Builder, contiguous_type, dce
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.program import Program
+from mlc.ir.slots import replayed_steps
 from mlc.ir.types import SeqType, nbytes
 from mlc.passes.adjoint import FallBack, Policy, Tape, lower_grads
 from mlc.passes.batch import Refused
-from mlc.passes.cost import Meter, device_of, flops
+from mlc.passes.cost import Meter, device_of
+from mlc.passes.inlined import TAG as INNER
 from mlc.passes.keep import choose, needed_for
 from mlc.passes.loops import nested_gradients
 from mlc.passes.memory import region_peak, root_of
-from mlc.passes.microbatch import microbatch
+from mlc.passes.phases import in_phases
 from mlc.passes.remat import Trade, rematerialise
 from mlc.passes.residuals import keep_residuals
 from mlc.passes.reverse import active_vars
@@ -134,28 +136,27 @@ def _finished(stages: Stages, levers: Levers, meter: Meter, refused: Callable[[R
         backward = _shrink(_split(backward, levers.parts, refused), levers, meter, 1)
         saved = [v for v, (kind, _) in zip(backward.inputs, stages.saved, strict=False) if kind == "out"]
         peak = region_peak(backward, saved)
-    forward = _bodies(stages.forward, lambda op: _split(op.body, levers.parts, refused))
+
+    def body(region: Region, n: int) -> Region:
+        return _split(region, levers.parts, refused)
+
+    forward = _bodies(stages.forward, body, body)
     split = _split(stages.forward, levers.parts, refused)  # values kept for later are joined again: it may cost more
     forward = min(forward, split, key=region_peak)
     enough = replace(levers, price=0.0) if region_peak(forward) <= peak else levers
-    return replace(stages, forward=_shrink(forward, enough, meter, 1), backward=backward)
+    return replace(stages, forward=_shrink(forward, enough, meter, 1, levers), backward=backward)
 
 
 def _split(region: Region, parts: int, refused: Callable[[Refused], None]) -> Region:
     """Micro-batches in the bodies of loops and in the region itself, where a model works on independent examples."""
     if parts < 2:
         return region
-    region = _bodies(region, lambda op: _split(op.body, parts, refused))
-    if not any(flops(e) for e in region.eqns):
-        return region
-    found = microbatch(region, parts)
-    while isinstance(found, Refused) and found.divides and parts > 2:
-        parts //= 2
-        found = microbatch(region, parts)
-    if isinstance(found, Refused):
-        refused(found)
-        return region
-    return found
+
+    def body(region: Region, n: int) -> Region:
+        return _split(region, parts, refused)
+
+    region = _bodies(region, body, body)
+    return in_phases(region, parts, refused)
 
 
 def _kept(region: Region, levers: Levers, meter: Meter, times: int) -> Region:
@@ -163,19 +164,45 @@ def _kept(region: Region, levers: Levers, meter: Meter, times: int) -> Region:
     region = keep_residuals(region, levers.price / times, meter)
     if levers.slots is not None:
         region = sparse_states(region, levers.slots, levers.price / times, meter)
-    return _bodies(region, lambda op: _kept(op.body, levers, meter, times * op.count))
+    return _bodies(region, lambda body, n: _kept(body, levers, meter, times * n))
 
 
-def _shrink(region: Region, levers: Levers, meter: Meter, times: int) -> Region:
-    """Order and rematerialise a stage and the bodies of its loops."""
-    region = _bodies(region, lambda op: _shrink(op.body, levers, meter, times * op.count))
-    trade = Trade(levers.price, times, levers.rounds)
-    return rematerialise(region, lambda x: x.tag in ("tangent", "fused"), trade, meter)
+def _shrink(region: Region, levers: Levers, meter: Meter, times: int, replays: Levers | None = None) -> Region:
+    """Order and rematerialise a stage and the bodies of its loops; ``replays`` are the levers of their replays.
+
+    A replay runs while the other stage does, so its memory is that stage's.
+    """
+    again = replays or levers
+
+    def body(region: Region, n: int) -> Region:
+        return _shrink(region, levers, meter, times * n, again)
+
+    region = _bodies(region, body, lambda region, n: _shrink(region, again, meter, times * n))
+    return rematerialise(region, _anchors(region), Trade(levers.price, times, levers.rounds), meter)
 
 
-def _bodies(region: Region, f: Callable[[Loop], Region]) -> Region:
-    """The region with other bodies of its loops."""
-    eqns = [e.with_(op=replace(e.op, body=f(e.op))) if isinstance(e.op, Loop) else e for e in region.eqns]
+def _anchors(region: Region) -> Callable[[Eqn], bool]:
+    """Equations whose order says in which the others run: those of products, else all but copies."""
+    if any(e.tag in _ORDERED for e in region.eqns):
+        return lambda e: e.tag in _ORDERED
+    return lambda e: e.tag != "recomputed"
+
+
+_ORDERED = ("tangent", "fused", INNER)
+
+
+def _bodies(region: Region, f: Callable[[Region, int], Region], replay: Callable[[Region, int], Region] | None = None
+            ) -> Region:  # fmt: skip
+    """The region with other bodies of its loops (and of their replays), made from them and how often they run."""
+    eqns = []
+    for e in region.eqns:
+        if isinstance(e.op, Loop):
+            op = replace(e.op, body=f(e.op.body, e.op.count))
+            if op.replay is not None and replay is not None:
+                often = max(replayed_steps(op.count, op.replay.slots), 1)
+                op = replace(op, replay=replace(op.replay, body=replay(op.replay.body, often)))
+            e = e.with_(op=op)
+        eqns.append(e)
     return Region(region.inputs, tuple(eqns), region.outputs, region.names)
 
 
