@@ -20,7 +20,7 @@ from mlc.passes.cost import Meter, device_of
 from mlc.passes.inlined import TAG as INNER
 from mlc.passes.keep import choose, needed_for
 from mlc.passes.loops import nested_gradients
-from mlc.passes.memory import region_peak, root_of
+from mlc.passes.memory import Footprint, region_peak, root_of
 from mlc.passes.phases import in_phases
 from mlc.passes.remat import Trade, rematerialise
 from mlc.passes.residuals import keep_residuals
@@ -135,7 +135,9 @@ def _finished(stages: Stages, levers: Levers, meter: Meter, refused: Callable[[R
     if backward is not None:
         backward = _shrink(_split(backward, levers.parts, refused), levers, meter, 1)
         saved = [v for v, (kind, _) in zip(backward.inputs, stages.saved, strict=False) if kind == "out"]
-        peak = region_peak(backward, saved)
+        footprint = Footprint()
+        footprint.region(stages.forward)  # it learns there which states are rebuilt
+        peak = footprint.region(backward, saved).peak
 
     def body(region: Region, n: int) -> Region:
         return _split(region, levers.parts, refused)

@@ -8,7 +8,8 @@ as the few sets that are kept).  O(equations).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -63,7 +64,6 @@ class Footprint:
     def __init__(self) -> None:
         self.sparse: dict[Var, int] = {}
         self.sizes: dict[Var, int] = {}
-        self._loops: dict[tuple[int, tuple[bool, ...]], tuple[Loop, _LoopMemory]] = {}
 
     def region(self, region: Region, owned: Collection[Var] = ()) -> Profile:
         """Profile of a region; ``owned`` inputs die inside, at their last use."""
@@ -91,58 +91,62 @@ class Footprint:
         return max(during, book.live)
 
     def _loop(self, e: Eqn) -> _LoopMemory:
-        assert isinstance(e.op, Loop)
-        key = (id(e.op), tuple([v in self.sparse for v in e.args]))
-        entry = self._loops.get(key)
-        if entry is None or e.op.replay is not None:
-            entry = self._loops[key] = (e.op, self._measure(e))
-        return entry[1]
-
-    def _measure(self, e: Eqn) -> _LoopMemory:
+        """Memory of a loop; notes which of its emissions are rebuilt, and what the others take."""
         op = e.op
         assert isinstance(op, Loop)
-        n, ins = op.count, op.body.inputs
-        carries = ins[: op.n_carry]
-        roots = _roots(op.body)
-        emitted = [roots.get(v, v) for v in op.body.outputs[op.n_carry :]]
-        kept = set(op.replay.carries) if op.replay is not None else set()
-        rebuilt = {v for i, v in enumerate(carries) if i in kept}
-        states = {v for v in emitted if v in carries and v not in rebuilt}
-        made = {v for v in emitted if v not in ins}
-        slots = min(op.replay.slots, n) if op.replay is not None else 0
-        sets = sum(nbytes(ins[i].type) for i in kept)
-        fed = self._rebuilt_inputs(e)
-        body = self.region(op.body, [v for v in carries if v not in states] + fed)
-        before = (n - 1) * (_bytes(made) + _bytes(states)) + max(slots - 1, 0) * sets
+        rebuilt = tuple([v in self.sparse for v in e.args])
+        found = _known.setdefault(op, {}).get((op.count, rebuilt))
+        if found is None:
+            found = _known[op][op.count, rebuilt] = _measured(op, rebuilt)
+        self.sizes.update(zip(e.outs[op.n_carry :], found.results[op.n_carry :], strict=True))
+        self.sparse.update((e.outs[i], size) for i, size in found.replays.items())
         replayed = max((self.sparse[v] for v in e.args if v in self.sparse), default=0)
-        results = [nbytes(v.type) for v in carries]
-        seen: set[Var] = set()
-        for v, out in zip(emitted, e.outs[op.n_carry :], strict=True):
-            if v in rebuilt:
-                share = max(slots - 1, 0) * sets if not seen & rebuilt else 0
-                self.sparse[out] = sets + region_peak(op.replay.body, op.replay.body.inputs[: len(kept)])  # type: ignore[union-attr]
-            else:
-                share = (
-                    0 if v in seen else n * nbytes(v.type) if v in made else (n - 1) * nbytes(v.type) * (v in states)
-                )
-            seen.add(v)
-            results.append(share)
-            self.sizes[out] = share
-        return _LoopMemory(before + max(body.peak, replayed), results)
+        return replace(found, peak=found.before + max(found.peak, replayed))
 
-    def _rebuilt_inputs(self, e: Eqn) -> list[Var]:
-        """Body inputs that are elements of rebuilt sequences: the body owns them."""
-        op = e.op
-        assert isinstance(op, Loop)
-        return [v for v, a in zip(op.body.inputs, e.args, strict=True) if a in self.sparse]
+
+# Loops are measured once, however many candidates have them.
+_known: WeakKeyDictionary[Loop, dict[tuple[int, tuple[bool, ...]], _LoopMemory]] = WeakKeyDictionary()
+
+
+def _measured(op: Loop, sparse: tuple[bool, ...]) -> _LoopMemory:
+    """Memory of a loop; ``sparse`` tells which arguments are rebuilt (the body owns their elements)."""
+    n, ins = op.count, op.body.inputs
+    carries = ins[: op.n_carry]
+    roots = _roots(op.body)
+    emitted = [roots.get(v, v) for v in op.body.outputs[op.n_carry :]]
+    kept = set(op.replay.carries) if op.replay is not None else set()
+    rebuilt = {v for i, v in enumerate(carries) if i in kept}
+    states = {v for v in emitted if v in carries and v not in rebuilt}
+    made = {v for v in emitted if v not in ins}
+    slots = min(op.replay.slots, n) if op.replay is not None else 0
+    sets = sum(nbytes(ins[i].type) for i in kept)
+    fed = [v for v, s in zip(ins, sparse, strict=True) if s]
+    body = Footprint().region(op.body, [v for v in carries if v not in states] + fed)
+    before = (n - 1) * (_bytes(made) + _bytes(states)) + max(slots - 1, 0) * sets
+    results = [nbytes(v.type) for v in carries]
+    replays: dict[int, int] = {}
+    seen: set[Var] = set()
+    if op.replay is not None:
+        replayed = sets + region_peak(op.replay.body, op.replay.body.inputs[: len(kept)])
+    for i, v in enumerate(emitted):
+        if v in rebuilt:
+            share = max(slots - 1, 0) * sets if not seen & rebuilt else 0
+            replays[op.n_carry + i] = replayed
+        else:
+            share = 0 if v in seen else n * nbytes(v.type) if v in made else (n - 1) * nbytes(v.type) * (v in states)
+        seen.add(v)
+        results.append(share)
+    return _LoopMemory(body.peak, results, before, replays)
 
 
 @dataclass(frozen=True)
 class _LoopMemory:
-    """Bytes that a loop needs at its last trip beyond its arguments, and those of its results."""
+    """Bytes of a loop: at its last trip beyond its arguments, of its results, and of replays by emission."""
 
     peak: int
     results: list[int]
+    before: int
+    replays: dict[int, int]
 
 
 class _Book:
