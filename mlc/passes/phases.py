@@ -38,7 +38,7 @@ def _phase(region: Region, parts: int, refused: Callable[[Refused], None]) -> Re
     if not any(flops(e) for e in region.eqns):
         return region
     found = microbatch(region, parts)
-    while isinstance(found, Refused) and found.divides and parts > 2:
+    while isinstance(found, Refused) and found.divides and parts > 3:
         parts //= 2
         found = microbatch(region, parts)
     if isinstance(found, Refused):

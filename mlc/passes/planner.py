@@ -15,7 +15,7 @@ from mlc.passes.explain import size_text, time_text
 from mlc.passes.modes import Modes, differentiated, resolve
 from mlc.passes.options import check_options, free_memory, parse_memory
 from mlc.passes.plan import Decision, Plan
-from mlc.passes.search import Candidate, Search
+from mlc.passes.search import Candidate, Search, front, thrift
 
 __all__ = ["make_plan", "sweep"]
 
@@ -41,7 +41,7 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
     wanted = parse_memory(memory)
     planner = _Planner(program, flows, stop_gradient)
     if wanted == "min":
-        chosen = min((s.smallest() for s in planner.searches), key=lambda c: c.peak)
+        chosen = min((s.frugal() for s in planner.searches), key=thrift)
     else:
         budget = wanted if isinstance(wanted, int) else int(_SHARE * free_memory(planner.searches[0].device))
         chosen = planner.fastest(budget)
@@ -51,8 +51,6 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
 def sweep(program: Program, *, backend: str = "auto", stop_gradient: str = "all", flows: Any = None) -> list[Plan]:
     """The whole curve of time and memory: one plan for each point, fastest first."""
     planner = _Planner(program, flows, stop_gradient)
-    from mlc.passes.search import front
-
     points = front(c for s in planner.searches for c in s.curve())
     return [planner.plan(c, c.peak, backend) for c in points]
 

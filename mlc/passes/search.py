@@ -8,20 +8,24 @@ fastest that fits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from mlc.ir.core import Loop
-from mlc.passes.batch import Refused
+from mlc.ir.types import nbytes
+from mlc.passes.batch import Refused, batchwise
 from mlc.passes.cost import Meter, device_of
 from mlc.passes.lower import Joint, Levers, Stages, finish
 from mlc.passes.memory import Footprint
 
-__all__ = ["Candidate", "Search", "peak_bytes"]
+__all__ = ["Candidate", "Search", "front", "peak_bytes", "thrift"]
 
 # Prices of a byte, in times of moving it once: each step buys about a quarter of what is left to buy.
-_PRICES = (0.0, 2.0, 8.0, 32.0, 128.0, 1024.0)
-_TOLERANCE = 0.05  # of the smallest peak: below that, time decides
+_PRICES = (0.0, 2.0, 8.0, 32.0, 128.0, 512.0, 8192.0)
+_WORTH = 1.5  # "min": a percent of memory is worth so many percent of time
+_MOST_PARTS = 16
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,19 @@ class Search:
         prices = [p * unit for p in _PRICES]
         out = [Levers(p) for p in prices[:4]]
         out += [Levers(prices[4], some), Levers(prices[4], some, 2), Levers(prices[4], few, 4)]
-        out += [Levers(prices[5], few, 4)]
+        out += [Levers(prices[5], few, 4), Levers(prices[6], few, self.parts)]
         return list(dict.fromkeys(out))
+
+    @cached_property
+    def parts(self) -> int:
+        """Most parts of a batch that are tried: 4, or more where there are as many examples."""
+        if isinstance(self.joint, Stages):
+            return 4
+        bodies = [e.op.body for e in self.joint.region.eqns if isinstance(e.op, Loop) and e.tag != "adjoint"]
+        body = max(bodies, key=lambda b: len(b.eqns), default=self.joint.region)
+        found = batchwise(body)
+        n = 0 if isinstance(found, Refused) else found.n
+        return next((k for k in (_MOST_PARTS, _MOST_PARTS // 2) if n and n % k == 0), 4)
 
     def fastest(self, budget: int) -> Candidate | None:
         """The fastest candidate whose peak is at most ``budget`` bytes, as far as the search sees."""
@@ -104,10 +119,10 @@ class Search:
             return None
         if best:
             self._between(ladder[best - 1], ladder[best], budget)
-        fitting = [c for c in self.found.values() if c.peak <= budget]
-        return min(fitting, key=lambda c: (c.seconds, c.peak))
+            self._more_states(min((c for c in self.found.values() if c.peak <= budget), key=_time), budget)
+        return min((c for c in self.found.values() if c.peak <= budget), key=_time)
 
-    def _between(self, over: Levers, under: Levers, budget: int, steps: int = 3) -> None:
+    def _between(self, over: Levers, under: Levers, budget: int, steps: int = 2) -> None:
         """Bisect the price between a candidate that is too large and one that fits."""
         unit = self.meter.rates.unit
         low, high = max(over.price, unit / 2), max(under.price, unit)
@@ -118,19 +133,44 @@ class Search:
             else:
                 low = middle
 
+    def _more_states(self, c: Candidate, budget: int) -> None:
+        """As many sets of states as the budget has room for."""
+        size = max((_set_bytes(e.op) for e in c.stages.forward.eqns if isinstance(e.op, Loop)), default=0)
+        if size and c.levers.slots is not None and budget - c.peak >= size:
+            self.at(replace(c.levers, slots=min(c.levers.slots + (budget - c.peak) // size, self.trips)))
+
     def smallest(self) -> Candidate:
-        """The candidate with the smallest peak; of those about as small, the fastest."""
+        """The candidate with the smallest peak."""
         last = self.ladder()[-1]
         if self.at(last).refused:
             self.at(Levers(last.price, last.slots))
-        least = min(c.peak for c in self.found.values())
-        return min((c for c in self.found.values() if c.peak <= least * (1 + _TOLERANCE)), key=lambda c: c.seconds)
+        return min(self.found.values(), key=lambda c: (c.peak, c.seconds))
+
+    def frugal(self) -> Candidate:
+        """What ``memory="min"`` takes: the candidate with the smallest peak that is worth its time."""
+        self.at(self.ladder()[-2])
+        self.smallest()
+        return min(self.found.values(), key=thrift)
 
     def curve(self) -> list[Candidate]:
         """Every candidate of the ladder that no other one beats in both time and memory, fastest first."""
         for levers in self.ladder():
             self.at(levers)
         return front(self.found.values())
+
+
+def thrift(c: Candidate) -> float:
+    """How much of time and memory a candidate needs, memory counting more; less is better."""
+    return math.log(max(c.seconds, 1e-12)) + _WORTH * math.log(max(c.peak, 1))
+
+
+def _time(c: Candidate) -> tuple[float, int]:
+    return c.seconds, c.peak
+
+
+def _set_bytes(op: Loop) -> int:
+    """Bytes of one set of states of a loop that keeps them sparsely."""
+    return 0 if op.replay is None else sum(nbytes(op.body.inputs[i].type) for i in op.replay.carries)
 
 
 def front(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -153,16 +193,11 @@ def _first(ladder: list[Levers], fits: Callable[[Levers], bool]) -> int | None:
     """Position of the first entry that fits, taking the ladder as sorted; None when the last does not."""
     if fits(ladder[0]):
         return 0
-    low, high = 0, len(ladder) - 1
-    if not fits(ladder[high]):
-        found = [i for i in range(high - 1, high - 3, -1) if i > 0 and fits(ladder[i])]
-        if not found:
-            return None
-        high = found[0]
+    low, high = 0, len(ladder)
     while high - low > 1:
         middle = (low + high) // 2
         if fits(ladder[middle]):
             high = middle
         else:
             low = middle
-    return high
+    return high if high < len(ladder) else None
