@@ -21,6 +21,7 @@ from mlc.passes.inlined import TAG as INNER
 from mlc.passes.keep import choose, needed_for
 from mlc.passes.loops import nested_gradients
 from mlc.passes.memory import Footprint, region_peak, root_of
+from mlc.passes.offload import offload
 from mlc.passes.phases import in_phases
 from mlc.passes.remat import Trade, rematerialise
 from mlc.passes.residuals import keep_residuals
@@ -62,12 +63,15 @@ class Levers:
         slots: Sets of states kept per loop; None: all of them.
         parts: Micro-batches: parts that a batch is split into, where its examples are independent.
         rounds: Most cuts of rematerialisation inside a region.
+        offload: Bytes of an element from which on what loops emit for their adjoint rests on the host; None: nothing
+            does.
     """
 
     price: float = 0.0
     slots: int | None = None
     parts: int = 1
     rounds: int = 4
+    offload: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,15 @@ def finish(joint: Joint | Stages, levers: Levers, refused: Callable[[Refused], N
         levers: The decisions.
         refused: Told why a batch cannot be split.
     """
+    stages = _decided(joint, levers, refused)
+    if levers.offload is None:
+        return stages
+    regions = offload((stages.forward, *([] if stages.backward is None else [stages.backward])), levers.offload)
+    return replace(stages, forward=regions[0], backward=regions[1] if len(regions) > 1 else None)
+
+
+def _decided(joint: Joint | Stages, levers: Levers, refused: Callable[[Refused], None]) -> Stages:
+    """What is kept where it was made."""
     if isinstance(joint, Stages):
         return _finished(joint, levers, Meter(device_of(joint.forward)), refused)
     meter = Meter(device_of(joint.region))

@@ -2,12 +2,13 @@
 
 Views share the storage of their base; a value is freed after its last use; a loop holds its constants and sequences
 until it ends, frees its carries inside the body, and adds its emissions trip by trip (states that are rebuilt count
-as the few sets that are kept).  O(equations).
+as the few sets that are kept).  Of sequences that rest on the host, the device holds two elements: that of the trip,
+and one on its way.  O(equations).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -15,9 +16,9 @@ import torch
 
 from mlc.ir.core import Eqn, Feed, Loop, Pack, Region, Var
 from mlc.ir.reuse import reused, shared_with
-from mlc.ir.types import nbytes
+from mlc.ir.types import SeqType, TensorType, nbytes
 
-__all__ = ["Footprint", "Profile", "liveness", "region_peak", "root_of"]
+__all__ = ["Footprint", "Profile", "liveness", "rebuilt_of", "region_peak", "root_of", "roots_of"]
 
 
 def root_of(e: Eqn) -> Var | None:
@@ -59,11 +60,13 @@ class Footprint:
     Attributes:
         sparse: Sequences whose elements are rebuilt when they are read, with the bytes that a replay needs.
         sizes: Bytes of the results of loops met so far, where they are not those of their types.
+        hosted: Sequences whose elements rest on the host.
     """
 
     def __init__(self) -> None:
         self.sparse: dict[Var, int] = {}
         self.sizes: dict[Var, int] = {}
+        self.hosted: set[Var] = set()
 
     def region(self, region: Region, owned: Collection[Var] = ()) -> Profile:
         """Profile of a region; ``owned`` inputs die inside, at their last use."""
@@ -91,62 +94,80 @@ class Footprint:
         return max(during, book.live)
 
     def _loop(self, e: Eqn) -> _LoopMemory:
-        """Memory of a loop; notes which of its emissions are rebuilt, and what the others take."""
+        """Memory of a loop; notes which of its emissions are rebuilt or on the host, and what the others take."""
         op = e.op
         assert isinstance(op, Loop)
-        rebuilt = tuple([v in self.sparse for v in e.args])
-        found = _known.setdefault(op, {}).get((op.count, rebuilt))
+        given = tuple([(v in self.sparse, v in self.hosted) for v in e.args])
+        found = _known.setdefault(op, {}).get((op.count, given))
         if found is None:
-            found = _known[op][op.count, rebuilt] = _measured(op, rebuilt)
+            found = _known[op][op.count, given] = _measured(op, given)
         self.sizes.update(zip(e.outs[op.n_carry :], found.results[op.n_carry :], strict=True))
         self.sparse.update((e.outs[i], size) for i, size in found.replays.items())
+        self.hosted.update(e.outs[i] for i in found.hosted)
         replayed = max((self.sparse[v] for v in e.args if v in self.sparse), default=0)
         return replace(found, peak=found.before + max(found.peak, replayed))
 
 
 # Loops are measured once, however many candidates have them.
-_known: WeakKeyDictionary[Loop, dict[tuple[int, tuple[bool, ...]], _LoopMemory]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Loop, dict[tuple[int, tuple[tuple[bool, bool], ...]], _LoopMemory]] = WeakKeyDictionary()
 
 
-def _measured(op: Loop, sparse: tuple[bool, ...]) -> _LoopMemory:
-    """Memory of a loop; ``sparse`` tells which arguments are rebuilt (the body owns their elements)."""
+def _measured(op: Loop, given: Sequence[tuple[bool, bool]]) -> _LoopMemory:
+    """Memory of a loop; ``given`` tells which arguments are rebuilt, and which rest on the host."""
     n, ins = op.count, op.body.inputs
-    carries = ins[: op.n_carry]
-    roots = _roots(op.body)
-    emitted = [roots.get(v, v) for v in op.body.outputs[op.n_carry :]]
-    kept = set(op.replay.carries) if op.replay is not None else set()
-    rebuilt = {v for i, v in enumerate(carries) if i in kept}
-    states = {v for v in emitted if v in carries and v not in rebuilt}
-    made = {v for v in emitted if v not in ins}
-    slots = min(op.replay.slots, n) if op.replay is not None else 0
-    sets = sum(nbytes(ins[i].type) for i in kept)
-    fed = [v for v, s in zip(ins, sparse, strict=True) if s]
-    body = Footprint().region(op.body, [v for v in carries if v not in states] + fed)
-    before = (n - 1) * (_bytes(made) + _bytes(states)) + max(slots - 1, 0) * sets
+    carries, outs = ins[: op.n_carry], op.body.outputs[op.n_carry :]
+    roots, rebuilt = roots_of(op.body), rebuilt_of(op)
+    emitted = [roots.get(v, v) for v in outs]
+    inner = Footprint()
+    inner.hosted = {v for v, (_, far) in zip(ins, given, strict=True) if far and isinstance(v.type, SeqType)}
+    fed = [v for v, how in zip(ins, given, strict=True) if any(how) and v not in inner.hosted]
+    incoming = _bytes(v for v, (_, far) in zip(ins, given, strict=True) if far and v not in inner.hosted)
+    kept = {v for j, v in enumerate(emitted) if j not in op.host}
+    states = {v for v in kept if v in carries and v not in rebuilt}
+    body = inner.region(op.body, [v for v in carries if v not in states] + fed)
+    kept -= {emitted[j] for j, v in enumerate(outs) if v in inner.hosted}
+    made = {v for v in kept if v not in ins}
+    gone = {v for v in emitted if v not in kept and isinstance(v.type, TensorType)}
+    leaving = _bytes(gone | rebuilt if gone & rebuilt else gone)
+    share = 0 if op.replay is None or gone & rebuilt else (min(op.replay.slots, n) - 1) * _bytes(rebuilt)
+    before = (n - 1) * (_bytes(made) + _bytes(states)) + share + (n > 1) * (leaving + incoming)
     results = [nbytes(v.type) for v in carries]
     replays: dict[int, int] = {}
     seen: set[Var] = set()
-    if op.replay is not None:
-        replayed = sets + region_peak(op.replay.body, op.replay.body.inputs[: len(kept)])
+    replayed = _replayed(op)
     for i, v in enumerate(emitted):
         if v in rebuilt:
-            share = max(slots - 1, 0) * sets if not seen & rebuilt else 0
+            size = share if not seen & rebuilt else 0
             replays[op.n_carry + i] = replayed
         else:
-            share = 0 if v in seen else n * nbytes(v.type) if v in made else (n - 1) * nbytes(v.type) * (v in states)
+            size = 0 if v in seen else n * nbytes(v.type) if v in made else (n - 1) * nbytes(v.type) * (v in states)
         seen.add(v)
-        results.append(share)
-    return _LoopMemory(body.peak, results, before, replays)
+        results.append(size)
+    hosted = tuple(op.n_carry + j for j, v in enumerate(outs) if j in op.host or v in inner.hosted)
+    return _LoopMemory(body.peak, results, before, replays, hosted)
+
+
+def _replayed(op: Loop) -> int:
+    """Bytes that rebuilding a set of states needs; what that reads from the host, for two steps."""
+    if op.replay is None:
+        return 0
+    r, outs = op.replay, op.body.outputs[op.n_carry :]
+    read = _bytes(outs[j] for j in r.dense if j in op.host)
+    return _bytes(rebuilt_of(op)) + 2 * read + region_peak(r.body, r.body.inputs[: len(r.carries)])
 
 
 @dataclass(frozen=True)
 class _LoopMemory:
-    """Bytes of a loop: at its last trip beyond its arguments, of its results, and of replays by emission."""
+    """Bytes of a loop: at its last trip beyond its arguments, of its results, and of replays by emission.
+
+    ``hosted`` are the results that rest on the host.
+    """
 
     peak: int
     results: list[int]
     before: int
     replays: dict[int, int]
+    hosted: tuple[int, ...]
 
 
 class _Book:
@@ -218,7 +239,12 @@ def _workspace(e: Eqn) -> int:
     return int(factor * nbytes(e.outs[0].type)) if factor else 0
 
 
-def _roots(region: Region) -> dict[Var, Var]:
+def rebuilt_of(op: Loop) -> set[Var]:
+    """Carries of a loop's body that are kept sparsely."""
+    return set() if op.replay is None else {op.body.inputs[i] for i in op.replay.carries}
+
+
+def roots_of(region: Region) -> dict[Var, Var]:
     """The value that owns the storage of each value."""
     owner: dict[Var, Var] = {}
     for e in region.eqns:

@@ -49,8 +49,10 @@ class Plan(Shown, BaseModel):
         price: Seconds of a call that a byte of its peak was worth (see :class:`mlc.passes.lower.Levers`).
         slots: Sets of states kept per loop, the others replayed; None: all of them.
         parts: Micro-batches, where examples are independent.
+        offload: Bytes of an element from which on what loops keep for their adjoint rests on the host; None: nothing.
         decisions: Every decision with its reason.
         peak_bytes: Predicted peak of what a call allocates beyond its inputs, bytes.
+        host_bytes: Predicted bytes that rest on the host beside them.
         seconds: Predicted time of forward and backward, seconds.
     """
 
@@ -66,8 +68,10 @@ class Plan(Shown, BaseModel):
     price: float = Field(default=0.0, ge=0)
     slots: int | None = Field(default=None, ge=1)
     parts: int = Field(default=1, ge=1)
+    offload: int | None = Field(default=None, ge=1)
     decisions: tuple[Decision, ...] = ()
     peak_bytes: int = 0
+    host_bytes: int = 0
     seconds: float = 0.0
     _bound: Program | None = PrivateAttr(default=None)
     _stages: Stages | None = PrivateAttr(default=None)
@@ -97,7 +101,7 @@ class Plan(Shown, BaseModel):
     @property
     def levers(self) -> Levers:
         """What is kept and what is computed again."""
-        return Levers(self.price, self.slots, self.parts)
+        return Levers(self.price, self.slots, self.parts, offload=self.offload)
 
     def explain(self, verbose: bool = False) -> str:
         """Levels, flows, what was chosen for each and why, on one screen; ``verbose``: and where time and memory go."""

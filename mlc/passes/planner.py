@@ -100,8 +100,9 @@ class _Planner:
             program=digest(self.program), memory=budget, mode=c.mode, stop=self.stop,
             flows=dict(self.modes.levels) if c.mode == self.modes.mode else {},
             backend=how,
-            price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts,
+            price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts, offload=c.levers.offload,
             decisions=(*self._modes(c), *self._levers(c, budget), lowering), peak_bytes=c.peak, seconds=seconds,
+            host_bytes=c.transfers.bytes,
         ).bind(self.program)  # fmt: skip
         made._stages = c.stages
         return made
@@ -177,6 +178,8 @@ class _Planner:
                 subject="states", choice=f"{c.levers.slots} sets of {search.trips}", runner_up="all kept",
                 reason="the others are replayed from what is kept of each step",
             ))  # fmt: skip
+        if c.levers.offload is not None:
+            out.append(_resting(c, search, budget))
         if c.levers.parts > 1:
             why = c.refused[0] if c.refused else None
             where = "" if why is None or why.loc is None else f" (line {why.loc.line})"
@@ -185,6 +188,18 @@ class _Planner:
                 reason="examples are independent" if why is None else f"where they can be; {why.reason}{where}",
             ))  # fmt: skip
         return out
+
+
+def _resting(c: Candidate, search: Search, budget: int | None) -> Decision:
+    """Saved tensors on the host; the runner-up is the fastest that fits without."""
+    here = [x for x in search.found.values() if x.levers.offload is None and x.peak <= (budget or x.peak)]
+    hidden = c.transfers.seconds <= 0.02 * c.seconds
+    how = "copies hidden behind compute" if hidden else f"copies take {time_text(c.transfers.seconds)} more"
+    return Decision(
+        subject="saved tensors", choice=f"rest on the host: {size_text(c.transfers.bytes)}", reason=how,
+        seconds=c.transfers.seconds, bytes=c.transfers.bytes,
+        runner_up=_point("on the device", min(here, key=lambda x: x.seconds)) if here else "none that fits",
+    )  # fmt: skip
 
 
 def _point(name: str, c: Candidate) -> str:

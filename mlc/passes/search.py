@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
+
 from mlc.ir.core import Loop
 from mlc.ir.types import nbytes
 from mlc.passes.batch import Refused, batchwise
 from mlc.passes.cost import Meter, device_of
 from mlc.passes.lower import Joint, Levers, Stages, finish
 from mlc.passes.memory import Footprint
+from mlc.passes.offload import LEAST, Transfers, transfers
+from mlc.passes.options import free_memory
 
 __all__ = ["Candidate", "Search", "front", "peak_bytes", "thrift"]
 
@@ -26,6 +30,7 @@ __all__ = ["Candidate", "Search", "front", "peak_bytes", "thrift"]
 _PRICES = (0.0, 2.0, 8.0, 32.0, 128.0, 512.0, 8192.0)
 _WORTH = 1.5  # "min": a percent of memory is worth so many percent of time
 _MOST_PARTS = 16
+_ROOM = 0.5  # of what the host has free, for saved tensors: pinned memory comes in powers of two
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Candidate:
         peak: Predicted peak beyond the inputs, bytes.
         seconds: Predicted time of forward and backward stage, seconds.
         refused: Why a batch could not be split, when that was tried.
+        transfers: Copies to the host and back; their seconds are counted in ``seconds``.
     """
 
     mode: str
@@ -47,6 +53,7 @@ class Candidate:
     peak: int
     seconds: float
     refused: tuple[Refused, ...] = ()
+    transfers: Transfers = field(default_factory=Transfers)
 
 
 def peak_bytes(stages: Stages) -> int:
@@ -76,6 +83,7 @@ class Search:
         region = self.joint.forward if isinstance(self.joint, Stages) else self.joint.region
         self.device = device_of(region)
         self.meter = Meter(self.device)
+        self.room = int(_ROOM * free_memory(torch.device("cpu")))
         self.trips = max((e.op.count for e in region.eqns if isinstance(e.op, Loop)), default=1)
 
     def at(self, levers: Levers) -> Candidate:
@@ -86,9 +94,28 @@ class Search:
             stages = finish(self.joint, levers, refused.append)
             seconds = self.meter.region(stages.forward).seconds
             seconds += 0.0 if stages.backward is None else self.meter.region(stages.backward).seconds
-            known = Candidate(self.mode, levers, stages, peak_bytes(stages), seconds, tuple(refused))
+            copies = self._copies(stages) if levers.offload is not None else Transfers()
+            seconds += copies.seconds
+            known = Candidate(self.mode, levers, stages, peak_bytes(stages), seconds, tuple(refused), copies)
             self.found[levers] = known
         return known
+
+    def _copies(self, stages: Stages) -> Transfers:
+        return transfers((stages.forward, *([] if stages.backward is None else [stages.backward])), self.meter)
+
+    def _fits(self, c: Candidate, budget: int | None = None) -> bool:
+        """Whether the device's memory, where there is a budget, and the host's are enough."""
+        return (budget is None or c.peak <= budget) and c.transfers.bytes <= self.room
+
+    @property
+    def offloads(self) -> bool:
+        """Whether saved tensors may rest on the host: where that is another memory than the device's."""
+        return self.device.type != "cpu" and self.meter.rates.host is not None
+
+    def ladders(self) -> list[list[Levers]]:
+        """The ladder, and the same with saved tensors on the host where that is worth a try."""
+        plain = self.ladder()
+        return [plain, [replace(x, offload=LEAST) for x in plain]] if self.offloads else [plain]
 
     def ladder(self) -> list[Levers]:
         """Levers from the fastest to the smallest."""
@@ -113,14 +140,16 @@ class Search:
 
     def fastest(self, budget: int) -> Candidate | None:
         """The fastest candidate whose peak is at most ``budget`` bytes, as far as the search sees."""
-        ladder = self.ladder()
-        best = _first(ladder, lambda x: self.at(x).peak <= budget)
-        if best is None:
-            return None
-        if best:
-            self._between(ladder[best - 1], ladder[best], budget)
-            self._more_states(min((c for c in self.found.values() if c.peak <= budget), key=_time), budget)
-        return min((c for c in self.found.values() if c.peak <= budget), key=_time)
+        for ladder in self.ladders():
+            best = _first(ladder, lambda x: self._fits(self.at(x), budget))
+            if best:
+                self._between(ladder[best - 1], ladder[best], budget)
+                where = ladder[best].offload
+                fitting = (c for c in self.found.values() if self._fits(c, budget) and c.levers.offload == where)
+                self._more_states(min(fitting, key=_time), budget)
+            elif best == 0:
+                break  # with everything kept where it is made, nothing on the host is faster
+        return min((c for c in self.found.values() if self._fits(c, budget)), key=_time, default=None)
 
     def _between(self, over: Levers, under: Levers, budget: int, steps: int = 2) -> None:
         """Bisect the price between a candidate that is too large and one that fits."""
@@ -128,7 +157,7 @@ class Search:
         low, high = max(over.price, unit / 2), max(under.price, unit)
         for _ in range(steps if high > 1.2 * low else 0):
             middle = (low * high) ** 0.5
-            if self.at(Levers(middle, under.slots, under.parts)).peak <= budget:
+            if self._fits(self.at(replace(under, price=middle)), budget):
                 high = middle
             else:
                 low = middle
@@ -141,22 +170,24 @@ class Search:
 
     def smallest(self) -> Candidate:
         """The candidate with the smallest peak."""
-        last = self.ladder()[-1]
-        if self.at(last).refused:
-            self.at(Levers(last.price, last.slots))
-        return min(self.found.values(), key=lambda c: (c.peak, c.seconds))
+        for ladder in self.ladders():
+            last = ladder[-1]
+            if self.at(last).refused:
+                self.at(replace(last, parts=1))
+        return min((c for c in self.found.values() if self._fits(c)), key=lambda c: (c.peak, c.seconds))
 
     def frugal(self) -> Candidate:
         """What ``memory="min"`` takes: the candidate with the smallest peak that is worth its time."""
-        self.at(self.ladder()[-2])
+        for ladder in self.ladders():
+            self.at(ladder[-2])
         self.smallest()
-        return min(self.found.values(), key=thrift)
+        return min((c for c in self.found.values() if self._fits(c)), key=thrift)
 
     def curve(self) -> list[Candidate]:
         """Every candidate of the ladder that no other one beats in both time and memory, fastest first."""
-        for levers in self.ladder():
+        for levers in (x for ladder in self.ladders() for x in ladder):
             self.at(levers)
-        return front(self.found.values())
+        return front(c for c in self.found.values() if self._fits(c))
 
 
 def thrift(c: Candidate) -> float:

@@ -182,7 +182,7 @@ def _emission(op: Loop, k: int, v: Var, trips: int, count: Trips) -> tuple[int, 
     owner, inputs = _owner(op.body), op.body.inputs
     root = owner[op.body.outputs[k]]
     again = any(owner[v] is root for v in op.body.outputs[op.n_carry : k])
-    if again or (root in inputs and root not in inputs[: op.n_carry]):
+    if again or k - op.n_carry in op.host or (root in inputs and root not in inputs[: op.n_carry]):
         return 0, 0
     return seq_bytes(v, count) // trips, int(root in inputs)
 

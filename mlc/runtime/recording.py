@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Recording", "Sample", "Span", "current", "each_stage", "each_trip", "recording"]
+__all__ = ["Recording", "Sample", "Span", "current", "each_stage", "each_trip", "recording", "unseen"]
 
 Executable = Callable[[list[Any]], list[Any]]
 MOST = 20_000  # samples kept of a stage
@@ -60,6 +60,7 @@ class Recording:
     _began: float = 0.0
     _depth: int = 0
     _held: int = 0
+    _blind: bool = False
     _known: dict[int, Any] = field(default_factory=dict)
 
     def run(self, body: Executable, args: list[Any], name: str) -> list[Any]:
@@ -120,6 +121,8 @@ class _Meter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         r = self.recording
+        if r._blind:
+            return out
         for t in _tensors(out):
             r._follow(t)
         r.peak_bytes = max(r.peak_bytes, r._held)
@@ -185,6 +188,20 @@ def resumed(into: Recording | None) -> Iterator[None]:
         yield
     finally:
         _current = before
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """What is allocated inside is memory of the host for tensors of the device: a recording does not count it."""
+    now = _current
+    if now is None or now._blind:
+        yield
+        return
+    now._blind = True
+    try:
+        yield
+    finally:
+        now._blind = False
 
 
 def each_trip(body: Executable, name: str) -> Executable:
