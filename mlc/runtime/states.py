@@ -72,7 +72,6 @@ class States:
         if not self.host or trip == 0:
             self._held[trip] = (state, _versions(state))
             return
-        self.settle()
         self._held[trip] = self._leaving = Parcel(state)
 
     def _at(self, trip: int) -> list[Any]:
@@ -86,8 +85,10 @@ class States:
             state.extend(self.read.take(t))
             self.read.fetch(t + 1 if i + 1 < len(steps) else -1)
             state = self.body(state)
+            self.settle()
             if keep:
                 self._hold(t + 1, list(state))
+        self.settle()
         self._fetch(trip - 1)
         return state
 
