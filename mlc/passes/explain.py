@@ -115,6 +115,8 @@ def _headline(plan: Plan, program: Program | None) -> str:
         parts.append(f"predicted {time_text(plan.seconds)}")
     if plan.peak_bytes:
         parts.append(f"peak {size_text(plan.peak_bytes)}")
+    if plan.host_bytes:
+        parts.append(f"{size_text(plan.host_bytes)} on the host")
     if plan.memory is not None:
         parts.append(f"budget {size_text(plan.memory)}")
     if plan.stop != "all":

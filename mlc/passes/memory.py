@@ -18,7 +18,7 @@ from mlc.ir.core import Eqn, Feed, Loop, Pack, Region, Var
 from mlc.ir.reuse import reused, shared_with
 from mlc.ir.types import SeqType, TensorType, nbytes
 
-__all__ = ["Footprint", "Profile", "liveness", "rebuilt_of", "region_peak", "root_of", "roots_of"]
+__all__ = ["Footprint", "Profile", "liveness", "rebuilt_of", "region_peak", "resting", "root_of", "roots_of"]
 
 
 def root_of(e: Eqn) -> Var | None:
@@ -242,6 +242,17 @@ def _workspace(e: Eqn) -> int:
 def rebuilt_of(op: Loop) -> set[Var]:
     """Carries of a loop's body that are kept sparsely."""
     return set() if op.replay is None else {op.body.inputs[i] for i in op.replay.carries}
+
+
+def resting(region: Region) -> set[Var]:
+    """Sequences that the loops of a region emit onto the host."""
+    out: set[Var] = set()
+    for e in region.eqns:
+        if isinstance(e.op, Loop):
+            inner = resting(e.op.body)
+            outs = zip(e.outs[e.op.n_carry :], e.op.body.outputs[e.op.n_carry :], strict=True)
+            out.update(v for j, (v, x) in enumerate(outs) if j in e.op.host or x in inner)
+    return out
 
 
 def roots_of(region: Region) -> dict[Var, Var]:

@@ -21,6 +21,7 @@ __all__ = ["make_plan", "sweep"]
 
 FEW = 8  # most tangents for which forward mode is tried without being asked for
 _SHARE = 0.8  # of what the device has free
+_HIDDEN = 0.05  # of a call, that copies add, for them to count as hidden: those of a loop's first trip always show
 
 # Inductor: it leaves so much of the time of elementwise work (W1: 0.5), a different operator takes so many seconds of
 # compilation on one core, and must be paid back within so many calls.
@@ -193,7 +194,7 @@ class _Planner:
 def _resting(c: Candidate, search: Search, budget: int | None) -> Decision:
     """Saved tensors on the host; the runner-up is the fastest that fits without."""
     here = [x for x in search.found.values() if x.levers.offload is None and x.peak <= (budget or x.peak)]
-    hidden = c.transfers.seconds <= 0.02 * c.seconds
+    hidden = c.transfers.seconds <= _HIDDEN * c.seconds
     how = "copies hidden behind compute" if hidden else f"copies take {time_text(c.transfers.seconds)} more"
     return Decision(
         subject="saved tensors", choice=f"rest on the host: {size_text(c.transfers.bytes)}", reason=how,

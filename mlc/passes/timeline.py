@@ -17,7 +17,7 @@ from mlc.ir.core import Alias, Custom, Eqn, Feed, Loop, Pack, Region, Var
 from mlc.ir.reuse import reused
 from mlc.ir.types import SeqType
 from mlc.passes.facts import Stage, Trips, seq_bytes, trips_of
-from mlc.passes.memory import root_of
+from mlc.passes.memory import resting, root_of
 
 __all__ = ["HOLDERS", "Point", "predicted"]
 
@@ -49,9 +49,10 @@ def predicted(stages: Sequence[Stage], stage_graphs: Any, trips: Trips) -> list[
         trips: Trips of loops of unknown length.
     """
     out = [_Walk(trips, stages[0].saved, POINTS).region(stages[0].region, {})]
+    elsewhere = resting(stages[0].region)
     for stage in stages[1:]:
         kept = zip(stage.region.inputs, stage_graphs.saved, strict=False)
-        own = {v: SAVED for v, (kind, _) in kept if kind == "out"}
+        own = {v: SAVED for v, (kind, _) in kept if kind == "out" and v not in elsewhere}
         out.append(_Walk(trips, stage.saved, POINTS).region(stage.region, own))
     return out
 
@@ -182,7 +183,8 @@ def _emission(op: Loop, k: int, v: Var, trips: int, count: Trips) -> tuple[int, 
     owner, inputs = _owner(op.body), op.body.inputs
     root = owner[op.body.outputs[k]]
     again = any(owner[v] is root for v in op.body.outputs[op.n_carry : k])
-    if again or k - op.n_carry in op.host or (root in inputs and root not in inputs[: op.n_carry]):
+    elsewhere = k - op.n_carry in op.host or op.body.outputs[k] in resting(op.body)
+    if again or elsewhere or (root in inputs and root not in inputs[: op.n_carry]):
         return 0, 0
     return seq_bytes(v, count) // trips, int(root in inputs)
 

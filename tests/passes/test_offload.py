@@ -18,11 +18,13 @@ from mlc.ir.types import nbytes
 from mlc.ir.verify import VerifyError, verify
 from mlc.passes import rates, search
 from mlc.passes.cost import Meter
+from mlc.passes.facts import stages_of
 from mlc.passes.lower import Levers, Stages, finish
 from mlc.passes.offload import LEAST, transfers
 from mlc.passes.plan import Plan, joint_of, stages_for
 from mlc.passes.plandiff import changes, compare
 from mlc.passes.planner import make_plan, sweep
+from mlc.passes.timeline import predicted
 from tests.ir.regions import loop_program
 from tests.runtime.test_host import problem
 from tests.test_planner import loop
@@ -96,6 +98,13 @@ def test_it_is_part_of_the_text_and_of_the_digest() -> None:
         verify(on_host(1).region)
 
 
+def test_pictures_of_memory_leave_out_what_is_on_the_host(program: Program) -> None:
+    for levers in (Levers(offload=LEAST), Levers(1e-9, 3, offload=LEAST)):
+        stages = lowered(program, levers)
+        points = predicted(stages_of(stages), stages, lambda s: s.count)
+        assert 0.5 * search.peak_bytes(stages) < max(p.total for x in points for p in x) <= search.peak_bytes(stages)
+
+
 # ---- what it costs
 
 
@@ -146,6 +155,13 @@ def test_hidden_copies_are_said_to_be(program: Program, gpu: Given) -> None:
     assert found.bytes == plan.host_bytes
 
 
+def test_a_host_without_room_is_left_alone(program: Program, gpu: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu(1e15)
+    monkeypatch.setattr(search, "free_memory", lambda device: 2**20)
+    assert mlc.plan(program, memory=mlc.plan(program, memory="4GiB").peak_bytes // 3).offload is None
+    assert mlc.plan(program, memory="min").offload is None and all(p.offload is None for p in sweep(program))
+
+
 def test_never_on_a_cpu(program: Program, gpu: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu(1e15)
     monkeypatch.setattr(search, "device_of", lambda region: torch.device("cpu"))
@@ -158,6 +174,33 @@ def test_a_sweep_for_a_gpu_shows_it(program: Program, gpu: Given) -> None:
     plans = sweep(program)
     assert {p.offload for p in plans} == {None, LEAST}
     assert "on the host" in curve_table(plans) and curve_csv(plans).splitlines()[0].endswith(",offload")
+
+
+# ---- rates
+
+
+def test_the_link_of_a_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where rates were kept before there was one; a CPU has none."""
+    old = rates.Rates.model_validate(GPU)
+    monkeypatch.delenv("MLC_RATES")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(rates, "_title", lambda device, threads: device.type)
+    monkeypatch.setattr(rates, "_measure", lambda device: old.model_copy(update={"host": 5e9}))
+    (tmp_path / "mlc").mkdir()
+    for kind in ("cuda", "cpu"):
+        (tmp_path / "mlc" / f"rates-{kind}.json").write_text(old.model_dump_json())
+        for _ in range(2):
+            rates._rates.cache_clear()
+            assert rates._rates(kind, 0, 1).host == (5e9 if kind == "cuda" else None)
+            monkeypatch.setattr(rates, "_measure", lambda device: pytest.fail("measured again"))
+        monkeypatch.setattr(rates, "_measure", lambda device: pytest.fail("measured"))
+    rates._rates.cache_clear()
+    assert rates._link(torch.device("cpu")) is None
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_a_link() -> None:
+    assert 1e8 < (rates._link(torch.device("cuda", 0)) or 0) < 1e12
 
 
 # ---- plan files
