@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mlc
 import mlc.compiled
+from mlc.ir.core import Loop
 from mlc.passes.lower import Levers, finish
 from mlc.passes.plan import Plan, joint_of
 from mlc.passes.search import peak_bytes
@@ -159,7 +161,7 @@ def problem(steps: int, device: str = "cpu", width: int = 64, optimizer: str = "
     return net, net, weights, batches, OPTIMIZERS[optimizer]
 
 
-def under(levers: Levers, monkeypatch: pytest.MonkeyPatch) -> Any:
+def under(levers: Levers, monkeypatch: pytest.MonkeyPatch, fn: Any = loop) -> Any:
     """A compiled function that runs under these levers, and its stages."""
     found = []
 
@@ -168,7 +170,7 @@ def under(levers: Levers, monkeypatch: pytest.MonkeyPatch) -> Any:
         return found[-1]
 
     monkeypatch.setattr(mlc.compiled, "stages_for", chosen)
-    return mlc.compile(loop, flows="mixed"), found
+    return mlc.compile(fn, flows="mixed"), found
 
 
 def gradients(run: Any, args: tuple[Any, ...]) -> list[Tensor]:
@@ -221,6 +223,31 @@ def test_memory_does_not_grow_with_the_trips_and_is_predicted(levers: Levers, mo
     run, found = under(levers, monkeypatch)
     gradients(run, problem(18))
     assert run.report.peak_bytes > 1.5 * measured[18]
+
+
+def epochs(net: nn.Module, start: nn.Module, weights: Tensor, batches: list[Any], make: Any) -> Tensor:
+    """Three times over the batches: a loop in a loop."""
+    fast = mlc.clone(start)
+    opt = make(fast.parameters())
+    for _ in range(3):
+        for x, y in batches:
+            opt.zero_grad()
+            (torch.sigmoid(weights) * F.cross_entropy(fast(x), y, reduction="none")).mean().backward()
+            opt.step()
+    return F.cross_entropy(fast(batches[0][0]), batches[0][1])
+
+
+@pytest.mark.parametrize("levers", [Levers(), Levers(1e-3, 2)], ids=str)
+def test_memory_of_loops_in_loops_is_predicted(levers: Levers, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, found = under(levers, monkeypatch, epochs)
+    expected = gradients(run, problem(10))
+    whole = run.report.peak_bytes
+    run, found = under(replace(levers, offload=1), monkeypatch, epochs)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(run, problem(10)), expected, strict=True))
+    assert any(e.op.host for x in found[-1].backward.eqns if isinstance(x.op, Loop)
+               for e in x.op.body.eqns if isinstance(e.op, Loop))  # fmt: skip
+    assert run.report.peak_bytes <= peak_bytes(found[-1]) <= 1.05 * run.report.peak_bytes
+    assert run.report.peak_bytes < 0.75 * whole
 
 
 # ---- on a GPU
