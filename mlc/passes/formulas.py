@@ -10,6 +10,7 @@ counts that they were not made from; where the peak is off by more than a percen
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -44,8 +45,14 @@ class Replayed(sympy.Function):  # type: ignore[misc]
     def eval(cls, trips: Expr, slots: Expr) -> Expr:
         """The number, where both are known."""
         if trips.is_Integer and slots.is_Integer:
-            return sympy.Integer(replayed_steps(int(trips), int(slots)))
+            return sympy.Integer(cls.eval_number(int(trips), int(slots)))
         return None
+
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)
+    def eval_number(trips: int, slots: int) -> int:
+        """The same on numbers."""
+        return replayed_steps(trips, slots)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from mlc.passes.explain import size_text, time_text
 from mlc.passes.modes import Modes, differentiated, resolve
 from mlc.passes.options import check_options, free_memory, parse_memory
 from mlc.passes.plan import Decision, Plan
+from mlc.passes.rivals import Rivals
 from mlc.passes.search import Candidate, Search
 
 __all__ = ["make_plan", "sweep"]
@@ -106,6 +107,7 @@ class _Planner:
             decisions=(*self._modes(c), *self._levers(c, budget), lowering), peak_bytes=c.peak, seconds=seconds,
         ).bind(self.program)  # fmt: skip
         made._stages = c.stages
+        made._rivals = Rivals(c, self.searches, _LEFT)
         return made
 
     def _backend(self, c: Candidate, asked: str) -> tuple[str, float, Decision]:
