@@ -1,0 +1,225 @@
+"""Formulas in trip counts: equal to plans that are made at other counts, break-even points confirmed on both sides."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sympy
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mlc
+from mlc.ir.slots import replayed_steps
+from mlc.passes.breakeven import BreakEven, break_evens
+from mlc.passes.cost import Meter
+from mlc.passes.formulas import Formula, Replayed, Symbols, formula_of
+from mlc.passes.lower import Levers, Stages, finish
+from mlc.passes.plan import Plan, joint_of, stages_for
+from mlc.passes.planner import make_plan
+from mlc.passes.retrip import Trips, planned_for
+from mlc.passes.search import peak_bytes
+from tests.test_planner import loop, problem
+
+T = sympy.Symbol("T", integer=True, positive=True)
+METER = Meter(torch.device("cpu"))
+
+
+def cost(stages: Stages) -> tuple[float, int]:
+    """Seconds and peak, as a search predicts them."""
+    assert stages.backward is not None
+    return METER.region(stages.forward).seconds + METER.region(stages.backward).seconds, peak_bytes(stages)
+
+
+def lowered(steps: int, levers: Levers, optimizer: str = "adam") -> tuple[Any, Stages]:
+    program = mlc.trace(loop, *problem(steps, optimizer))
+    return program, finish(joint_of(program, make_plan(program, flows="mixed")), levers)
+
+
+# Levers under which the same graphs come out at every number of trips.
+ALIKE = [Levers(), Levers(0.0, 2), Levers(0.0, 3), Levers(1e-9), Levers(0.0, None, 2)]
+
+
+@pytest.mark.parametrize("levers", ALIKE, ids=str)
+def test_a_formula_is_what_planning_there_predicts(levers: Levers) -> None:
+    program, stages = lowered(12, levers)
+    f = formula_of(stages, Symbols(program))
+    assert f.peak_bytes is not None
+    for steps in (5, 12, 31):
+        seconds, peak = cost(lowered(steps, levers)[1])
+        assert float(f.seconds.subs(T, steps)) == pytest.approx(seconds, rel=0.01)
+        assert float(f.peak_bytes.subs(T, steps)) == pytest.approx(peak, rel=0.01)
+
+
+@pytest.mark.parametrize("levers", [Levers(1e-7, 3), Levers(1e-3, 1), Levers(1e-7, 2, 4)], ids=str)
+def test_a_formula_is_what_its_own_graphs_cost_at_other_counts(levers: Levers) -> None:
+    program, stages = lowered(12, levers)
+    f = formula_of(stages, Symbols(program))
+    trips = Trips.of(stages)
+    for n in (6, 50, 333):
+        forward, backward = trips.at(dict.fromkeys(trips.groups, n))
+        seconds, peak = cost(replace(stages, forward=forward, backward=backward))
+        assert float(f.seconds.subs(T, n)) == pytest.approx(seconds, rel=1e-9)
+        assert int(f.peak_bytes.subs(T, n)) == peak
+
+
+def test_now_is_the_plans_own_prediction() -> None:
+    program = mlc.trace(loop, *problem(9))
+    for options in ({}, {"memory": "min"}, {"backend": "inductor"}):
+        plan = mlc.plan(program, **options)
+        f = plan.formulas
+        assert f.now == {T: 9} and f.symbols == {T: "trips of L1"}
+        assert float(f.seconds.subs(f.now)) == pytest.approx(plan.seconds, rel=1e-6)
+        assert int(f.peak_bytes.subs(f.now)) == plan.peak_bytes
+
+
+def nested(net: nn.Module, rate: Tensor, x: Tensor, y: Tensor, outer: int, inner: int) -> Tensor:
+    slow = mlc.clone(net)
+    above = torch.optim.SGD(slow.parameters(), lr=0.1)
+    for _ in range(outer):
+        fast = mlc.clone(slow)
+        below = torch.optim.SGD(fast.parameters(), lr=0.1)
+        for _ in range(inner):
+            below.zero_grad()
+            (F.cross_entropy(fast(x), y) + rate * sum((p**2).sum() for p in fast.parameters())).backward()
+            below.step()
+        above.zero_grad()
+        F.cross_entropy(fast(x), y).backward()
+        above.step()
+    return F.cross_entropy(slow(x), y)
+
+
+def test_nested_loops_have_a_symbol_each() -> None:
+    data = torch.randn(8, 4, dtype=torch.float64), torch.randint(3, (8,))
+    args = nn.Linear(4, 3).double(), torch.tensor(0.1, dtype=torch.float64, requires_grad=True), *data
+    program = mlc.trace(nested, *args, 4, 5)
+    plan = mlc.plan(program, flows="mixed")
+    f = plan.formulas
+    a, b = sorted(f.symbols, key=lambda s: f.now[s])
+    assert [f.now[a], f.now[b]] == [4, 5]
+    there = mlc.plan(mlc.trace(nested, *args, 7, 9), flows="mixed")
+    at = {a: 7, b: 9}
+    assert float(f.seconds.subs(at)) == pytest.approx(there.seconds, rel=0.01)
+    assert f.peak_bytes is None or float(f.peak_bytes.subs(at)) == pytest.approx(there.peak_bytes, rel=0.01)
+
+
+def test_replays_count_what_the_schedule_counts() -> None:
+    assert Replayed(T, 3).subs(T, 20) == replayed_steps(20, 3)
+    assert Replayed(T, 3).has(T)
+
+
+# ---- break-even points
+
+
+def confirmed(b: BreakEven, own: Formula, rivals: dict[str, Formula], budget: int | None) -> None:
+    """On this side the plan is the better one, on the other it is not."""
+
+    def at(f: Any, x: int) -> tuple[float, float]:
+        return float(f.seconds.subs(T, x)), float(f.peak_bytes.subs(T, x))
+
+    here = b.at - 1 if b.above else b.at + 1
+    fits = [budget is None or at(own, x)[1] <= budget for x in (here, b.at)]
+    assert fits[0]
+    if b.why == "memory" and budget is not None:
+        assert not fits[1]
+        assert not b.winner or at(rivals[b.winner], b.at)[1] <= budget
+    elif b.why == "memory":
+        assert at(rivals[b.winner], here)[1] >= at(own, here)[1]
+        assert at(rivals[b.winner], b.at)[1] < at(own, b.at)[1]
+    else:
+        rival = rivals[b.winner]
+        assert at(rival, b.at)[0] < at(own, b.at)[0] and (budget is None or at(rival, b.at)[1] <= budget)
+        assert at(rival, here)[0] * 1.002 >= at(own, here)[0] or (budget is not None and at(rival, here)[1] > budget)
+
+
+def test_break_evens_of_a_budget_hold_on_both_sides() -> None:
+    program = mlc.trace(loop, *problem(20))
+    most = mlc.plan(program).peak_bytes
+    seen = set()
+    for budget in (most // 3, most // 2, 2 * most):
+        plan = mlc.plan(program, memory=budget)
+        own = formula_of(stages_for(program, plan), Symbols(program))
+        f = plan.formulas
+        assert f.breaks
+        for b in f.breaks:
+            confirmed(b, own, f.rivals, budget)
+            seen.add((b.above, bool(b.winner)))
+    assert (True, True) in seen and (False, True) in seen
+
+
+def made(seconds: Any, peak: Any) -> Formula:
+    return Formula(seconds, sympy.Integer(0), peak, {T: 2})
+
+
+def test_equal_times_are_solved() -> None:
+    own, other = made(1 + T, 10 * T), made(50 + 0.5 * T, 5 * T)
+    (b,) = [x for x in break_evens(own, {"other": other}, {T: 20}, None) if x.why == "time"]
+    assert (b.at, b.above, b.winner) == (99, True, "other")
+    confirmed(b, own, {"other": other}, None)
+
+
+def test_times_with_replays_are_bisected() -> None:
+    own, other = made(T + Replayed(T, 2), 10 * T), made(8.0 * T, 90 * T)
+    (b,) = [x for x in break_evens(own, {"other": other}, {T: 8}, None) if x.why == "time"]
+    confirmed(b, own, {"other": other}, None)
+
+
+def test_without_a_budget_a_smaller_plan_is_named_where_it_becomes_smaller() -> None:
+    own, other = made(1 + T, sympy.Max(30 + 10 * T, 100 + T)), made(5 + 2 * T, 400 + 2 * T)
+    found = break_evens(own, {"forward mode": other}, {T: 10}, None)
+    (b,) = [x for x in found if x.why == "memory"]
+    assert str(b) == "from T = 47 on, forward mode needs less memory"
+    confirmed(b, own, {"forward mode": other}, None)
+
+
+def test_a_budget_that_nothing_meets_beyond_a_point() -> None:
+    (b,) = break_evens(made(T, 10 * T), {}, {T: 10}, 205)
+    assert (b.at, b.winner) == (21, "") and "no plan known here does" in str(b)
+
+
+# ---- where they are shown
+
+
+def test_explanations_show_them() -> None:
+    program = mlc.trace(loop, *problem(9))
+    plan = mlc.plan(program, memory=2 * mlc.plan(program).peak_bytes)
+    assert "T: trips of L1, now 9" in plan.explain()
+    text = plan.explain(verbose=True)
+    assert "formula: time ~ " in text and "break-even: from T = " in text and "flop" in text
+
+
+def test_a_plan_from_a_file_has_formulas_with_its_program_only(tmp_path: Any) -> None:
+    program = mlc.trace(loop, *problem(5))
+    plan = mlc.plan(program, memory="min")
+    plan.save(tmp_path / "plan.json")
+    again = Plan.load(tmp_path / "plan.json", program)
+    assert again.formulas.peak_bytes == plan.formulas.peak_bytes and not again.formulas.rivals
+    with pytest.raises(mlc.PlanError, match="no formulas"):
+        _ = Plan.load(tmp_path / "plan.json").formulas
+    assert json.dumps(again.formulas.as_dict())
+
+
+# ---- other counts
+
+
+def test_open_loops_are_planned_for_other_counts() -> None:
+    def run(net: nn.Module, weights: Tensor, batches: list[Any], val: Any) -> Tensor:
+        fast = mlc.clone(net)
+        opt = torch.optim.SGD(fast.parameters(), lr=0.1, momentum=0.9)
+        for x, y in batches:
+            opt.zero_grad()
+            (weights * F.cross_entropy(fast(x), y, reduction="none")).mean().backward()
+            opt.step()
+        return F.cross_entropy(fast(val[0]), val[1])
+
+    def args(n: int) -> tuple[Any, ...]:
+        net, _, weights, batches, _ = problem(n)
+        return net, weights, batches, batches[0]
+
+    short, long = mlc.trace(run, *args(6)), mlc.trace(run, *args(40))
+    grown = replace(short, region=planned_for(short.region, lambda g: 40 if g.count == 5 else 40))
+    assert str(grown) == str(short)
+    a, b = mlc.plan(grown, memory="min"), mlc.plan(long, memory="min")
+    assert a.peak_bytes == pytest.approx(b.peak_bytes, rel=0.02)
+    assert a.seconds == pytest.approx(b.seconds, rel=0.05)
