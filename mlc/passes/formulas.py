@@ -84,39 +84,40 @@ class Symbols:
     def __init__(self, program: Program | None) -> None:
         self.levels = {} if program is None else _levels(program)
         self.known: dict[Expr, Group] = {}
-        self._many = len(set(self.levels.values())) > 1
 
     def of(self, trips: Trips) -> dict[int, Expr]:
         """A symbol for every group of loops."""
         out: dict[int, Expr] = {}
         for key, g in trips.groups.items():
-            level = self.levels.get(str(g.loc), "")
-            many = self._many or len(trips.groups) > 1
-            name = "T" if not many else f"T{level.lstrip('L') or f'_{len(out)}'}"
-            symbol = sympy.Symbol(name, integer=True, positive=True)
-            while symbol in out.values():
-                symbol = sympy.Symbol(f"{symbol.name}b", integer=True, positive=True)
-            out[key] = symbol
-            self.known.setdefault(symbol, g)
+            level = self.levels.get((str(g.loc), g.depth), "")
+            name = f"T{level.lstrip('L')}" if level else "N"
+            name = "T" if len(trips.groups) == 1 else name
+            taken = {s.name for s in out.values()}
+            name = next(n for n in (name, *[f"{name}_{i}" for i in range(2, 99)]) if n not in taken)
+            out[key] = sympy.Symbol(name, integer=True, positive=True)
+            self.known.setdefault(out[key], g)
         return out
 
     def meaning(self, symbol: Expr) -> str:
         """``trips of L1``."""
         g = self.known[symbol]
-        return f"trips of {self.levels.get(str(g.loc), 'a loop')}"
+        level = self.levels.get((str(g.loc), g.depth))
+        line = "a loop" if g.loc is None else f"the loop at line {g.loc.line}"
+        return f"trips of {level or line}"
 
 
-def _levels(program: Program) -> dict[str, str]:
-    """The innermost level of each loop, by the loop's place."""
-    found: dict[str, str] = {}
+def _levels(program: Program) -> dict[tuple[str, int], str]:
+    """The level that each loop trains, by the loop's place and its depth."""
+    found: dict[tuple[str, int], str] = {}
     for level in program.levels[1:]:
+        path = level.at[0][:-1] if level.at else ()
         eqns = program.region.eqns
-        for i in level.at[0][:-1] if level.at else ():
+        for depth, i in enumerate(path):
             e = eqns[i]
-            if isinstance(e.op, Loop):
-                eqns = e.op.body.eqns
-        if level.at and len(level.at[0]) > 1:
-            found.setdefault(str(e.loc), level.name)
+            assert isinstance(e.op, Loop)
+            eqns = e.op.body.eqns
+            if depth == len(path) - 1:
+                found.setdefault((str(e.loc), depth), level.name)
     return found
 
 

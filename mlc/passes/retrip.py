@@ -141,10 +141,10 @@ class Trips:
     def _lines(self) -> None:
         """The user's loop of one line, in however many forms, has one number of trips."""
         first: dict[tuple[object, ...], int] = {}
-        for e, own, _ in self._loops:
+        for e, own, depth in self._loops:
             assert isinstance(e.op, Loop)
             if e.loc is not None and _base(e.op) in _USERS:
-                same = first.setdefault((e.loc, e.op.trips, e.op.usual), own)
+                same = first.setdefault((e.loc, depth, e.op.trips, e.op.usual), own)
                 self._find.join([own], [same])
 
     def _groups(self) -> dict[int, Group]:
