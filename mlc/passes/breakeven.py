@@ -95,7 +95,9 @@ def _along(symbol: Expr, lines: dict[str, _Line], now: int, budget: int | None) 
     low = max(x.low for x in lines.values())
     points = sorted({p for r in _roots(lines, budget) for p in (floor(r), ceil(r), floor(r) + 1, ceil(r) - 1)})
     points = [p for p in points if low <= p <= FAR]
-    behind = {k: line for k, line in lines.items() if k == OWN or _winner({OWN: lines[OWN], k: line}, now, budget) is None}
+    behind = {
+        k: line for k, line in lines.items() if k == OWN or _winner({OWN: lines[OWN], k: line}, now, budget) is None
+    }
     for above in (True, False):
         beyond = [p for p in points if p > now] if above else [p for p in points[::-1] if p < now]
         found = _first(behind, beyond, budget)

@@ -56,9 +56,9 @@ def explain(plan: Plan, program: Program | None, verbose: bool = False) -> str:
     if rest:
         parts.append(_decisions(rest))
     if program is not None and (verbose or plan._stages is not None):
-        from mlc.passes.formulatext import formula_line, formula_lines
+        from mlc.passes.formulatext import formula_lines
 
-        parts += formula_lines(plan.formulas) if verbose else filter(None, [formula_line(plan.formulas)])
+        parts += formula_lines(plan.formulas)[: None if verbose else 1]
     if verbose and program is not None:
         from mlc.passes.details import details
 

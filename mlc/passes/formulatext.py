@@ -34,7 +34,7 @@ def formula_lines(f: Formulas) -> list[str]:
         return []
     floors = " and ".join(f"{s} >= {n}" for s, n in f.least.items() if n > 2)
     out = [f"formula: {formula_line(f)}" + (f", for {floors}" if floors else "")]
-    out[0] += f"; {expression_text(f.flops, f.now, _COUNTS)}"
+    out.append(f"arithmetic ~ {expression_text(f.flops, f.now, _COUNTS)}")
     if any(x.has(Replayed) for x in (f.seconds, *(r.seconds for r in f.rivals.values()))):
         out.append("replayed(T, s): steps made again from s sets of states in T trips" + _example(f))
     for name, r in f.rivals.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from mlc.ir.builder import renamed
 from mlc.ir.core import Eqn, Loop, Pack, Region, Replay, Var
@@ -83,13 +84,13 @@ class Trips:
     def __init__(self, regions: Sequence[Region], same: Sequence[tuple[Var, Var]] = ()) -> None:
         self.regions = tuple(regions)
         self._find = _Find()
-        self._loops: list[tuple[Eqn, int, int]] = []
+        self._loops: list[tuple[Eqn, int, tuple[int, ...]]] = []  # with its number, and those of loops around it
         self._number: dict[int, int] = {}
         self._packed: list[int] = []
         for a, b in same:
             self._find.join(self._find.of(a), self._find.of(b))
         for r in self.regions:
-            self._region(r, 0)
+            self._region(r, ())
         self._lines()
         self.groups: dict[int, Group] = self._groups()
 
@@ -104,11 +105,11 @@ class Trips:
 
     # ---- finding groups
 
-    def _region(self, r: Region, depth: int) -> None:
+    def _region(self, r: Region, around: tuple[int, ...]) -> None:
         find = self._find
         for e in r.eqns:
             if isinstance(e.op, Loop):
-                self._loop(e, depth)
+                self._loop(e, around)
             elif isinstance(e.op, Pack):
                 self._packed.append(find.of(e.outs[0])[0])
                 for v in e.args:
@@ -116,11 +117,11 @@ class Trips:
             else:
                 seqs = [v for v in (*e.inputs, *e.outs) if isinstance(v.type, SeqType)]
                 shown = len(e.inputs) == len(e.outs)  # an alias, or a stop, of a sequence
-                for a, b in zip(seqs, seqs[1:], strict=False):
+                for a, b in pairwise(seqs):
                     if shown and a.type == b.type:
                         find.join(find.of(a), find.of(b))
 
-    def _loop(self, e: Eqn, depth: int) -> None:
+    def _loop(self, e: Eqn, around: tuple[int, ...]) -> None:
         op, find = e.op, self._find
         assert isinstance(op, Loop)
         own = self._number[id(e)] = find.new()
@@ -131,27 +132,34 @@ class Trips:
                 find.join(outer, inner)
             else:
                 find.join(outer, (own, *inner))
-        self._loops.append((e, own, depth))
-        self._region(op.body, depth + (_base(op) in _USERS))
+        self._loops.append((e, own, around))
+        within = (*around, own) if _base(op) in _USERS else around
+        self._region(op.body, within)
         if op.replay is not None:
-            self._region(op.replay.body, depth + 1)
+            self._region(op.replay.body, within)
         for i, (o, v) in enumerate(zip(e.outs, op.body.outputs, strict=True)):
             find.join(find.of(o), find.of(v) if i < op.n_carry else (own, *find.of(v)))
 
     def _lines(self) -> None:
-        """The user's loop of one line, in however many forms, has one number of trips."""
-        first: dict[tuple[object, ...], int] = {}
-        for e, own, depth in self._loops:
+        """The user's loop of one line, in however many forms, has one number of trips; a loop around it has its own."""
+        first: dict[tuple[object, ...], list[int]] = {}
+        for e, own, around in self._loops:
             assert isinstance(e.op, Loop)
-            if e.loc is not None and _base(e.op) in _USERS:
-                same = first.setdefault((e.loc, depth, e.op.trips, e.op.usual), own)
+            if e.loc is None or _base(e.op) not in _USERS:
+                continue
+            outer = {self._find.root(n) for n in around}
+            seen = first.setdefault((e.loc, e.op.trips, e.op.usual), [])
+            same = next((n for n in seen if self._find.root(n) not in outer), None)
+            if same is None:
+                seen.append(own)
+            else:
                 self._find.join([own], [same])
 
     def _groups(self) -> dict[int, Group]:
         fixed = {self._find.root(i) for i in self._packed}
         out: dict[int, Group] = {}
-        for e, own, depth in self._loops:
-            op, key = e.op, self._find.root(own)
+        for e, own, around in self._loops:
+            op, key, depth = e.op, self._find.root(own), len(around)
             assert isinstance(op, Loop)
             if key in fixed:
                 continue
