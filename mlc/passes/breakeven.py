@@ -15,7 +15,8 @@ from math import ceil, floor
 import sympy
 
 from mlc.passes.explain import size_text
-from mlc.passes.formulas import FAR, Expr, Formula, Replayed
+from mlc.passes.formulas import Formula, Replayed
+from mlc.passes.peaks import FAR, Expr
 
 __all__ = ["OWN", "BreakEven", "break_evens"]
 
@@ -68,7 +69,7 @@ def break_evens(own: Formula, rivals: Mapping[str, Formula], now: Mapping[Expr, 
     for symbol in now:
         fixed = {s: n for s, n in now.items() if s != symbol}
         all = {OWN: own, **rivals}
-        lines = {k: _Line(f, symbol, fixed) for k, f in all.items() if f.peak_bytes is not None}
+        lines = {k: _Line(f, symbol, fixed) for k, f in all.items() if f.peak_bytes is not None and symbol in f.least}
         if OWN in lines:
             out += _along(symbol, lines, now[symbol], budget)
     return tuple(out)

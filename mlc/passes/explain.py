@@ -58,7 +58,7 @@ def explain(plan: Plan, program: Program | None, verbose: bool = False) -> str:
     if program is not None and (verbose or plan._stages is not None):
         from mlc.passes.formulatext import formula_lines
 
-        parts += formula_lines(plan.formulas)[: None if verbose else 1]
+        parts += formula_lines(plan.formulas, verbose)
     if verbose and program is not None:
         from mlc.passes.details import details
 

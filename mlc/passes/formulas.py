@@ -1,39 +1,32 @@
 """Formulas: time, arithmetic and peak memory of a plan in the numbers of trips of its loops, by sympy.
 
 Time and arithmetic are polynomials, read off the nesting of loops (what is replayed from a few sets of states is the
-function :class:`Replayed`, the count of the runtime's own schedule).  The peak is a maximum of linear pieces: it is
-measured by liveness at a few counts, each gives the piece that holds there, and new ones are added where two pieces
-meet until the measured peak lies on them (for one loop exact: the peak is convex and piecewise linear in its trips).
-Formulas are those of the plan's own graphs: what a call of this plan costs at other counts.  They are checked at
-counts that they were not made from; where the peak is off by more than a percent, none is given.
+function :class:`Replayed`, the count of the runtime's own schedule).  The peak is a maximum of linear pieces
+(:mod:`mlc.passes.peaks`).  Formulas are those of the plan's own graphs: what a call of this plan costs at other
+counts.  They are checked at counts that they were not made from; where they are off by more than a percent, none is
+given.  Where examples are independent, the size of their batch is a symbol too (:mod:`mlc.passes.scaled`).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, ClassVar
 
 import sympy
 from torch._ops import OpOverload
 
-from mlc.ir.core import Loop, Region, Var
+from mlc.ir.core import Loop, Region
 from mlc.ir.inplace import schema_of
 from mlc.ir.program import Program
 from mlc.ir.slots import replayed_steps
 from mlc.passes.cost import Meter, device_of, flops
 from mlc.passes.lower import Stages
-from mlc.passes.memory import Footprint, Profile
+from mlc.passes.peaks import OFF, Expr, Peaks, affine
 from mlc.passes.retrip import Group, Trips
-from mlc.passes.search import peak_bytes
+from mlc.passes.scaled import Batches
 
 __all__ = ["Expr", "Formula", "Replayed", "Symbols", "formula_of"]
-
-Expr = Any  # a sympy expression
-FAR = 1 << 16  # trips up to which pieces of the peak are looked for
-_PIECES, _OFF = 8, 0.01
 
 
 class Replayed(sympy.Function):  # type: ignore[misc]
@@ -63,7 +56,8 @@ class Formula:
         seconds: Predicted time of forward and backward, seconds.
         flops: Floating point operations of matrix products, convolutions and attention.
         peak_bytes: Predicted peak beyond the inputs, bytes; None where no form holds within a percent.
-        least: Fewest trips for which they hold, by symbol.
+        least: The smallest value for which they hold, by symbol. ``B`` is missing where the peak is known at the
+            present size of the batch only.
         error: Largest relative error of the peak at counts that it was not made from.
     """
 
@@ -77,13 +71,26 @@ class Formula:
 class Symbols:
     """Names of numbers of trips: ``T``, or ``T1``, ``T2``, ... after the levels that the loops train.
 
+    Args:
+        program: Names symbols by its levels.
+        batches: Whether to look for the size of batches too: ``B``.
+
     Attributes:
-        known: For each symbol, the loop's place and its present count.
+        known: For each symbol of trips, the loop's place and its present count.
+        batch: The symbol of the size of batches.
+        examples: How many there are now; None when no formula has it.
     """
 
-    def __init__(self, program: Program | None) -> None:
+    def __init__(self, program: Program | None, batches: bool = True) -> None:
         self.levels = {} if program is None else _levels(program)
         self.known: dict[Expr, Group] = {}
+        self.batch = sympy.Symbol("B", integer=True, positive=True)
+        self.batches = batches
+        self.examples: int | None = None
+
+    def now(self) -> dict[Expr, int]:
+        """Present counts of trips."""
+        return {s: g.count for s, g in self.known.items()}
 
     def of(self, trips: Trips) -> dict[int, Expr]:
         """A symbol for every group of loops."""
@@ -100,6 +107,8 @@ class Symbols:
 
     def meaning(self, symbol: Expr) -> str:
         """``trips of L1``."""
+        if symbol == self.batch:
+            return "examples of a batch"
         g = self.known[symbol]
         level = self.levels.get((str(g.loc), g.depth))
         line = "a loop" if g.loc is None else f"the loop at line {g.loc.line}"
@@ -129,14 +138,114 @@ def formula_of(stages: Stages, symbols: Symbols, inductor: float | None = None) 
         symbols: Names; shared between the formulas that are to be compared.
         inductor: Share of the time of fusible operators that is left when they are compiled; None: interpreted.
     """
+    made = _in_trips(stages, symbols, inductor)
+    batches = Batches.of(stages) if symbols.batches else None
+    return made if batches is None else _in_batch(made, batches, symbols, inductor)
+
+
+def _in_trips(stages: Stages, symbols: Symbols, inductor: float | None) -> Formula:
     trips = Trips.of(stages)
     names = symbols.of(trips)
     reader = _Reader(trips, names, Meter(device_of(stages.forward)), 1.0 if inductor is None else inductor)
     total = _sum(reader.region(r) for r in trips.regions)
-    peaks = _Peaks(stages, trips, list(names))
+    peaks = Peaks(stages, trips, list(names))
     form, error = peaks.form([names[k] for k in names])
     least = {names[k]: g.least for k, g in trips.groups.items()}
     return Formula(total[0], total[1], form, least, error)
+
+
+# ---- batches
+
+
+def _in_batch(whole: Formula, batches: Batches, symbols: Symbols, inductor: float | None) -> Formula:
+    """The formula with the size of the batch in it: a line from the present size to twice it, confirmed at thrice.
+
+    Half the size tells whether it holds below the present one as well.
+    """
+    n = batches.n
+    sizes = (2 * n, 3 * n, n // 2)
+    found = [batches.at(size) for size in sizes if size]
+    if len(found) < 3 or None in found:
+        return whole
+    costs = [_Cost(x[0], x[1], symbols, inductor) for x in found if x is not None]
+    step = (symbols.batch - n) / sympy.Integer(n)
+    seconds, flops = (sympy.expand(a + (b - a) * step) for a, b in ((whole.seconds, costs[0].seconds),
+                                                                   (whole.flops, costs[0].flops)))  # fmt: skip
+    now = symbols.now()
+    ok = [max(_off(seconds, float(c.seconds.subs(now)), {**now, symbols.batch: size}),
+              _off(flops, float(c.flops.subs(now)), {**now, symbols.batch: size})) <= OFF
+          for c, size in zip(costs, sizes, strict=True)]  # fmt: skip
+    if not all(ok[:2]):
+        return whole
+    symbols.examples = n
+    made = replace(whole, seconds=seconds, flops=flops)
+    here = _Cost(batches.stages, 0, symbols, inductor)
+    known = {n: here, **dict(zip(sizes, costs, strict=True))}
+    peak = _peak_in_batch(batches, known, symbols, inductor)
+    if peak is None:
+        return made
+    low = max(1, n // 2) if ok[2] and _agrees(peak, known[n // 2], n // 2, symbols) else n
+    floors = {s: x if _off(peak, here.peak({**now, s: x}), {**now, s: x, symbols.batch: n}) <= OFF else now[s]
+              for s, x in whole.least.items()}  # fmt: skip
+    return replace(made, peak_bytes=peak, least={**floors, symbols.batch: low})
+
+
+def _peak_in_batch(batches: Batches, known: dict[int, _Cost], symbols: Symbols, inductor: float | None) -> Expr | None:
+    """The peak in the size of the batch: one piece from the present size on, or two where that is not enough."""
+    n = batches.n
+
+    def right(e: Expr) -> bool:
+        return all(_agrees(e, known[size], size, symbols) for size in known if size >= n)
+
+    one = _plane(known, n, 2 * n, symbols)
+    if right(one):
+        return one
+    for size in (n + 1, n + n // 2):
+        found = batches.at(size)
+        if found is None:
+            return None
+        known[size] = _Cost(*found, symbols, inductor)
+    two = sympy.Max(_plane(known, n, n + 1, symbols), _plane(known, 2 * n, 3 * n, symbols))
+    return two if right(two) else None
+
+
+def _plane(known: dict[int, _Cost], low: int, high: int, symbols: Symbols) -> Expr:
+    """The piece of the peak that goes through two sizes of the batch at the present counts of trips."""
+    a, b = (known[x].piece() for x in (low, high))
+    return sympy.expand(a + (b - a) * (symbols.batch - low) / sympy.Integer(high - low))
+
+
+def _agrees(e: Expr, cost: _Cost, size: int, symbols: Symbols) -> bool:
+    """Whether an expression of the peak is right at a size, at the present counts of trips and at larger ones."""
+    now = symbols.now()
+    far = {s: 3 * x + 2 for s, x in now.items()}
+    fine = all(_off(e, cost.peak(at), {**at, symbols.batch: size}) <= OFF for at in (now, far))
+    return fine and cost.over <= OFF * cost.peak(now)
+
+
+class _Cost:
+    """Costs of stages at one size of the batch."""
+
+    def __init__(self, stages: Stages, over: int, symbols: Symbols, inductor: float | None) -> None:
+        trips = Trips.of(stages)
+        self.names = symbols.of(trips)
+        self.over = over
+        reader = _Reader(trips, self.names, Meter(device_of(stages.forward)), 1.0 if inductor is None else inductor)
+        self.seconds, self.flops = _sum(reader.region(r) for r in trips.regions)
+        self._peaks = Peaks(stages, trips, list(self.names))
+
+    def peak(self, at: dict[Expr, int]) -> int:
+        """Predicted peak at counts, bytes."""
+        return self._peaks(*[at[s] for s in self.names.values()])
+
+    def piece(self) -> Expr:
+        """The piece of the peak that holds at the present counts."""
+        return affine(self._peaks, tuple(self._peaks.usual), list(self.names.values()))
+
+
+def _off(e: Expr, expected: float, at: dict[Expr, int]) -> float:
+    """Relative error of an expression."""
+    return abs(float(e.subs(at)) - expected) / max(abs(expected), 1e-12)
 
 
 # ---- time
@@ -180,99 +289,3 @@ class _Reader:
 def _sum(parts: Any) -> tuple[Expr, Expr]:
     rows = list(parts)
     return sympy.expand(sum(r[0] for r in rows)), sympy.expand(sum(r[1] for r in rows))
-
-
-# ---- memory
-
-
-class _Known(Footprint):
-    """A footprint that measures equal regions once: at other counts only what holds a sequence is new."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._profiles: dict[Any, tuple[Region, Profile]] = {}
-
-    def region(self, region: Region, owned: Collection[Var] = ()) -> Profile:
-        key = (id(region), tuple([(v, self.sizes.get(v)) for v in owned]))
-        found = self._profiles.get(key)
-        if found is None:
-            found = self._profiles[key] = (region, super().region(region, owned))
-        return found[1]
-
-
-class _Peaks:
-    """The peak of stages as a function of trip counts."""
-
-    def __init__(self, stages: Stages, trips: Trips, keys: Sequence[int]) -> None:
-        self.stages, self.trips, self.keys = stages, trips, list(keys)
-        self.least = [trips.groups[k].least for k in keys]
-        self.usual = [max(trips.groups[k].count, low) for k, low in zip(keys, self.least, strict=True)]
-        self._footprint = _Known()
-        self._seen: dict[tuple[int, ...], int] = {}
-
-    def __call__(self, *counts: int) -> int:
-        """The predicted peak at these counts, bytes."""
-        if counts not in self._seen:
-            regions = self.trips.at(dict(zip(self.keys, counts, strict=True)))
-            backward = regions[1] if len(regions) > 1 else None
-            made = replace(self.stages, forward=regions[0], backward=backward)
-            self._seen[counts] = peak_bytes(made, self._footprint)
-        return self._seen[counts]
-
-    def form(self, names: Sequence[Expr]) -> tuple[Expr | None, float]:
-        """An expression of the peak, and how far it is off where it was not measured before."""
-        if not names:
-            return sympy.Integer(self()), 0.0
-        made = _convex(self, self.least[0], names[0]) if len(names) == 1 else self._corners(names)
-        error = max(abs(float(made.subs(dict(zip(names, p, strict=True)))) / max(self(*p), 1) - 1)
-                    for p in self._further())  # fmt: skip
-        return (made, error) if error <= _OFF else (None, error)
-
-    def _further(self) -> list[tuple[int, ...]]:
-        """Counts to check at: the present ones, and some between and beyond."""
-        return [tuple(self.usual), tuple(2 * x + 3 for x in self.usual), tuple(7 * x + 5 for x in self.usual),
-                tuple(low + 1 + 2 * i for i, low in enumerate(self.least))]  # fmt: skip
-
-    def _corners(self, names: Sequence[Expr]) -> Expr:
-        """For several loops: the pieces that hold at the present counts and at the corners of a box around them."""
-        sides = [(low, 40 * now) for low, now in zip(self.least, self.usual, strict=True)]
-        points = [tuple(self.usual), *list(product(*sides))[: _PIECES - 1]]
-        pieces = list(dict.fromkeys(_affine(self, p, names) for p in points))
-        return pieces[0] if len(pieces) == 1 else sympy.Max(*pieces)
-
-
-def _convex(f: Callable[[int], int], low: int, name: Expr) -> Expr:
-    """A convex function with linear pieces on the integers from ``low``, exactly: where pieces meet, look again."""
-
-    def piece(x: int) -> tuple[int, int]:
-        slope = f(x + 1) - f(x)
-        return f(x) - slope * x, slope
-
-    def between(a: tuple[int, int], b: tuple[int, int], room: int) -> list[tuple[int, int]]:
-        if a[1] == b[1] or room <= 0:
-            return []
-        at = (a[0] - b[0]) // (b[1] - a[1])  # where both are equal, rounded down
-        if f(at) <= max(a[0] + a[1] * at, b[0] + b[1] * at):
-            return []
-        c = piece(at)
-        return [*between(a, c, room - 1), c, *between(c, b, room - 1)] if c not in (a, b) else []
-
-    first, last = piece(low), piece(FAR)
-    found = list(dict.fromkeys([first, *between(first, last, 3), last]))
-    made = [a + b * name for a, b in found]
-    return made[0] if len(made) == 1 else sympy.Max(*made)
-
-
-def _affine(f: Callable[..., int], at: tuple[int, ...], names: Sequence[Expr]) -> Expr:
-    """The piece at a point: linear in each count, products of nested ones included."""
-    subsets = list(product((0, 1), repeat=len(at)))
-    out: Expr = sympy.Integer(0)
-    for s in subsets:  # forward differences, by inclusion and exclusion
-        parts = [t for t in subsets if all(b <= a for a, b in zip(s, t, strict=True))]
-        sign = [(-1) ** (sum(s) - sum(t)) for t in parts]
-        slope = sum(g * f(*[x + d for x, d in zip(at, t, strict=True)]) for g, t in zip(sign, parts, strict=True))
-        term = sympy.Integer(slope)
-        for n, x, d in zip(names, at, s, strict=True):
-            term = term * (n - x) if d else term
-        out += term
-    return sympy.expand(out)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import sympy
 
-from mlc.passes.formulas import Expr, Replayed
+from mlc.passes.formulas import Replayed
+from mlc.passes.peaks import Expr
 
 if TYPE_CHECKING:
     from mlc.passes.rivals import Formulas
@@ -28,15 +29,19 @@ def formula_line(f: Formulas) -> str:
     return f"time ~ {time}, peak ~ {peak} ({legend})"
 
 
-def formula_lines(f: Formulas) -> list[str]:
-    """The formulas of a plan and of its rivals, from where on they hold, and the break-even points."""
+def formula_lines(f: Formulas, verbose: bool) -> list[str]:
+    """The formulas of a plan, from where on they hold; ``verbose``: those of its rivals, and break-even points."""
     if not f.symbols:
         return []
     floors = " and ".join(f"{s} >= {n}" for s, n in f.least.items() if n > 2)
     out = [f"formula: {formula_line(f)}" + (f", for {floors}" if floors else "")]
+    if not verbose:
+        return out
     out.append(f"arithmetic ~ {expression_text(f.flops, f.now, _COUNTS)}")
     if any(x.has(Replayed) for x in (f.seconds, *(r.seconds for r in f.rivals.values()))):
         out.append("replayed(T, s): steps made again from s sets of states in T trips" + _example(f))
+    unknown = [s.name for s in f.symbols if s not in f.least]
+    out += [f"the peak is known at the present {s} only" for s in unknown]
     for name, r in f.rivals.items():
         peak = "no formula" if r.peak_bytes is None else expression_text(r.peak_bytes, f.now, _SIZES)
         out.append(f"{name}: time ~ {expression_text(r.seconds, f.now, _TIMES)}, peak ~ {peak}")

@@ -7,14 +7,16 @@ program is small enough for that to be quick.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from mlc.ir.program import Program
 from mlc.passes.breakeven import BreakEven, break_evens
-from mlc.passes.formulas import Expr, Formula, Symbols, formula_of
+from mlc.passes.formulas import Formula, Symbols, formula_of
 from mlc.passes.lower import Stages
+from mlc.passes.peaks import Expr
 from mlc.passes.search import Candidate, Search
 
 __all__ = ["Formulas", "Rivals", "formulas_of"]
@@ -30,11 +32,10 @@ class Formulas:
         seconds: Predicted time of forward and backward, seconds: a sympy expression in the symbols.
         peak_bytes: Predicted peak beyond the inputs, bytes; None where no form holds within a percent.
         flops: Floating point operations of matrix products, convolutions and attention.
-        symbols: What each symbol means (``{T: "trips of L1"}``).
+        symbols: What each symbol means (``{T: "trips of L1", B: "examples of a batch"}``).
         now: The value of each symbol that the plan was made for.
-        least: The smallest value for which the formulas hold, by symbol.
-        rivals: Formulas of other plans of the program, by name.
-        breaks: Where one of them wins.
+        least: The smallest value for which the formulas hold, by symbol. ``B`` is missing where the peak is known at
+            the present size of the batch only.
     """
 
     seconds: Expr
@@ -43,13 +44,24 @@ class Formulas:
     symbols: dict[Expr, str]
     now: dict[Expr, int]
     least: dict[Expr, int]
-    rivals: dict[str, Formula]
-    breaks: tuple[BreakEven, ...]
+    _others: Callable[[], dict[str, Formula]] = field(repr=False, compare=False)
+    _budget: int | None = None
+
+    @cached_property
+    def rivals(self) -> dict[str, Formula]:
+        """Formulas of other plans of the program, by name."""
+        return self._others()
+
+    @cached_property
+    def breaks(self) -> tuple[BreakEven, ...]:
+        """Where one of them wins."""
+        own = Formula(self.seconds, self.flops, self.peak_bytes, self.least)
+        return break_evens(own, self.rivals, self.now, self._budget)
 
     def as_dict(self) -> dict[str, Any]:
         """Expressions as text, for JSON."""
         return {
-            "symbols": {s.name: {"meaning": m, "now": self.now[s], "least": self.least[s]}
+            "symbols": {s.name: {"meaning": m, "now": self.now[s], "least": self.least.get(s)}
                         for s, m in self.symbols.items()},
             **_texts(self), "rivals": {k: _texts(f) for k, f in self.rivals.items()},
             "break_evens": [{"symbol": b.symbol, "at": b.at, "above": b.above, "winner": b.winner, "why": b.why,
@@ -138,11 +150,14 @@ def formulas_of(stages: Stages, program: Program | None, rivals: Rivals | None, 
     symbols = Symbols(program)
     left = rivals.left if rivals is not None and compiled else None
     own = formula_of(stages, symbols, left)
-    mine = dict(symbols.known)
-    named = {} if rivals is None else rivals.named(budget)
-    others = {k: formula_of(s, symbols, left) for k, s in named.items()}
-    now = {s: g.count for s, g in mine.items()}
-    return Formulas(
-        own.seconds, own.peak_bytes, own.flops, {s: symbols.meaning(s) for s in mine}, now, own.least, others,
-        break_evens(own, others, now, budget),
-    )  # fmt: skip
+    now = symbols.now()
+    if symbols.examples is not None:
+        now[symbols.batch] = symbols.examples
+
+    def others() -> dict[str, Formula]:
+        symbols.batches = symbols.batch in own.least
+        named = {} if rivals is None else rivals.named(budget)
+        return {k: formula_of(s, symbols, left) for k, s in named.items()}
+
+    meanings = {s: symbols.meaning(s) for s in now}
+    return Formulas(own.seconds, own.peak_bytes, own.flops, meanings, now, own.least, others, budget)

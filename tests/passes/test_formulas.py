@@ -16,7 +16,7 @@ from mlc.passes.breakeven import BreakEven, break_evens
 from mlc.passes.cost import Meter
 from mlc.passes.formulas import Formula, Replayed, Symbols, formula_of
 from mlc.passes.lower import Levers, Stages, finish
-from mlc.passes.plan import Plan, joint_of, stages_for
+from mlc.passes.plan import Plan, joint_of
 from mlc.passes.planner import make_plan
 from mlc.passes.retrip import Trips, planned_for
 from mlc.passes.search import peak_bytes
@@ -44,7 +44,7 @@ ALIKE = [Levers(), Levers(0.0, 2), Levers(0.0, 3), Levers(1e-9), Levers(0.0, Non
 @pytest.mark.parametrize("levers", ALIKE, ids=str)
 def test_a_formula_is_what_planning_there_predicts(levers: Levers) -> None:
     program, stages = lowered(12, levers)
-    f = formula_of(stages, Symbols(program))
+    f = formula_of(stages, Symbols(program, batches=False))
     assert f.peak_bytes is not None
     for steps in (5, 12, 31):
         seconds, peak = cost(lowered(steps, levers)[1])
@@ -55,7 +55,7 @@ def test_a_formula_is_what_planning_there_predicts(levers: Levers) -> None:
 @pytest.mark.parametrize("levers", [Levers(1e-7, 3), Levers(1e-3, 1), Levers(1e-7, 2, 4)], ids=str)
 def test_a_formula_is_what_its_own_graphs_cost_at_other_counts(levers: Levers) -> None:
     program, stages = lowered(12, levers)
-    f = formula_of(stages, Symbols(program))
+    f = formula_of(stages, Symbols(program, batches=False))
     trips = Trips.of(stages)
     for n in (6, 50, 333):
         forward, backward = trips.at(dict.fromkeys(trips.groups, n))
@@ -69,7 +69,7 @@ def test_now_is_the_plans_own_prediction() -> None:
     for options in ({}, {"memory": "min"}, {"backend": "inductor"}):
         plan = mlc.plan(program, **options)
         f = plan.formulas
-        assert f.now == {T: 9} and f.symbols == {T: "trips of L1"}
+        assert f.now[T] == 9 and f.symbols[T] == "trips of L1"
         assert float(f.seconds.subs(f.now)) == pytest.approx(plan.seconds, rel=1e-6)
         assert int(f.peak_bytes.subs(f.now)) == plan.peak_bytes
 
@@ -106,6 +106,55 @@ def test_nested_loops_have_a_symbol_each(flows: str) -> None:
         assert float(f.peak_bytes.subs(at)) == pytest.approx(there.peak_bytes, rel=0.01)
 
 
+# ---- batches
+
+B = sympy.Symbol("B", integer=True, positive=True)
+
+
+def reweighted(net: nn.Module, weigh: nn.Module, batches: list[Any], val: Any) -> Tensor:
+    opt = torch.optim.Adam(net.parameters(), lr=0.02, eps=1e-3)
+    for x, y in batches:
+        opt.zero_grad()
+        losses = F.cross_entropy(net(x), y, reduction="none")
+        (torch.sigmoid(weigh(x)).squeeze(1) * losses).mean().backward()
+        opt.step()
+    return F.cross_entropy(net(val[0]), val[1])
+
+
+def at_batch(size: int, steps: int, middle: nn.Module) -> Any:
+    net = nn.Sequential(nn.Linear(6, 40), middle, nn.Linear(40, 48), nn.GELU(), nn.Linear(48, 3))
+    batches = [(torch.randn(size, 6), torch.randint(3, (size,))) for _ in range(steps)]
+    val = torch.randn(8, 6), torch.randint(3, (8,))
+    return mlc.trace(reweighted, net, nn.Linear(6, 1), batches, val)
+
+
+def test_the_size_of_a_batch_is_a_symbol() -> None:
+    plan = mlc.plan(at_batch(32, 5, nn.Tanh()), flows="mixed", backend="interpreter")
+    f = plan.formulas
+    assert f.symbols == {T: "trips of L1", B: "examples of a batch"} and f.now == {T: 5, B: 32}
+    assert float(f.seconds.subs(f.now)) == pytest.approx(plan.seconds)
+    assert float(f.peak_bytes.subs(f.now)) == pytest.approx(plan.peak_bytes)
+    for size, steps in ((16, 5), (64, 5), (24, 9), (48, 20)):
+        there = mlc.plan(at_batch(size, steps, nn.Tanh()), flows="mixed", backend="interpreter")
+        at = {T: steps, B: size}
+        assert float(f.seconds.subs(at)) == pytest.approx(there.seconds, rel=0.01)
+        assert float(f.peak_bytes.subs(at)) == pytest.approx(there.peak_bytes, rel=0.02)
+
+
+def test_where_examples_meet_there_is_no_batch() -> None:
+    program = at_batch(16, 3, nn.BatchNorm1d(40))
+    f = mlc.plan(program, flows="mixed").formulas
+    assert set(f.symbols) == {T}
+
+
+def test_break_evens_along_the_batch() -> None:
+    own = Formula(1.0 * B * T, sympy.Integer(0), 10 * B * T, {T: 2, B: 1})
+    rival = Formula(2.0 * B * T, sympy.Integer(0), 500 + B * T, {T: 2, B: 1})
+    unknown = Formula(1.5 * B * T, sympy.Integer(0), 100 + T, {T: 2})
+    found = break_evens(own, {"rival": rival, "unknown": unknown}, {T: 10, B: 8}, 1000)
+    assert [(b.symbol, b.at, b.winner) for b in found] == [("T", 13, "unknown"), ("B", 11, "rival")]
+
+
 def test_replays_count_what_the_schedule_counts() -> None:
     assert Replayed(T, 3).subs(T, 20) == replayed_steps(20, 3)
     assert Replayed(T, 3).has(T)
@@ -114,11 +163,12 @@ def test_replays_count_what_the_schedule_counts() -> None:
 # ---- break-even points
 
 
-def confirmed(b: BreakEven, own: Formula, rivals: dict[str, Formula], budget: int | None) -> None:
+def confirmed(b: BreakEven, own: Any, rivals: dict[str, Formula], budget: int | None, now: Any = None) -> None:
     """On this side the plan is the better one, on the other it is not."""
 
     def at(f: Any, x: int) -> tuple[float, float]:
-        return float(f.seconds.subs(T, x)), float(f.peak_bytes.subs(T, x))
+        there = {**(now or {}), sympy.Symbol(b.symbol, integer=True, positive=True): x}
+        return float(f.seconds.subs(there)), float(f.peak_bytes.subs(there))
 
     here = b.at - 1 if b.above else b.at + 1
     fits = [budget is None or at(own, x)[1] <= budget for x in (here, b.at)]
@@ -141,11 +191,10 @@ def test_break_evens_of_a_budget_hold_on_both_sides() -> None:
     seen = set()
     for budget in (most // 3, most // 2, 2 * most):
         plan = mlc.plan(program, memory=budget)
-        own = formula_of(stages_for(program, plan), Symbols(program))
         f = plan.formulas
         assert f.breaks
         for b in f.breaks:
-            confirmed(b, own, f.rivals, budget)
+            confirmed(b, f, f.rivals, budget, f.now)
             seen.add((b.above, bool(b.winner)))
     assert (True, True) in seen and (False, True) in seen
 
