@@ -7,7 +7,7 @@ are bisected.  Every point is kept only if evaluating both sides confirms it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from math import ceil, floor
@@ -18,7 +18,7 @@ from mlc.passes.explain import size_text
 from mlc.passes.formulas import Formula, Replayed
 from mlc.passes.peaks import FAR, Expr
 
-__all__ = ["OWN", "BreakEven", "break_evens"]
+__all__ = ["OWN", "BreakEven", "break_evens", "tangent_break"]
 
 OWN = "this plan"
 _NEAR = 1.001  # times that differ by less are equal
@@ -73,6 +73,41 @@ def break_evens(own: Formula, rivals: Mapping[str, Formula], now: Mapping[Expr, 
         if OWN in lines:
             out += _along(symbol, lines, now[symbol], budget)
     return tuple(out)
+
+
+MOST = 1024  # tangents
+
+
+def tangent_break(forward: Callable[[int], tuple[float, int]], k: int, other: tuple[float, int], names: tuple[str, str],
+                  budget: int | None) -> BreakEven | None:  # fmt: skip
+    """The number of meta-parameter elements at which forward mode becomes, or ceases to be, the better way.
+
+    Args:
+        forward: Seconds and peak of forward mode for a number of them.
+        k: Their number now.
+        other: Seconds and peak of the other mode, which takes one sweep for all.
+        names: Of the plan itself and of its rival, one of which is forward mode.
+        budget: Bytes, or None.
+    """
+
+    def fits(cost: tuple[float, int]) -> bool:
+        return budget is None or cost[1] <= budget
+
+    def better(number: int) -> bool:
+        cost = forward(number)
+        return fits(cost) and (not fits(other) or cost[0] <= other[0])
+
+    own_forward = names[0] == "forward mode"
+    if better(k) != own_forward or (own_forward and better(MOST)) or (not own_forward and not better(1)):
+        return None
+    low, high = (k, MOST) if own_forward else (1, k)  # better at the lower end, worse at the upper
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if better(middle) else (low, middle)
+    at = high if own_forward else low
+    why = "time" if fits(forward(at)) and fits(other) else "memory"
+    winner = names[1] if fits(other) or not own_forward else ""
+    return BreakEven("K", at, own_forward, winner, why, budget)
 
 
 class _Line:

@@ -10,7 +10,9 @@ given.  Where examples are independent, the size of their batch is a symbol too 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import sympy
@@ -25,8 +27,9 @@ from mlc.passes.lower import Stages
 from mlc.passes.peaks import OFF, Expr, Peaks, affine
 from mlc.passes.retrip import Group, Trips
 from mlc.passes.scaled import Batches
+from mlc.passes.tangentcost import TangentMeter, columns_of, with_tangents
 
-__all__ = ["Expr", "Formula", "Replayed", "Symbols", "formula_of"]
+__all__ = ["Expr", "Formula", "Replayed", "Symbols", "formula_of", "tangent_costs"]
 
 
 class Replayed(sympy.Function):  # type: ignore[misc]
@@ -154,6 +157,27 @@ def _in_trips(stages: Stages, symbols: Symbols, inductor: float | None) -> Formu
     return Formula(total[0], total[1], form, least, error)
 
 
+# ---- tangents
+
+
+def tangent_costs(stages: Stages, symbols: Symbols, inductor: float | None, k: int
+                  ) -> Callable[[int], tuple[float, int]]:  # fmt: skip
+    """Seconds and peak of forward-mode stages with ``k`` tangents, for any number of them at the present trips.
+
+    There is no formula: with the number of tangents operators leave the cache one by one.
+    """
+    meter, columns, now = Meter(device_of(stages.forward)), columns_of(stages, k), symbols.now()
+
+    @functools.cache
+    def at(number: int) -> tuple[float, int]:
+        times = Fraction(number, k)
+        held = with_tangents(stages, columns, times)
+        cost = _Cost(stages, 0, symbols, inductor, TangentMeter(meter, columns, float(times)), held)
+        return float(cost.seconds.subs(now)), cost.peak(now)
+
+    return at
+
+
 # ---- batches
 
 
@@ -226,12 +250,17 @@ def _agrees(e: Expr, cost: _Cost, size: int, symbols: Symbols) -> bool:
 class _Cost:
     """Costs of stages at one size of the batch."""
 
-    def __init__(self, stages: Stages, over: int, symbols: Symbols, inductor: float | None) -> None:
+    def __init__(self, stages: Stages, over: int, symbols: Symbols, inductor: float | None,
+                 meter: Meter | None = None, held: Stages | None = None) -> None:  # fmt: skip
         trips = Trips.of(stages)
         self.names = symbols.of(trips)
         self.over = over
-        reader = _Reader(trips, self.names, Meter(device_of(stages.forward)), 1.0 if inductor is None else inductor)
+        meter = Meter(device_of(stages.forward)) if meter is None else meter
+        reader = _Reader(trips, self.names, meter, 1.0 if inductor is None else inductor)
         self.seconds, self.flops = _sum(reader.region(r) for r in trips.regions)
+        if held is not None:
+            stages, trips = held, Trips.of(held)
+            self.names = symbols.of(trips)
         self._peaks = Peaks(stages, trips, list(self.names))
 
     def peak(self, at: dict[Expr, int]) -> int:

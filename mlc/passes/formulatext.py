@@ -58,7 +58,7 @@ def _example(f: Formulas) -> str:
 
 def expression_text(e: Expr, now: Mapping[Expr, int], units: tuple[tuple[str, float], ...]) -> str:
     """An expression with three digits, in the unit that suits its present value."""
-    value = abs(float(e.subs(now)))
+    value = abs(float(e.subs(now).subs({s: 1 for s in e.free_symbols})))
     unit, size = next(((u, s) for u, s in units if value >= s), units[-1])
     pieces = _active(e, now) if isinstance(e, sympy.Max) else [e]
     texts = [_sum_text(p, size) for p in pieces]

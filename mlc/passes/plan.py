@@ -115,8 +115,14 @@ class Plan(Shown, BaseModel):
             if self._bound is None:
                 raise PlanError("a plan alone has no formulas", advice="Plan.load(path, program)")
             stages = stages_for(self._bound, self)
-            compiled = self.backend == "inductor"
-            self._formulas = formulas_of(stages, self._bound, self._rivals, compiled, self.memory)
+            self._formulas = formulas_of(
+                stages,
+                self._bound,
+                self._rivals,
+                mode=self.mode,
+                compiled=self.backend == "inductor",
+                budget=self.memory,
+            )
             self._rivals = None
         return self._formulas
 

@@ -13,8 +13,9 @@ from functools import cached_property
 from typing import Any
 
 from mlc.ir.program import Program
-from mlc.passes.breakeven import BreakEven, break_evens
-from mlc.passes.formulas import Formula, Symbols, formula_of
+from mlc.passes.breakeven import BreakEven, break_evens, tangent_break
+from mlc.passes.columns import count
+from mlc.passes.formulas import Formula, Symbols, formula_of, tangent_costs
 from mlc.passes.lower import Stages
 from mlc.passes.peaks import Expr
 from mlc.passes.search import Candidate, Search
@@ -45,6 +46,7 @@ class Formulas:
     now: dict[Expr, int]
     least: dict[Expr, int]
     _others: Callable[[], dict[str, Formula]] = field(repr=False, compare=False)
+    _elements: Callable[[dict[str, Formula]], BreakEven | None] = field(repr=False, compare=False)
     _budget: int | None = None
 
     @cached_property
@@ -54,9 +56,10 @@ class Formulas:
 
     @cached_property
     def breaks(self) -> tuple[BreakEven, ...]:
-        """Where one of them wins."""
-        own = Formula(self.seconds, self.flops, self.peak_bytes, self.least)
-        return break_evens(own, self.rivals, self.now, self._budget)
+        """Where one of them wins; ``K`` is the number of elements of the meta-parameters."""
+        own, more = Formula(self.seconds, self.flops, self.peak_bytes, self.least), self._elements(self.rivals)
+        found = break_evens(own, self.rivals, self.now, self._budget)
+        return found if more is None else (*found, more)
 
     def as_dict(self) -> dict[str, Any]:
         """Expressions as text, for JSON."""
@@ -90,8 +93,8 @@ class Rivals:
         self.searches = tuple(searches) if small else ()
         self.found = [c for s in searches for c in s.found.values() if c is not chosen]
 
-    def named(self, budget: int | None) -> dict[str, Stages]:
-        """Up to five of them, by name."""
+    def named(self, budget: int | None) -> dict[str, tuple[Stages, str]]:
+        """Up to five of them, by name, with their mode."""
         own = self.chosen
         if budget is not None and not any(c.peak < own.peak for c in self.found):
             self.found += self._smaller()
@@ -104,7 +107,7 @@ class Rivals:
         picks += [min(more, key=lambda c: c.seconds)] if more else []
         picks += [max(less, key=lambda c: c.peak), min(less, key=lambda c: c.peak)] if less else []
         picks += [min(other, key=lambda c: c.seconds)] if other else []
-        return {self.name(c): c.stages for c in dict.fromkeys(picks)}
+        return {self.name(c): (c.stages, c.mode) for c in dict.fromkeys(picks)}
 
     def _smaller(self) -> list[Candidate]:
         """A candidate of the ladder with a smaller peak, where the program is small."""
@@ -136,14 +139,15 @@ def _region(s: Search) -> Any:
     return s.joint.forward if isinstance(s.joint, Stages) else s.joint.region
 
 
-def formulas_of(stages: Stages, program: Program | None, rivals: Rivals | None, compiled: bool, budget: int | None
-                ) -> Formulas:  # fmt: skip
+def formulas_of(stages: Stages, program: Program | None, rivals: Rivals | None, *, mode: str, compiled: bool,
+                budget: int | None) -> Formulas:  # fmt: skip
     """Formulas of a plan's stages and of its rivals, and where these win.
 
     Args:
         stages: Of the plan.
         program: Names the symbols by its levels.
         rivals: Other candidates; None when they are not known any more.
+        mode: The plan's.
         compiled: Whether the plan's elementwise work is compiled (then so is that of its rivals).
         budget: Bytes, or None.
     """
@@ -153,11 +157,23 @@ def formulas_of(stages: Stages, program: Program | None, rivals: Rivals | None, 
     now = symbols.now()
     if symbols.examples is not None:
         now[symbols.batch] = symbols.examples
+    named: dict[str, tuple[Stages, str]] = {}
 
     def others() -> dict[str, Formula]:
         symbols.batches = symbols.batch in own.least
-        named = {} if rivals is None else rivals.named(budget)
-        return {k: formula_of(s, symbols, left) for k, s in named.items()}
+        named.update({} if rivals is None else rivals.named(budget))
+        return {x: formula_of(s, symbols, left) for x, (s, _) in named.items()}
+
+    def elements(found: dict[str, Formula]) -> BreakEven | None:
+        other = next((x for x, (_, m) in named.items() if m != mode and "forward" in (m, mode)), None)
+        if program is None or other is None or any(x.depth > 1 for x in program.levels):
+            return None  # with more levels not every tangent is one of a meta-parameter
+        forward, still = (stages, found[other]) if mode == "forward" else (named[other][0], own)
+        if still.peak_bytes is None:
+            return None
+        k, names = count(program), (f"{mode} mode", other)
+        fixed = float(still.seconds.subs(now)), int(still.peak_bytes.subs(now))
+        return tangent_break(tangent_costs(forward, symbols, left, k), k, fixed, names, budget)
 
     meanings = {s: symbols.meaning(s) for s in now}
-    return Formulas(own.seconds, own.peak_bytes, own.flops, meanings, now, own.least, others, budget)
+    return Formulas(own.seconds, own.peak_bytes, own.flops, meanings, now, own.least, others, elements, budget)

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 import mlc
 from mlc.ir.slots import replayed_steps
-from mlc.passes.breakeven import BreakEven, break_evens
+from mlc.passes.breakeven import BreakEven, break_evens, tangent_break
 from mlc.passes.cost import Meter
-from mlc.passes.formulas import Formula, Replayed, Symbols, formula_of
+from mlc.passes.formulas import Formula, Replayed, Symbols, formula_of, tangent_costs
 from mlc.passes.lower import Levers, Stages, finish
-from mlc.passes.plan import Plan, joint_of
+from mlc.passes.plan import Plan, joint_of, stages_for
 from mlc.passes.planner import make_plan
 from mlc.passes.retrip import Trips, planned_for
 from mlc.passes.search import peak_bytes
+from tests import programs
 from tests.test_planner import loop, problem
 
 T = sympy.Symbol("T", integer=True, positive=True)
@@ -153,6 +154,69 @@ def test_break_evens_along_the_batch() -> None:
     unknown = Formula(1.5 * B * T, sympy.Integer(0), 100 + T, {T: 2})
     found = break_evens(own, {"rival": rival, "unknown": unknown}, {T: 10, B: 8}, 1000)
     assert [(b.symbol, b.at, b.winner) for b in found] == [("T", 13, "unknown"), ("B", 11, "rival")]
+
+
+# ---- tangents
+
+
+def rates(net: nn.Module, rate: Tensor, batches: list[Any]) -> Tensor:
+    fast = mlc.clone(net)
+    with torch.no_grad():
+        for p in fast.parameters():
+            p.requires_grad_()
+    for x, y in batches:
+        grads = torch.autograd.grad(F.mse_loss(fast(x), y), list(fast.parameters()))
+        for p, g in zip(fast.parameters(), grads, strict=True):
+            with torch.no_grad():
+                p -= rate.exp().sum() * g
+    return F.mse_loss(fast(batches[0][0]), batches[0][1])
+
+
+def rated(k: int, steps: int = 6, wide: int = 64) -> Any:
+    net = nn.Sequential(nn.Linear(6, wide), nn.Tanh(), nn.Linear(wide, 2))
+    for p in net.parameters():
+        p.requires_grad_(False)
+    batches = [(torch.randn(64, 6), torch.randn(64, 2)) for _ in range(steps)]
+    return mlc.trace(rates, net, torch.full((k,), -3.0, requires_grad=True), batches)
+
+
+def test_forward_mode_costs_what_planning_with_more_elements_predicts() -> None:
+    program = rated(4)
+    plan = mlc.plan(program, flows="forward", backend="interpreter")
+    symbols = Symbols(program)
+    formula_of(stages_for(program, plan), symbols)
+    at = tangent_costs(stages_for(program, plan), symbols, None, 4)
+    for k in (2, 4, 7, 8, 64):
+        there = mlc.plan(rated(k), flows="forward", backend="interpreter")
+        assert at(k)[0] == pytest.approx(there.seconds, rel=0.01)
+        assert at(k)[1] == pytest.approx(there.peak_bytes, rel=0.01)
+
+
+def test_forward_mode_wins_up_to_a_number_of_elements() -> None:
+    program = programs.two_levels()
+    plan = mlc.plan(program, backend="interpreter")
+    assert plan.mode == "forward"
+    (b,) = [x for x in plan.formulas.breaks if x.symbol == "K"]
+    assert b.above and b.winner == "mixed mode" and b.at > 5
+    symbols = Symbols(program)
+    formula_of(stages_for(program, plan), symbols)
+    at = tangent_costs(stages_for(program, plan), symbols, None, 5)
+    other = mlc.plan(program, flows="mixed", backend="interpreter").seconds
+    assert at(b.at - 1)[0] <= other < at(b.at)[0]
+    assert f"from K = {b.at} on, mixed mode is faster" in plan.explain(verbose=True)
+
+
+def test_a_number_of_elements_is_bisected() -> None:
+    def forward(k: int) -> tuple[float, int]:
+        return 1.0 + 0.5 * k, 100 * k
+
+    b = tangent_break(forward, 2, (10.0, 50), ("forward mode", "mixed mode"), None)
+    assert b is not None and str(b) == "from K = 19 on, mixed mode is faster"
+    b = tangent_break(forward, 30, (10.0, 50), ("mixed mode", "forward mode"), None)
+    assert b is not None and str(b) == "up to K = 18, forward mode is faster"
+    b = tangent_break(forward, 2, (10.0, 900), ("forward mode", "mixed mode"), 500)
+    assert b is not None and (b.at, b.why, b.winner) == (6, "memory", "")
+    assert tangent_break(forward, 30, (1.2, 50), ("mixed mode", "forward mode"), None) is None
 
 
 def test_replays_count_what_the_schedule_counts() -> None:
