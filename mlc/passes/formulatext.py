@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["expression_text", "formula_line", "formula_lines"]
 
 _TIMES = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
-_SIZES = (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0))
+_SIZES = (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("bytes", 1.0))
 
 
 def formula_line(f: Formulas) -> str:
