@@ -41,7 +41,7 @@ def trips_seen(program: Program) -> Any:
     """Trips of loops of unknown length: as many as the traced call had."""
     sources = getattr(program.binding, "sources", ())
     seen = max((len(items) for s in sources if s.generic for items, _ in s.visits), default=1)
-    return lambda s: s.length or seen
+    return lambda s: s.length or s.usual or seen
 
 
 def executions(r: Region, trips: Any, times: int = 1, locs: dict[Var, Loc] | None = None) -> Any:

@@ -55,6 +55,10 @@ def explain(plan: Plan, program: Program | None, verbose: bool = False) -> str:
     rest = _remaining(plan, program)
     if rest:
         parts.append(_decisions(rest))
+    if program is not None and (verbose or plan._stages is not None):
+        from mlc.passes.formulatext import formula_lines
+
+        parts += formula_lines(plan.formulas, verbose)
     if verbose and program is not None:
         from mlc.passes.details import details
 
@@ -83,6 +87,7 @@ def explained(plan: Plan, program: Program) -> dict[str, Any]:
     return {
         "function": program.name, **{k: getattr(plan, k) for k in keys}, "levels": levels, "flows": flows,
         "decisions": [d.model_dump() for d in plan.decisions], "notes": list(program.notes),
+        "formulas": plan.formulas.as_dict(),
     }  # fmt: skip
 
 

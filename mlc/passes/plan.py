@@ -15,6 +15,7 @@ from mlc.passes.adjoint import Policy
 from mlc.passes.explain import explain
 from mlc.passes.lower import Joint, Levers, Stages, finish
 from mlc.passes.modes import Modes, differentiated
+from mlc.passes.rivals import Formulas, Rivals, formulas_of
 
 __all__ = ["VERSION", "Decision", "Plan", "joint_of", "stages_for"]
 
@@ -75,6 +76,8 @@ class Plan(Shown, BaseModel):
     seconds: float = 0.0
     _bound: Program | None = PrivateAttr(default=None)
     _stages: Stages | None = PrivateAttr(default=None)
+    _rivals: Rivals | None = PrivateAttr(default=None)
+    _formulas: Formulas | None = PrivateAttr(default=None)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.model_dump() == other.model_dump()
@@ -102,6 +105,30 @@ class Plan(Shown, BaseModel):
     def levers(self) -> Levers:
         """What is kept and what is computed again."""
         return Levers(self.price, self.slots, self.parts, offload=self.offload)
+
+    @property
+    def formulas(self) -> Formulas:
+        """Time (seconds), peak (bytes) and flops as sympy expressions in the trips of the loops; break-even points.
+
+        Computed when asked for. A plan that was loaded knows no other plans to compare with.
+
+        Raises:
+            PlanError: for a plan that was loaded without its program.
+        """
+        if self._formulas is None:
+            if self._bound is None:
+                raise PlanError("a plan alone has no formulas", advice="Plan.load(path, program)")
+            stages = stages_for(self._bound, self)
+            self._formulas = formulas_of(
+                stages,
+                self._bound,
+                self._rivals,
+                mode=self.mode,
+                compiled=self.backend == "inductor",
+                budget=self.memory,
+            )
+            self._rivals = None
+        return self._formulas
 
     def explain(self, verbose: bool = False) -> str:
         """Levels, flows, what was chosen for each and why, on one screen; ``verbose``: and where time and memory go."""

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from mlc.errors import BudgetError
-from mlc.ir.core import Eqn
+from mlc.ir.core import Eqn, Region
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
 from mlc.passes.adjoint import Policy
 from mlc.passes.columns import count, legal
-from mlc.passes.cost import Meter
+from mlc.passes.cost import Meter, device_of
 from mlc.passes.explain import size_text, time_text
 from mlc.passes.modes import Modes, differentiated, resolve
 from mlc.passes.options import check_options, free_memory, parse_memory
 from mlc.passes.plan import Decision, Plan
+from mlc.passes.rivals import Rivals
 from mlc.passes.search import Candidate, Search, front, thrift
 
-__all__ = ["make_plan", "sweep"]
+__all__ = ["budget_of", "make_plan", "sweep"]
 
 FEW = 8  # most tangents for which forward mode is tried without being asked for
 _SHARE = 0.8  # of what the device has free
@@ -44,9 +47,14 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
     if wanted == "min":
         chosen = min((s.frugal() for s in planner.searches), key=thrift)
     else:
-        budget = wanted if isinstance(wanted, int) else int(_SHARE * free_memory(planner.searches[0].device))
-        chosen = planner.fastest(budget)
+        chosen = planner.fastest(budget_of(wanted, planner.searches[0].device))
     return planner.plan(chosen, wanted if isinstance(wanted, int) else None, backend)
+
+
+def budget_of(memory: int | str | None, on: torch.device | Region) -> int:
+    """Bytes that a call may allocate: what was asked for, else most of what the device has free now."""
+    device = device_of(on) if isinstance(on, Region) else on
+    return memory if isinstance(memory, int) else int(_SHARE * free_memory(device))
 
 
 def sweep(program: Program, *, backend: str = "auto", stop_gradient: str = "all", flows: Any = None) -> list[Plan]:
@@ -106,6 +114,7 @@ class _Planner:
             host_bytes=c.transfers.bytes,
         ).bind(self.program)  # fmt: skip
         made._stages = c.stages
+        made._rivals = Rivals(c, self.searches, _LEFT)
         return made
 
     def _backend(self, c: Candidate, asked: str) -> tuple[str, float, Decision]:

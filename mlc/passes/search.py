@@ -56,9 +56,9 @@ class Candidate:
     transfers: Transfers = field(default_factory=Transfers)
 
 
-def peak_bytes(stages: Stages) -> int:
+def peak_bytes(stages: Stages, footprint: Footprint | None = None) -> int:
     """Predicted peak of a call beyond its inputs: the forward stage, or what is kept and the backward stage."""
-    footprint = Footprint()
+    footprint = Footprint() if footprint is None else footprint
     forward = footprint.region(stages.forward).peak
     if stages.backward is None:
         return forward
