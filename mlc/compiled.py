@@ -16,12 +16,14 @@ from torch.utils import _pytree as pytree
 from mlc.capture import Recording, Ref, record
 from mlc.commit import commit, storages
 from mlc.errors import BudgetError, DifferentiationError, MemoryWarning, MlcError
+from mlc.growth import Counts, longer, open_loops, planned_again
 from mlc.ir.program import Program
 from mlc.iterables import batch_tensors
-from mlc.passes.explain import size_text
+from mlc.passes.explain import size_text, time_text
 from mlc.passes.options import check_options
 from mlc.passes.plan import Plan, stages_for
 from mlc.passes.planner import make_plan
+from mlc.passes.retrip import Group
 from mlc.program import build_program
 from mlc.progress import progress
 from mlc.report import Report
@@ -47,6 +49,8 @@ class _Entry:
     calls: int = 0
     filtered: list[Any] = field(default_factory=list)
     smaller: bool = False  # planned again because memory was refused
+    loops: dict[int, Group] = field(default_factory=dict)  # open ones, by the iterable that they run over
+    fitting: Counts = field(default_factory=dict)  # trips that were found to fit
 
 
 class _Node(torch.autograd.Function):
@@ -91,15 +95,9 @@ class _Call:
 
     def _open(self, source: int, visit: int) -> Iterator[Any]:
         src = self.entry.recording.sources[source]
-        obj = src.object
         if self.first and src.once:
-            return itertools.chain(src.visits[visit][0], obj if not src.visits[visit][1] else ())
-        if src.path is not None:
-            found = self.roots.batches.get(src.path)
-            found = self.roots.iterators.get(src.path) if found is None else found
-            found = self.roots.objects.get(src.path) if found is None else found
-            obj = obj if found is None else found
-        return iter(obj)
+            return itertools.chain(src.visits[visit][0], src.object if not src.visits[visit][1] else ())
+        return iter(_iterable(self.entry, self.roots, source))
 
     def run(self) -> list[Tensor]:
         """Forward stage, then the user's objects are brought to their final state."""
@@ -132,6 +130,17 @@ class _Call:
         self.owner.report = Report.of(self.entry.plan, self.done)
         by_input = dict(zip(stages.gradients, found, strict=True))
         return [by_input.get(i) for i in self.entry.program.metas]
+
+
+def _iterable(entry: _Entry, roots: Roots, source: int) -> Any:
+    """The iterable that now stands where this one stood."""
+    src = entry.recording.sources[source]
+    if src.path is None:
+        return src.object
+    found = roots.batches.get(src.path)
+    found = roots.iterators.get(src.path) if found is None else found
+    found = roots.objects.get(src.path) if found is None else found
+    return src.object if found is None else found
 
 
 def _inputs(entry: _Entry, roots: Roots) -> list[Tensor]:
@@ -175,6 +184,8 @@ class CompiledFunction:
         fresh = entry is None
         if entry is None:
             entry = self._trace(args, kwargs, roots)
+        elif entry.loops:
+            self._fit(entry, roots)
         try:
             return self._run(entry, roots, fresh)
         except Stale:
@@ -215,6 +226,30 @@ class CompiledFunction:
         leaves = [_leaf(x, outs) for x in rec.out_leaves]
         return pytree.tree_unflatten(leaves, rec.out_spec)
 
+    def _fit(self, entry: _Entry, roots: Roots) -> None:
+        """Plan again when loops are longer than any that is known to fit, and would need more than the budget.
+
+        Raises:
+            BudgetError: when no plan fits; the entry stays as it was.
+        """
+        more = longer(entry.loops, lambda s: _iterable(entry, roots, s), entry.fitting)
+        if not more:
+            return
+        made = planned_again(entry.program, entry.plan, {**entry.fitting, **more}, self.options, entry.smaller)
+        if made is not None:
+            entry.program, entry.plan, needed = made
+            entry.executor = Executor(stages_for(entry.program, entry.plan), entry.plan.backend)
+            entry.loops = open_loops(entry.program)
+            what = ", ".join(f"{n} trips ({place.split('/')[-1]})" for (place, _), n in more.items())
+            warnings.warn(
+                MemoryWarning(
+                    f"a loop is longer than planned for: {what}; {size_text(needed)} would not fit. Planned again: "
+                    f"{time_text(entry.plan.seconds)}, {size_text(entry.plan.peak_bytes)}"
+                ),
+                stacklevel=3,
+            )
+        entry.fitting.update(more)
+
     def _shrink(self, entry: _Entry) -> None:
         """Plan again for half the memory, or for as little as can be."""
         budget = entry.plan.peak_bytes // 2
@@ -253,6 +288,7 @@ class CompiledFunction:
         lengths.update({p: len(b) for p, b in roots.batches.items() if p not in {s.path for s in rec.sources}})
         entry = _Entry(roots.key, rec, program, plan, executor, lengths)
         entry.filtered = _filter(roots.key, rec.ignore)
+        entry.loops = open_loops(program) if rec.reusable else {}
         if rec.reusable:
             self._entries.append(entry)
         return entry

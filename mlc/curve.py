@@ -13,17 +13,18 @@ from mlc.passes.plan import Plan
 
 __all__ = ["curve_csv", "curve_picture", "curve_table", "save_curve"]
 
-_COLUMNS = ("seconds", "peak_bytes", "mode", "backend", "price", "slots", "parts")
+_COLUMNS = ("seconds", "peak_bytes", "mode", "backend", "price", "slots", "parts", "offload")
 
 
 def curve_table(plans: Sequence[Plan]) -> str:
     """One line per plan, fastest first: predicted time and peak, and the levers that give them."""
     rows = [
         [time_text(p.seconds), size_text(p.peak_bytes), p.mode, p.backend, _price(p),
-         "all" if p.slots is None else str(p.slots), str(p.parts)]
+         "all" if p.slots is None else str(p.slots), str(p.parts), size_text(p.host_bytes) if p.host_bytes else ""]
         for p in plans
     ]  # fmt: skip
-    return printed(table(("time", "memory", "mode", "lowering", "price of a MiB", "states", "parts"), rows))
+    titles = ("time", "memory", "mode", "lowering", "price of a MiB", "states", "parts", "on the host")
+    return printed(table(titles, rows))
 
 
 def _price(p: Plan) -> str:

@@ -79,4 +79,4 @@ class LoweringWarning(MlcWarning):
 
 
 class MemoryWarning(MlcWarning):
-    """The device refused memory during a call, which was planned again with less and then succeeded."""
+    """A call was planned again: the device refused memory, or a loop is longer than one that fits the budget."""

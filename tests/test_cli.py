@@ -313,7 +313,7 @@ def test_a_sweep_prints_the_curve_and_writes_it(file: Path, tmp_path: Path) -> N
     written = tmp_path / "curve.csv"
     text = run("plan", file, "--sweep", "-o", written).stdout
     rows = written.read_text().splitlines()
-    assert rows[0] == "seconds,peak_bytes,mode,backend,price,slots,parts"
+    assert rows[0] == "seconds,peak_bytes,mode,backend,price,slots,parts,offload"
     points = [row.split(",") for row in rows[1:]]
     assert points and all(float(p[0]) > 0 and int(p[1]) >= 0 for p in points)
     assert [int(p[1]) for p in points] == sorted((int(p[1]) for p in points), reverse=True)

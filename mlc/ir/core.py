@@ -141,7 +141,8 @@ class Loop(Primitive):
 
     The body takes carries, consts and one element of each sequence; it returns the next carries and one
     element for each sequence that the loop emits.  With ``reverse`` the trips run from last to first and index
-    their sequences so.  ``replay`` tells how emitted carries are stored; it changes no value.
+    their sequences so.  ``replay`` tells how emitted carries are stored, ``host`` which emissions rest in the memory
+    of the host until they are read; both change no value.
     """
 
     body: Region
@@ -151,6 +152,7 @@ class Loop(Primitive):
     reverse: bool = False
     label: str = ""
     replay: Replay | None = None
+    host: tuple[int, ...] = ()
     usual: int | None = field(default=None, compare=False)
 
     @property

@@ -44,7 +44,8 @@ class _Words:
                 self.region(op.replay.body)
                 r = op.replay
                 replay = f",{r.carries},{r.consts},{r.seqs},{r.dense},{r.slots}"
-            return f"loop[{op.n_carry},{op.n_const},{op.trips},{op.reverse}{replay}]"
+            host = f",host{op.host}" if op.host else ""
+            return f"loop[{op.n_carry},{op.n_const},{op.trips},{op.reverse}{replay}{host}]"
         if isinstance(op, Custom):
             self.region(op.backward)
             return f"custom[{op.title},{op.n_in},{op.n_out},{op.present}]"

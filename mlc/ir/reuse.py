@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch._ops import OpOverload
@@ -63,8 +64,18 @@ def into(e: Eqn, v: Var) -> tuple[Any, bool] | None:
     return (_ANY[e.op], True) if e.op in _ANY else None
 
 
+_known: WeakKeyDictionary[Region, dict[int, Var]] = WeakKeyDictionary()
+
+
 def reused(region: Region) -> dict[int, Var]:
-    """For each equation that writes over an operand: its position, and the operand."""
+    """For each equation that writes over an operand: its position, and the operand.  Remembered by region."""
+    found = _known.get(region)
+    if found is None:
+        found = _known[region] = _reused(region)
+    return found
+
+
+def _reused(region: Region) -> dict[int, Var]:
     last: dict[Var, int] = {}
     for i, e in enumerate(region.eqns):
         for v in e.inputs:

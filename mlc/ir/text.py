@@ -219,7 +219,7 @@ class _Printer:
         return WORDS.get(type(op), op.name) + self.attrs(**given)
 
     def loop(self, op: Loop, e: Eqn, pad: str) -> Iterator[str]:
-        what = self.attrs(label=op.label or None, trips=op.trips, reverse=op.reverse or None)
+        what = self.attrs(label=op.label or None, trips=op.trips, reverse=op.reverse or None, host=op.host or None)
         yield f"loop{what} {{"
         inner = pad + "  "
         words = ["carry"] * op.n_carry + ["const"] * op.n_const + ["each"] * op.n_seq

@@ -183,6 +183,8 @@ def _loop(op: Loop, e: Eqn) -> str:
             return f"has a {what} of type {type_text(v.type)} for elements of type {type_text(elem)}"
         if None not in (v.type.length, op.trips) and v.type.length != op.trips:
             return f"runs {op.trips} times over a {what} of {v.type.length}"
+    if any(not 0 <= j < op.n_emit for j in op.host):
+        return f"keeps {op.host} of {op.n_emit} emissions on the host"
     return "" if op.replay is None else _replay(op, op.replay)
 
 

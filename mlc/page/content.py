@@ -106,7 +106,7 @@ def _stage(stage: Stage, program: Program, graphs: Any, tables: dict[str, Table]
 
 def _memory(stages: Sequence[Stage], graphs: Any, scenes: Sequence[Scene], program: Program) -> list[dict[str, Any]]:
     out = []
-    for stage, scene, points in zip(stages, scenes, predicted(stages, graphs, program.handed), strict=True):
+    for stage, scene, points in zip(stages, scenes, predicted(stages, graphs), strict=True):
         live = [[p.live[k] for p in points] for k in range(len(HOLDERS))]
         nodes = [-1 if p.eqn is None else scene.node_of.get(p.eqn, -1) for p in points]
         out.append({"stage": stage.name, "nodes": nodes, "live": live})

@@ -20,7 +20,7 @@ from mlc.ir.types import Loc, SeqType, TensorType, nbytes
 from mlc.passes.batchrules import heavy, linear_rule, name_of, rule_for
 from mlc.passes.shards import MIXED, SAME, SUM, Dependence, Local, Shard, Site, shape_of
 
-__all__ = ["Analysis", "Placed", "Refused", "batchwise"]
+__all__ = ["Analysis", "Placed", "Refused", "batchwise", "followed"]
 
 _TRIALS, _MORE = 12, 8
 _CONE = 200
@@ -111,6 +111,11 @@ def batchwise(region: Region, data: Sequence[Var] | None = None, parts: int = 1)
         if isinstance(best, Analysis) or (best.at is not None and best.work[0]):
             break  # examples were followed into a model: what these inputs say is final
     return best
+
+
+def followed(region: Region, n: int, seeds: dict[Var, Shard]) -> Analysis | Refused:
+    """The same for examples that are known to enter at these inputs of a region that :func:`batchwise` returned."""
+    return _Sweep(region, n, seeds).run()
 
 
 def _rank(a: Analysis | Refused) -> tuple[bool, tuple[int, int]]:

@@ -109,13 +109,13 @@ def forward_stages(program: Program, policy: Policy) -> Stages:
     through: bool | str = True if policy.stop == "inner" else "inner"
     reach = _reach(program, region, Passing(passing, through))
     if not reach.metas:
-        return Stages(prune(region), None, len(region.outputs), (), reach.outputs, ())
+        return Stages(prune(region), None, len(region.outputs), (), reach.outputs, (), program.handed)
     forward, columns = _push(program, region, passing, reach, through)
     forward = prune(forward)
     n = len(region.outputs)
     backward = _contraction(program, region, reach, columns)
     saved = tuple(("out", n + j) for j in range(len(columns)))
-    return Stages(forward, backward, n, saved, reach.outputs, reach.metas)
+    return Stages(forward, backward, n, saved, reach.outputs, reach.metas, program.handed)
 
 
 def _without_gradients(program: Program, policy: Policy) -> tuple[Region, frozenset[Eqn]]:

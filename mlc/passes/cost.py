@@ -82,6 +82,9 @@ def device_of(region: Region) -> torch.device:
     return torch.device("cpu")
 
 
+_FREE, _NOTHING = (Alias, Stop, Custom, Pack, Index, Feed), Cost()
+
+
 class Meter:
     """Predicts costs on one device; remembers loop bodies."""
 
@@ -89,6 +92,7 @@ class Meter:
         self.rates = on if isinstance(on, Rates) else rates(on)
         self._bodies: dict[int, tuple[Region, Cost]] = {}
         self._known: dict[Any, Cost] = {}
+        self._met: dict[Eqn, Cost] = {}
 
     def region(self, region: Region) -> Cost:
         """Cost of running all equations once."""
@@ -118,17 +122,20 @@ class Meter:
     def __call__(self, e: Eqn) -> Cost:
         """Cost of one equation; a loop counts its trips (1 where their number is open)."""
         op = e.op
-        if isinstance(op, (Alias, Stop, Custom, Pack, Index, Feed)):
-            return Cost()
+        if isinstance(op, _FREE):
+            return _NOTHING
         if isinstance(op, Loop):
             once = self._body(op.body) * op.count
             if op.replay is None:
                 return once
             return once + self._body(op.replay.body) * replayed_steps(op.count, op.replay.slots)
-        key = (op, tuple(v.type for v in e.inputs), tuple(v.type for v in e.outs))
-        found = self._known.get(key)
+        found = self._met.get(e)
         if found is None:
-            found = self._known[key] = self._operator(e)
+            key = (op, tuple([v.type for v in e.inputs]), tuple([v.type for v in e.outs]))
+            found = self._known.get(key)
+            if found is None:
+                found = self._known[key] = self._operator(e)
+            self._met[e] = found
         return found
 
     def _body(self, body: Region) -> Cost:

@@ -27,7 +27,7 @@ def details(plan: Plan, program: Program) -> list[object]:
     graphs = stages_for(program, plan)
     stages = stages_of(graphs)
     runs = [list(executions(s.region)) for s in stages]
-    live = predicted(stages, graphs, program.handed)
+    live = predicted(stages, graphs)
     costs = [_stage(*x) for x in zip(stages, runs, live, strict=True)]
     out: list[object] = [table(("stage", "ops", "runs", "flops", "moved", "peak", "at the peak"), costs)]
     out.append(table(("line", "code", "share", "flops"), _lines(runs)))

@@ -55,6 +55,10 @@ def explain(plan: Plan, program: Program | None, verbose: bool = False) -> str:
     rest = _remaining(plan, program)
     if rest:
         parts.append(_decisions(rest))
+    if program is not None and (verbose or plan._stages is not None):
+        from mlc.passes.formulatext import formula_lines
+
+        parts += formula_lines(plan.formulas, verbose)
     if verbose and program is not None:
         from mlc.passes.details import details
 
@@ -83,6 +87,7 @@ def explained(plan: Plan, program: Program) -> dict[str, Any]:
     return {
         "function": program.name, **{k: getattr(plan, k) for k in keys}, "levels": levels, "flows": flows,
         "decisions": [d.model_dump() for d in plan.decisions], "notes": list(program.notes),
+        "formulas": plan.formulas.as_dict(),
     }  # fmt: skip
 
 
@@ -115,6 +120,8 @@ def _headline(plan: Plan, program: Program | None) -> str:
         parts.append(f"predicted {time_text(plan.seconds)}")
     if plan.peak_bytes:
         parts.append(f"peak {size_text(plan.peak_bytes)}")
+    if plan.host_bytes:
+        parts.append(f"{size_text(plan.host_bytes)} on the host")
     if plan.memory is not None:
         parts.append(f"budget {size_text(plan.memory)}")
     if plan.stop != "all":

@@ -9,7 +9,9 @@ the whole trade of memory for time; every choice is exact, as the same operators
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import networkx as nx
 from networkx.algorithms.flow import boykov_kolmogorov
@@ -42,34 +44,78 @@ def choose(eqns: Sequence[Eqn], demanded: Iterable[Var], keep: Callable[[Var], f
         Infeasible: when there is no choice.
     """
     made = {v: e for e in eqns for v in e.outs}
+    demanded = list(dict.fromkeys(demanded))
+    costs = _costs(needed_for(eqns, demanded, set()), demanded, keep, redo)
     g: nx.DiGraph[object] = nx.DiGraph()
     g.add_nodes_from(("source", "sink"))
+    node = {v: made[v] if c.again else v for v, c in costs.items()}
+    for v in demanded:
+        g.add_edge("source", node[v])
     seen: set[Var] = set()
-    todo = list(dict.fromkeys(demanded))
-    for v in todo:
-        g.add_edge("source", v)
+    todo = list(demanded)
     while todo:
         v = todo.pop()
         if v in seen:
             continue
         seen.add(v)
-        price = keep(v)
-        maker = made.get(v)
-        seconds = redo(maker) if maker is not None else None
-        if maker is None or seconds is None:
-            _edge(g, v, "sink", price)
+        maker, c = made.get(v), costs[v]
+        if maker is None or c.seconds is None or c.kept:
+            _edge(g, v, "sink", c.price)
             continue
-        _edge(g, v, maker, price)
+        if not c.again:
+            _edge(g, v, maker, c.price)
         if maker not in g or "sink" not in g[maker]:
-            _edge(g, maker, "sink", seconds)
+            _edge(g, maker, "sink", c.seconds)
             for u in maker.inputs:
-                g.add_edge(maker, u)
+                g.add_edge(maker, node[u])
                 todo.append(u)
     try:
         _, (needed, _) = nx.minimum_cut(g, "source", "sink", flow_func=boykov_kolmogorov)
     except nx.NetworkXUnbounded:
         raise Infeasible from None
-    return {v for v in seen if v in needed and made.get(v) not in needed}
+    return {v for v in seen if node[v] is v and v in needed and made.get(v) not in needed}
+
+
+class _Choice(NamedTuple):
+    """What is known of a value before the cut.
+
+    Attributes:
+        price: Seconds that keeping it costs; None: it cannot be kept.
+        seconds: Seconds of its equation; None: it must not run again.
+        kept: Keeping costs no more than its equation alone.
+        again: Making it, with all that it may need for that, costs no more than keeping it.
+    """
+
+    price: float | None
+    seconds: float | None
+    kept: bool = False
+    again: bool = False
+
+
+def _costs(eqns: Sequence[Eqn], demanded: Sequence[Var], keep: Callable[[Var], float | None],
+           redo: Callable[[Eqn], float | None]) -> dict[Var, _Choice]:  # fmt: skip
+    """Costs of values; most choices follow from bounds, and only the others need the cut."""
+    costs: dict[Var, _Choice] = {}
+    most: dict[Var, float] = {}  # an upper bound of what having a value costs
+    made = {v for e in eqns for v in e.outs}
+    for v in dict.fromkeys((*demanded, *[u for e in eqns for u in e.inputs])):
+        if v not in made:
+            costs[v] = _Choice(keep(v), None)
+            most[v] = _infinite(costs[v].price)
+    for e in eqns:
+        seconds = redo(e)
+        making = math.inf if seconds is None else seconds + sum([most[u] for u in dict.fromkeys(e.inputs)])
+        for v in e.outs:
+            price = keep(v)
+            alone = len(e.outs) == 1 and seconds is not None
+            kept = alone and price is not None and price <= seconds  # type: ignore[operator]
+            costs[v] = _Choice(price, seconds, kept, alone and not kept and making <= _infinite(price))
+            most[v] = min(making, _infinite(price))
+    return costs
+
+
+def _infinite(price: float | None) -> float:
+    return math.inf if price is None else price
 
 
 def _edge(g: nx.DiGraph[object], a: object, b: object, seconds: float | None) -> None:

@@ -12,14 +12,17 @@ from dataclasses import dataclass, replace
 from mlc.ir.builder import Builder, contiguous_type, dce
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.program import Program
+from mlc.ir.slots import replayed_steps
 from mlc.ir.types import SeqType, nbytes
 from mlc.passes.adjoint import FallBack, Policy, Tape, lower_grads
 from mlc.passes.batch import Refused
-from mlc.passes.cost import Meter, device_of, flops
+from mlc.passes.cost import Meter, device_of
+from mlc.passes.inlined import TAG as INNER
 from mlc.passes.keep import choose, needed_for
 from mlc.passes.loops import nested_gradients
-from mlc.passes.memory import region_peak, root_of
-from mlc.passes.microbatch import microbatch
+from mlc.passes.memory import Footprint, region_peak, root_of
+from mlc.passes.offload import offload
+from mlc.passes.phases import in_phases
 from mlc.passes.remat import Trade, rematerialise
 from mlc.passes.residuals import keep_residuals
 from mlc.passes.reverse import active_vars
@@ -40,6 +43,7 @@ class Stages:
             ``("in", i)``.
         cotangents: Output positions that have a cotangent input.
         gradients: Input positions (meta-parameters) in the order of ``backward``'s results.
+        handed: Results that become the user's and live on (:attr:`mlc.ir.program.Program.handed`).
     """
 
     forward: Region
@@ -48,6 +52,7 @@ class Stages:
     saved: tuple[tuple[str, int], ...]
     cotangents: tuple[int, ...]
     gradients: tuple[int, ...]
+    handed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,15 @@ class Levers:
         slots: Sets of states kept per loop; None: all of them.
         parts: Micro-batches: parts that a batch is split into, where its examples are independent.
         rounds: Most cuts of rematerialisation inside a region.
+        offload: Bytes of an element from which on what loops emit for their adjoint rests on the host; None: nothing
+            does.
     """
 
     price: float = 0.0
     slots: int | None = None
     parts: int = 1
     rounds: int = 4
+    offload: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Joint:
         n_results: Number of its results.
         cotangents: Output positions that have a cotangent input.
         gradients: Input positions that have a hypergradient.
+        handed: Results that become the user's and live on.
     """
 
     region: Region
@@ -85,6 +94,7 @@ class Joint:
     n_results: int
     cotangents: tuple[int, ...]
     gradients: tuple[int, ...]
+    handed: frozenset[int] = frozenset()
 
 
 def differentiate(program: Program, policy: Policy) -> Joint | Stages:
@@ -107,7 +117,8 @@ def differentiate(program: Program, policy: Policy) -> Joint | Stages:
             reverse_over |= {why.eqn}
             policy = replace(policy, reverse=policy.reverse | nested_gradients(program.region))
     region = lower_grads(dce(Region(tuple(b.inputs), tuple(b.eqns), (*outs, *grads), tuple(b.names))), policy)
-    return Joint(region, len(program.inputs), len(outs), tuple(i for i, _ in cts), tuple(which))
+    return Joint(region, len(program.inputs), len(outs), tuple(i for i, _ in cts), tuple(which),
+                 program.handed)  # fmt: skip
 
 
 def finish(joint: Joint | Stages, levers: Levers, refused: Callable[[Refused], None] = lambda why: None) -> Stages:
@@ -118,12 +129,21 @@ def finish(joint: Joint | Stages, levers: Levers, refused: Callable[[Refused], N
         levers: The decisions.
         refused: Told why a batch cannot be split.
     """
+    stages = _decided(joint, levers, refused)
+    if levers.offload is None:
+        return stages
+    regions = offload((stages.forward, *([] if stages.backward is None else [stages.backward])), levers.offload)
+    return replace(stages, forward=regions[0], backward=regions[1] if len(regions) > 1 else None)
+
+
+def _decided(joint: Joint | Stages, levers: Levers, refused: Callable[[Refused], None]) -> Stages:
+    """What is kept where it was made."""
     if isinstance(joint, Stages):
         return _finished(joint, levers, Meter(device_of(joint.forward)), refused)
     meter = Meter(device_of(joint.region))
     region = _kept(joint.region, levers, meter, 1)
     forward, backward, saved = _cut(replace(joint, region=region), levers.price, meter)
-    stages = Stages(forward, backward, joint.n_results, saved, joint.cotangents, joint.gradients)
+    stages = Stages(forward, backward, joint.n_results, saved, joint.cotangents, joint.gradients, joint.handed)
     return _finished(stages, levers, meter, refused)
 
 
@@ -132,30 +152,31 @@ def _finished(stages: Stages, levers: Levers, meter: Meter, refused: Callable[[R
     backward, peak = stages.backward, 0
     if backward is not None:
         backward = _shrink(_split(backward, levers.parts, refused), levers, meter, 1)
-        saved = [v for v, (kind, _) in zip(backward.inputs, stages.saved, strict=False) if kind == "out"]
-        peak = region_peak(backward, saved)
-    forward = _bodies(stages.forward, lambda op: _split(op.body, levers.parts, refused))
+        footprint = Footprint()
+        book = footprint.region(stages.forward).book
+        owned, results = footprint.hand_over(book, replace(stages, backward=backward))
+        peak = results + footprint.region(backward, owned).peak
+
+    def body(region: Region, n: int) -> Region:
+        return _split(region, levers.parts, refused)
+
+    forward = _bodies(stages.forward, body, body)
     split = _split(stages.forward, levers.parts, refused)  # values kept for later are joined again: it may cost more
     forward = min(forward, split, key=region_peak)
     enough = replace(levers, price=0.0) if region_peak(forward) <= peak else levers
-    return replace(stages, forward=_shrink(forward, enough, meter, 1), backward=backward)
+    return replace(stages, forward=_shrink(forward, enough, meter, 1, levers), backward=backward)
 
 
 def _split(region: Region, parts: int, refused: Callable[[Refused], None]) -> Region:
     """Micro-batches in the bodies of loops and in the region itself, where a model works on independent examples."""
     if parts < 2:
         return region
-    region = _bodies(region, lambda op: _split(op.body, parts, refused))
-    if not any(flops(e) for e in region.eqns):
-        return region
-    found = microbatch(region, parts)
-    while isinstance(found, Refused) and found.divides and parts > 2:
-        parts //= 2
-        found = microbatch(region, parts)
-    if isinstance(found, Refused):
-        refused(found)
-        return region
-    return found
+
+    def body(region: Region, n: int) -> Region:
+        return _split(region, parts, refused)
+
+    region = _bodies(region, body, body)
+    return in_phases(region, parts, refused)
 
 
 def _kept(region: Region, levers: Levers, meter: Meter, times: int) -> Region:
@@ -163,19 +184,45 @@ def _kept(region: Region, levers: Levers, meter: Meter, times: int) -> Region:
     region = keep_residuals(region, levers.price / times, meter)
     if levers.slots is not None:
         region = sparse_states(region, levers.slots, levers.price / times, meter)
-    return _bodies(region, lambda op: _kept(op.body, levers, meter, times * op.count))
+    return _bodies(region, lambda body, n: _kept(body, levers, meter, times * n))
 
 
-def _shrink(region: Region, levers: Levers, meter: Meter, times: int) -> Region:
-    """Order and rematerialise a stage and the bodies of its loops."""
-    region = _bodies(region, lambda op: _shrink(op.body, levers, meter, times * op.count))
-    trade = Trade(levers.price, times, levers.rounds)
-    return rematerialise(region, lambda x: x.tag in ("tangent", "fused"), trade, meter)
+def _shrink(region: Region, levers: Levers, meter: Meter, times: int, replays: Levers | None = None) -> Region:
+    """Order and rematerialise a stage and the bodies of its loops; ``replays`` are the levers of their replays.
+
+    A replay runs while the other stage does, so its memory is that stage's.
+    """
+    again = replays or levers
+
+    def body(region: Region, n: int) -> Region:
+        return _shrink(region, levers, meter, times * n, again)
+
+    region = _bodies(region, body, lambda region, n: _shrink(region, again, meter, times * n))
+    return rematerialise(region, _anchors(region), Trade(levers.price, times, levers.rounds), meter)
 
 
-def _bodies(region: Region, f: Callable[[Loop], Region]) -> Region:
-    """The region with other bodies of its loops."""
-    eqns = [e.with_(op=replace(e.op, body=f(e.op))) if isinstance(e.op, Loop) else e for e in region.eqns]
+def _anchors(region: Region) -> Callable[[Eqn], bool]:
+    """Equations whose order says in which the others run: those of products, else all but copies."""
+    if any(e.tag in _ORDERED for e in region.eqns):
+        return lambda e: e.tag in _ORDERED
+    return lambda e: e.tag != "recomputed"
+
+
+_ORDERED = ("tangent", "fused", INNER)
+
+
+def _bodies(region: Region, f: Callable[[Region, int], Region], replay: Callable[[Region, int], Region] | None = None
+            ) -> Region:  # fmt: skip
+    """The region with other bodies of its loops (and of their replays), made from them and how often they run."""
+    eqns = []
+    for e in region.eqns:
+        if isinstance(e.op, Loop):
+            op = replace(e.op, body=f(e.op.body, e.op.count))
+            if op.replay is not None and replay is not None:
+                often = max(replayed_steps(op.count, op.replay.slots), 1)
+                op = replace(op, replay=replace(op.replay, body=replay(op.replay.body, often)))
+            e = e.with_(op=op)
+        eqns.append(e)
     return Region(region.inputs, tuple(eqns), region.outputs, region.names)
 
 

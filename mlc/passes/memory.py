@@ -2,23 +2,28 @@
 
 Views share the storage of their base; a value is freed after its last use; a loop holds its constants and sequences
 until it ends, frees its carries inside the body, and adds its emissions trip by trip (states that are rebuilt count
-as the few sets that are kept).  O(equations).
+as the few sets that are kept, and what their replays read stays alive with them).  Of sequences that rest on the
+host, the device holds two elements: that of the trip, and one on its way.  O(equations).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
-import torch
-
-from mlc.ir.core import Eqn, Feed, Loop, Pack, Region, Var
-from mlc.ir.reuse import reused, shared_with
+from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.reuse import shared_with
 from mlc.ir.slots import Slots
-from mlc.ir.types import nbytes
+from mlc.ir.types import SeqType, TensorType, nbytes
+from mlc.passes.book import Book, own_bytes, roots_of, workspace
 
-__all__ = ["Footprint", "Profile", "liveness", "region_peak", "root_of"]
+__all__ = [
+    "Footprint", "LoopMemory", "Profile", "Replays", "freed_carries", "held_at", "liveness", "rebuilt_of",
+    "region_peak", "root_of", "roots_of", "set_bytes",
+]  # fmt: skip
 
 
 def root_of(e: Eqn) -> Var | None:
@@ -57,19 +62,25 @@ def liveness(region: Region) -> tuple[int, int]:
 
 
 class Footprint:
-    """Predicts memory; remembers loop bodies and which sequences are rebuilt from sparse states.
+    """Predicts memory; remembers which sequences are rebuilt from sparse states, and which rest on the host.
+
+    Args:
+        exact: Count the sets of states that a loop of so many trips leaves.  Else as many as it may keep: that holds
+            for other numbers of trips as well, and is what the sweep back over them fills again.
 
     Attributes:
-        sparse: Sequences whose elements are rebuilt when they are read, with the bytes that a replay needs.
+        sparse: Sequences whose elements are rebuilt when they are read, with what that needs.
         sizes: Bytes of the results of loops met so far, where they are not those of their types.
+        hosted: Sequences whose elements rest on the host.
         same: Inputs of a stage that share a storage with another one of them, and with which.
     """
 
-    def __init__(self) -> None:
-        self.sparse: dict[Var, int] = {}
+    def __init__(self, exact: bool = False) -> None:
+        self.exact = exact
+        self.sparse: dict[Var, Replays] = {}
         self.sizes: dict[Var, int] = {}
+        self.hosted: set[Var] = set()
         self.same: dict[Var, Var] = {}
-        self._loops: dict[tuple[int, tuple[bool, ...]], tuple[Loop, LoopMemory]] = {}
 
     def region(self, region: Region, owned: Collection[Var] = ()) -> Profile:
         """Profile of a region; ``owned`` inputs die inside, at their last use."""
@@ -92,16 +103,15 @@ class Footprint:
             return book.live + workspace(e)
         loop = self.loop(e)
         during = book.live - sum(size for _, size in freed_carries(book, e, i, loop)) + loop.peak
-        book.enter_loop(e, i, loop)
+        book.enter_loop(e, i, loop.results, loop.keeps)
         return max(during, book.live)
 
-    def hand_over(self, book: Book, stages: Any, handed: Collection[int] = ()) -> tuple[list[Var], int]:
+    def hand_over(self, book: Book, stages: Any) -> tuple[list[Var], int]:
         """What the call holds once the forward stage has run.
 
         Args:
             book: Storages at the end of the forward stage.
             stages: The stage graphs (:class:`mlc.passes.lower.Stages`).
-            handed: Positions of results that become the user's and live on.
 
         Returns:
             Inputs of the backward stage that die in it, and bytes of results beside them.
@@ -120,55 +130,46 @@ class Footprint:
             counted |= held
             if outputs[at] in self.sparse:
                 self.sparse[v] = self.sparse[outputs[at]]
-        results = {book.owner[outputs[at]] for at in handed if at < stages.n_results} - counted
+            if outputs[at] in self.hosted:
+                self.hosted.add(v)
+        results = {book.owner[outputs[at]] for at in stages.handed if at < stages.n_results} - counted
         return own, sum(book.size[r] for r in results if r in book.holders)
 
     def loop(self, e: Eqn) -> LoopMemory:
-        """What a loop needs, measured once for each body."""
-        assert isinstance(e.op, Loop)
-        key = (id(e.op), tuple([v in self.sparse for v in e.args]))
-        entry = self._loops.get(key)
-        if entry is None or e.op.replay is not None:
-            entry = self._loops[key] = (e.op, self._measure(e))
-        return entry[1]
-
-    def _measure(self, e: Eqn) -> LoopMemory:
+        """What a loop needs; notes which of its emissions are rebuilt or on the host, and what the others take."""
         op = e.op
         assert isinstance(op, Loop)
-        n, ins = op.count, op.body.inputs
-        carries = ins[: op.n_carry]
-        root = roots(op.body)
-        emitted = [root.get(v, v) for v in op.body.outputs[op.n_carry :]]
-        replay = op.replay
-        rebuilt = {carries[i] for i in replay.carries} if replay is not None else set()
-        states = {v for v in emitted if v in carries and v not in rebuilt}
-        made = {v for v in emitted if v not in ins}
-        next_own = _next_own(op, root, made)
-        sets = sum(next_own[v] or 0 for v in rebuilt)
-        held = len(held_at(n, replay.slots)) if replay is not None else 1
-        fed = self._rebuilt_inputs(e)
-        body = self.region(op.body, [v for v in carries if next_own[v] and v not in states] + fed)
-        each = {v: nbytes(v.type) if v in made else (next_own[v] or 0) if v in states else 0 for v in emitted}
-        before = (n - 1) * sum(each.values()) + (held - 1) * sets
-        replayed = max((self.sparse[v] for v in e.args if v in self.sparse), default=0)
-        results: list[int | None] = [next_own[v] for v in carries]
-        for j, (v, out) in enumerate(zip(emitted, e.outs[op.n_carry :], strict=True)):
-            again = v in emitted[:j]
-            if v in rebuilt:
-                assert replay is not None
-                share = (held - 1) * sets if not rebuilt.intersection(emitted[:j]) else 0
-                self.sparse[out] = _bytes(rebuilt) + self.region(replay.body, replay.body.inputs[: len(rebuilt)]).peak
-            else:
-                share = 0 if again else each[v] * (n if v in made else n - 1)
-            results.append(share)
-            self.sizes[out] = share
-        return LoopMemory(before + max(body.peak, replayed), results, each, states, rebuilt, sets)
+        given = tuple([(v in self.sparse, v in self.hosted) for v in e.args])
+        known, key = _known.setdefault(op, {}), (op.count, self.exact, given)
+        found = known.get(key)
+        if found is None:
+            found = known[key] = _measured(op, self.exact, given)
+        self.sizes.update(zip(e.outs[op.n_carry :], found.sizes, strict=True))
+        if found.replays is not None:
+            self.sparse.update((e.outs[i], found.replays) for i in found.sparse)
+        self.hosted.update([e.outs[i] for i in found.hosted])
+        sources = {id(s): s for v in e.args if (s := self.sparse.get(v)) is not None}.values()
+        if not sources:
+            return found
+        more, replay = sum(s.more for s in sources), max(s.peak for s in sources)
+        return replace(found, peak=more + found.before + max(found.body, _bytes(found.owned) + replay))
 
-    def _rebuilt_inputs(self, e: Eqn) -> list[Var]:
-        """Body inputs that are elements of rebuilt sequences: the body owns them."""
-        op = e.op
-        assert isinstance(op, Loop)
-        return [v for v, a in zip(op.body.inputs, e.args, strict=True) if a in self.sparse]
+
+# Loops are measured once, however many candidates have them.
+_known: WeakKeyDictionary[Loop, dict[tuple[int, bool, tuple[tuple[bool, bool], ...]], LoopMemory]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Replays:
+    """What rebuilding states needs while a loop reads them.
+
+    Attributes:
+        more: Bytes beside the sets that the loop left: those made again on the way, or on their way from the host.
+        peak: Bytes of a replay.
+    """
+
+    more: int
+    peak: int
 
 
 @dataclass(frozen=True)
@@ -177,35 +178,116 @@ class LoopMemory:
 
     Attributes:
         peak: Bytes at its last trip.
+        body: Bytes that the body needs in a trip, its carries among them.
+        owned: Carries that the body owns.
+        before: Bytes that the trips before the last have left, and those on their way to or from the host.
         results: Bytes of its results; None where one is the loop's argument still.
+        sizes: Those of its emissions.
+        keeps: Results that hold more than what its trips allocate (the first states, what a replay reads): result,
+            and position among arguments and results.
         emitted: For each value of the body whose storage is emitted, the bytes that every trip adds.
         states: Of these, carries as they came in: a trip keeps what the one before allocated.
         rebuilt: Carries that are kept sparsely.
-        sets: Bytes of a set of them that nothing else keeps.
+        sets: Bytes of a set of them that nothing else keeps; 0 when it rests on the host.
+        sparse: Results that are rebuilt when they are read.
+        replays: What that needs.
+        hosted: Results that rest on the host.
+        leaving: Bytes on their way to the host while a later trip runs.
+        incoming: Bytes on their way from the host for the next trip.
     """
 
     peak: int
+    body: int
+    owned: list[Var]
+    before: int
     results: list[int | None]
+    sizes: list[int]
+    keeps: list[tuple[int, int]]
     emitted: dict[Var, int]
     states: set[Var]
     rebuilt: set[Var]
     sets: int
+    sparse: tuple[int, ...]
+    replays: Replays | None
+    hosted: tuple[int, ...]
+    leaving: int
+    incoming: int
 
-    def keeps(self, e: Eqn) -> Iterator[tuple[Var, Var]]:
-        """Results of the loop that hold more than what its trips allocate: the first states, what a replay reads."""
-        op = e.op
-        assert isinstance(op, Loop)
-        root = roots(op.body)
-        given = dict(zip(op.body.inputs, e.args, strict=True))
-        emitted = [(out, root.get(v, v)) for out, v in zip(e.outs, op.body.outputs, strict=True)][op.n_carry :]
-        yield from ((out, given[v]) for out, v in emitted if v in self.states)
-        first = next((out for out, v in emitted if v in self.rebuilt), None)
-        if first is not None and op.replay is not None:
-            consts, seqs = e.args[op.n_carry :], e.args[op.n_carry + op.n_const :]
-            yield from ((first, given[v]) for v in self.rebuilt)
-            yield from ((first, consts[k]) for k in op.replay.consts)
-            yield from ((first, seqs[k]) for k in op.replay.seqs)
-            yield from ((first, emitted[k][0]) for k in op.replay.dense)
+
+def _measured(op: Loop, exact: bool, given: Sequence[tuple[bool, bool]]) -> LoopMemory:
+    """Memory of a loop; ``given`` tells which arguments are rebuilt, and which rest on the host."""
+    n, ins, outs = op.count, op.body.inputs, op.body.outputs[op.n_carry :]
+    carries, roots, rebuilt = ins[: op.n_carry], roots_of(op.body), rebuilt_of(op)
+    emitted = [roots.get(v, v) for v in outs]
+    inner, far = Footprint(exact), [v for v, (again, far) in zip(ins, given, strict=True) if far and not again]
+    inner.hosted = {v for v in far if isinstance(v.type, SeqType)}
+    fed = [v for v, how in zip(ins, given, strict=True) if any(how) and not isinstance(v.type, SeqType)]
+    kept = {v for j, v in enumerate(emitted) if j not in op.host}
+    states = {v for v in kept if v in carries and v not in rebuilt}
+    gone = {v for v in emitted if v not in kept and isinstance(v.type, TensorType)}
+    last = _next_own(op, roots, {v for v in kept if v not in ins})
+    # what a trip has emitted to the host and hands on as well leaves the device behind the next trip
+    owned = [v for v, x in zip(carries, op.body.outputs, strict=False)
+             if last[v] and v not in states and roots.get(x, x) not in gone - {v}]  # fmt: skip
+    body = inner.region(op.body, [*owned, *fed]).peak
+    kept -= {emitted[j] for j, v in enumerate(outs) if v in inner.hosted}
+    made = {v for v in kept if v not in ins}
+    sets = 0 if gone & rebuilt else sum(last[v] or 0 for v in rebuilt)
+    each = {v: nbytes(v.type) if v in made else (last[v] or 0) if v in states else 0 for v in dict.fromkeys(emitted)}
+    most = 1 if op.replay is None else min(op.replay.slots, n)
+    held = most if op.replay is None or not exact else len(held_at(n, op.replay.slots))
+    leaving = _bytes(gone | rebuilt if gone & rebuilt else gone)
+    incoming = _bytes(v for v in far if v not in inner.hosted)
+    before = (n - 1) * sum(each.values()) + (most - 1) * sets + (n > 1) * (leaving + incoming)
+    first = next((j for j, v in enumerate(emitted) if v in rebuilt), -1)
+    sizes = [
+        (held - 1) * sets * (j == first) if v in rebuilt
+        else each[v] * (n if v in made else n - 1) * (v not in emitted[:j])
+        for j, v in enumerate(emitted)
+    ]  # fmt: skip
+    sparse = tuple(op.n_carry + j for j, v in enumerate(emitted) if v in rebuilt)
+    hosted = tuple(op.n_carry + j for j, v in enumerate(outs) if j in op.host or v in inner.hosted)
+    return LoopMemory(
+        before + body, body, owned, before, [*[last[v] for v in carries], *sizes], sizes,
+        _keeps(op, emitted, states, rebuilt), each, states, rebuilt, sets, sparse,
+        _replays(op, bool(gone & rebuilt), most, (held - 1) * sets), hosted, leaving, incoming,
+    )  # fmt: skip
+
+
+def _replays(op: Loop, hosted: bool, most: int, left: int) -> Replays | None:
+    """What rebuilding sets of states needs; ``left`` are the bytes of those that the loop leaves on the device.
+
+    A replay begins with a set that others hold and hands its states on from step to step; up to ``most`` sets are
+    held meanwhile.  Of the host, one set is on its way, and what steps read there, for two of them.
+    """
+    if op.replay is None:
+        return None
+    r, outs = op.replay, op.body.outputs[op.n_carry :]
+    read = _bytes(outs[j] for j in r.dense if j in op.host)
+    size = set_bytes(op)
+    more = _bytes(rebuilt_of(op)) if hosted else max((most - 1) * size - left, 0)
+    peak = region_peak(r.body, r.body.inputs[: len(r.carries)])
+    return Replays(more, 2 * read + peak)
+
+
+def set_bytes(op: Loop) -> int:
+    """Bytes of a set of states that is made again; what a replay hands on of what it reads is held already."""
+    assert op.replay is not None
+    body, root = op.replay.body, roots_of(op.replay.body)
+    read = body.inputs[len(op.replay.carries) :]
+    return _bytes(v for v in {root.get(v, v) for v in body.outputs} if v not in read)
+
+
+def _keeps(op: Loop, emitted: list[Var], states: set[Var], rebuilt: set[Var]) -> list[tuple[int, int]]:
+    """Results of a loop that keep arguments or other results alive: the first states, what a replay reads."""
+    at = {v: i for i, v in enumerate(op.body.inputs)}
+    out = [(op.n_carry + j, at[v]) for j, v in enumerate(emitted) if v in states]
+    first = next((op.n_carry + j for j, v in enumerate(emitted) if v in rebuilt), None)
+    if first is not None and op.replay is not None:
+        r, consts = op.replay, op.n_carry
+        read = [*[at[v] for v in rebuilt], *[consts + k for k in r.consts], *[consts + op.n_const + k for k in r.seqs]]
+        out += [(first, i) for i in (*read, *[len(at) + op.n_carry + j for j in r.dense])]
+    return out
 
 
 def _next_own(op: Loop, owner: dict[Var, Var], made: set[Var]) -> dict[Var, int | None]:
@@ -230,126 +312,18 @@ def freed_carries(book: Book, e: Eqn, i: int, loop: LoopMemory) -> list[tuple[Va
     return [(a, size) for a, size in freed.items() if size]
 
 
-def held_at(trips: int, slots: int) -> list[int]:
+@lru_cache(maxsize=1024)
+def held_at(trips: int, slots: int) -> tuple[int, ...]:
     """The trips whose states are held after so many trips, the first one included."""
     kept = Slots(slots)
     for t in range(trips):
         kept.offer(t)
-    return kept.held
+    return tuple(kept.held)
 
 
-class Book:
-    """Storages alive at a point of a region."""
-
-    def __init__(self, region: Region, owned: Mapping[Var, int], same: Mapping[Var, Var]) -> None:
-        self.last: dict[Var, int] = {}
-        for i, e in enumerate(region.eqns):
-            for v in e.inputs:
-                self.last[v] = i
-        for v in region.outputs:
-            self.last[v] = len(region.eqns)
-        self.reused = reused(region)
-        self.owner: dict[Var, Var] = {v: v for v in region.inputs}
-        self.holders: dict[Var, int] = {}
-        self.size: dict[Var, int] = {}
-        self.keeps: dict[Var, list[Var]] = {}
-        self.live = 0
-        for v, size in owned.items():
-            self.own(v, size, same.get(v, v))
-
-    def own(self, v: Var, size: int, root: Var) -> None:
-        """An input that dies here; ``root`` is the one whose storage it shares."""
-        if v not in self.last:
-            return
-        self.owner[v] = root
-        if root in self.holders:
-            self.holders[root] += 1
-        else:
-            self.add(root, size)
-
-    def add(self, v: Var, size: int) -> None:
-        """A storage of its own."""
-        self.holders[v], self.size[v] = 1, size
-        self.live += size
-
-    def drop(self, root: Var) -> None:
-        """A storage that nobody holds any more."""
-        self.live -= self.size[root]
-        del self.holders[root]
-        for r in self.keeps.pop(root, ()):
-            self.let_go(r)
-
-    def let_go(self, root: Var) -> None:
-        """One holder less."""
-        self.holders[root] -= 1
-        if self.holders[root] == 0:
-            self.drop(root)
-
-    def enter_loop(self, e: Eqn, i: int, loop: LoopMemory) -> None:
-        """Results of a loop."""
-        self.enter(e, i, loop.results)
-        for v, kept in loop.keeps(e):
-            root, held = self.owner[v], self.owner.get(kept)
-            if root in self.holders and held in self.holders and held is not root:
-                self.holders[held] += 1
-                self.keeps.setdefault(root, []).append(held)
-
-    def held_by(self, root: Var) -> set[Var]:
-        """A storage, and those that it keeps alive."""
-        return {root}.union(*[self.held_by(r) for r in self.keeps.get(root, ())])
-
-    def enter(self, e: Eqn, i: int, sizes: Sequence[int | None]) -> None:
-        """Results of equation ``i``, with the bytes of those that have a storage of their own."""
-        over = self.reused.get(i)
-        for k, v in enumerate(e.outs):
-            size = sizes[k]
-            shared = over if over is not None else e.args[k] if size is None else shared_with(e, k)
-            root = v if shared is None else self.owner[shared]
-            self.owner[v] = root
-            if root is v:
-                assert size is not None
-                self.add(v, size)
-            elif root in self.holders:
-                self.holders[root] += 1
-
-    def leave(self, e: Eqn, i: int) -> None:
-        """Drop what the equation read or made for the last time."""
-        for v in dict.fromkeys([*e.inputs, *e.outs]):
-            root = self.owner[v]
-            if self.last.get(v, i) == i and root in self.holders:
-                self.let_go(root)
-
-    def freed_with(self, v: Var, i: int) -> int:
-        """Bytes that go when equation ``i``, their last user, lets ``v`` go."""
-        root = self.owner[v]
-        alone = self.last.get(v) == i and self.holders.get(root) == 1
-        return self.size[root] if alone else 0
-
-
-def own_bytes(e: Eqn) -> list[int | None]:
-    """Bytes of the results of an operator that have storages of their own; what a feed draws is held trip by trip."""
-    return [0 if isinstance(e.op, (Feed, Pack)) else nbytes(v.type) for v in e.outs]
-
-
-_SCRATCH = {"_safe_softmax": 1.5}
-
-
-def workspace(e: Eqn) -> int:
-    """Bytes that an operator allocates and frees inside, beyond its results."""
-    if not isinstance(e.op, torch._ops.OpOverload):
-        return 0
-    factor = _SCRATCH.get(e.op._schema.name.split("::")[1])
-    return int(factor * nbytes(e.outs[0].type)) if factor else 0
-
-
-def roots(region: Region) -> dict[Var, Var]:
-    """The value that owns the storage of each value."""
-    owner: dict[Var, Var] = {}
-    for e in region.eqns:
-        for k, v in enumerate(e.outs):
-            shared = shared_with(e, k)
-            owner[v] = v if shared is None else owner.get(shared, shared)
-    return owner
+def rebuilt_of(op: Loop) -> set[Var]:
+    """Carries of a loop's body that are kept sparsely."""
+    return set() if op.replay is None else {op.body.inputs[i] for i in op.replay.carries}
 
 
 def _bytes(values: Iterable[Var]) -> int:

@@ -19,10 +19,10 @@ from mlc.passes.batch import Analysis, Placed
 from mlc.passes.retype import Retyper
 from mlc.passes.shards import PARTS, SAME, SUM, Shard, Size, shape_of
 
-__all__ = ["LABEL", "TAG", "Part", "Unexpected"]
+__all__ = ["FACTORIES", "LABEL", "TAG", "Part", "Unexpected"]
 
 TAG, LABEL = "micro", "micro-batches"
-_FACTORIES = {aten("zeros"), aten("ones"), aten("full")}
+FACTORIES = {aten("zeros"), aten("ones"), aten("full")}
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -119,7 +119,7 @@ class Part:
     def slice(self, v: Var, c: Shard) -> Var:
         """This part of a value of all examples; constants are made anew instead."""
         made = self.producer.get(v)
-        if made is not None and made.op in _FACTORIES:
+        if made is not None and made.op in FACTORIES:
             return self.emit(made, made.op, (list(self.part_shape(v, c)), *made.args[1:]), made.kwargs, 1)[0]
         if (v, c) not in self.seqs:
             pieces = self.pieces(v, c)

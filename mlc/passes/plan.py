@@ -15,6 +15,7 @@ from mlc.passes.adjoint import Policy
 from mlc.passes.explain import explain
 from mlc.passes.lower import Joint, Levers, Stages, finish
 from mlc.passes.modes import Modes, differentiated
+from mlc.passes.rivals import Formulas, Rivals, formulas_of
 
 __all__ = ["VERSION", "Decision", "Plan", "joint_of", "stages_for"]
 
@@ -49,8 +50,10 @@ class Plan(Shown, BaseModel):
         price: Seconds of a call that a byte of its peak was worth (see :class:`mlc.passes.lower.Levers`).
         slots: Sets of states kept per loop, the others replayed; None: all of them.
         parts: Micro-batches, where examples are independent.
+        offload: Bytes of an element from which on what loops keep for their adjoint rests on the host; None: nothing.
         decisions: Every decision with its reason.
         peak_bytes: Predicted peak of what a call allocates beyond its inputs, bytes.
+        host_bytes: Predicted bytes that rest on the host beside them.
         seconds: Predicted time of forward and backward, seconds.
     """
 
@@ -66,11 +69,15 @@ class Plan(Shown, BaseModel):
     price: float = Field(default=0.0, ge=0)
     slots: int | None = Field(default=None, ge=1)
     parts: int = Field(default=1, ge=1)
+    offload: int | None = Field(default=None, ge=1)
     decisions: tuple[Decision, ...] = ()
     peak_bytes: int = 0
+    host_bytes: int = 0
     seconds: float = 0.0
     _bound: Program | None = PrivateAttr(default=None)
     _stages: Stages | None = PrivateAttr(default=None)
+    _rivals: Rivals | None = PrivateAttr(default=None)
+    _formulas: Formulas | None = PrivateAttr(default=None)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.model_dump() == other.model_dump()
@@ -97,7 +104,31 @@ class Plan(Shown, BaseModel):
     @property
     def levers(self) -> Levers:
         """What is kept and what is computed again."""
-        return Levers(self.price, self.slots, self.parts)
+        return Levers(self.price, self.slots, self.parts, offload=self.offload)
+
+    @property
+    def formulas(self) -> Formulas:
+        """Time (seconds), peak (bytes) and flops as sympy expressions in the trips of the loops; break-even points.
+
+        Computed when asked for. A plan that was loaded knows no other plans to compare with.
+
+        Raises:
+            PlanError: for a plan that was loaded without its program.
+        """
+        if self._formulas is None:
+            if self._bound is None:
+                raise PlanError("a plan alone has no formulas", advice="Plan.load(path, program)")
+            stages = stages_for(self._bound, self)
+            self._formulas = formulas_of(
+                stages,
+                self._bound,
+                self._rivals,
+                mode=self.mode,
+                compiled=self.backend == "inductor",
+                budget=self.memory,
+            )
+            self._rivals = None
+        return self._formulas
 
     def explain(self, verbose: bool = False) -> str:
         """Levels, flows, what was chosen for each and why, on one screen; ``verbose``: and where time and memory go."""

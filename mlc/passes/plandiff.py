@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["changes", "compare"]
 
-_TOTALS = ("seconds", "peak_bytes")
+_TOTALS = ("seconds", "peak_bytes", "host_bytes")
 _QUIET = ("version", "program", "decisions", *_TOTALS)  # shown on their own, or no decision
 
 
@@ -46,7 +46,8 @@ def _changed(a: Plan, b: Plan) -> list[tuple[str, Decision | None, Decision | No
 
 def _totals(a: Plan, b: Plan) -> list[list[str]]:
     rows = []
-    for name, title, text in (("seconds", "time", time_text), ("peak_bytes", "peak memory", size_text)):
+    for name, title, text in (("seconds", "time", time_text), ("peak_bytes", "peak memory", size_text),
+                              ("host_bytes", "on the host", size_text)):  # fmt: skip
         x, y = getattr(a, name), getattr(b, name)
         ratio = f"{(y / x - 1) * 100:+.1f}%" if x else ""
         if x or y:

@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from mlc.errors import BudgetError
-from mlc.ir.core import Eqn
+from mlc.ir.core import Eqn, Region
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
 from mlc.passes.adjoint import Policy
 from mlc.passes.columns import count, legal
-from mlc.passes.cost import Meter
+from mlc.passes.cost import Meter, device_of
 from mlc.passes.explain import size_text, time_text
 from mlc.passes.modes import Modes, differentiated, resolve
 from mlc.passes.options import check_options, free_memory, parse_memory
 from mlc.passes.plan import Decision, Plan
-from mlc.passes.search import Candidate, Search
+from mlc.passes.rivals import Rivals
+from mlc.passes.search import Candidate, Search, front, thrift
 
-__all__ = ["make_plan", "sweep"]
+__all__ = ["budget_of", "make_plan", "sweep"]
 
 FEW = 8  # most tangents for which forward mode is tried without being asked for
 _SHARE = 0.8  # of what the device has free
+_HIDDEN = 0.05  # of a call, that copies add, for them to count as hidden: those of a loop's first trip always show
 
 # Inductor: it leaves so much of the time of elementwise work (W1: 0.5), a different operator takes so many seconds of
 # compilation on one core, and must be paid back within so many calls.
@@ -42,19 +46,22 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
     wanted = parse_memory(memory)
     planner = _Planner(program, flows, stop_gradient)
     if wanted == "min":
-        chosen = min((s.smallest() for s in planner.searches), key=lambda c: c.peak)
+        chosen = min((s.frugal() for s in planner.searches), key=thrift)
     else:
-        budget = wanted if isinstance(wanted, int) else int(_SHARE * free_memory(planner.searches[0].device))
-        chosen = planner.fastest(budget)
+        chosen = planner.fastest(budget_of(wanted, planner.searches[0].device))
     return planner.plan(chosen, wanted if isinstance(wanted, int) else None, backend)
+
+
+def budget_of(memory: int | str | None, on: torch.device | Region) -> int:
+    """Bytes that a call may allocate: what was asked for, else most of what the device has free now."""
+    device = device_of(on) if isinstance(on, Region) else on
+    return memory if isinstance(memory, int) else int(_SHARE * free_memory(device))
 
 
 def sweep(program: Program, *, backend: str = "auto", stop_gradient: str = "all", flows: Any = None,
           say: Callable[[str], None] = lambda text: None) -> list[Plan]:  # fmt: skip
     """The whole curve of time and memory: one plan for each point, fastest first; ``say`` hears where it is."""
     planner = _Planner(program, flows, stop_gradient)
-    from mlc.passes.search import front
-
     points = front(c for s in planner.searches for c in s.curve(say))
     return [planner.plan(c, c.peak, backend) for c in points]
 
@@ -72,11 +79,11 @@ class _Planner:
         modes = self.asked or Modes("mixed")
         joint, used, self.why_not = differentiated(program, modes, Policy("mixed", stop, self._note))
         self.modes = Modes(used, modes.levels if used == modes.mode else {})
-        self.searches.append(Search(used, joint, program.handed))
+        self.searches.append(Search(used, joint))
         if self.asked is None and 0 < count(program) <= FEW and legal(program, Policy("forward", stop)) is None:
             joint, used, why = differentiated(program, Modes("forward"), Policy("forward", stop))
             if not why:
-                self.searches.append(Search(used, joint, program.handed))
+                self.searches.append(Search(used, joint))
 
     def _note(self, e: Eqn, why: str) -> None:
         self.fallbacks[str(e.loc)] = why
@@ -104,10 +111,12 @@ class _Planner:
             program=digest(self.program), memory=budget, mode=c.mode, stop=self.stop,
             flows=dict(self.modes.levels) if c.mode == self.modes.mode else {},
             backend=how,
-            price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts,
+            price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts, offload=c.levers.offload,
             decisions=(*self._modes(c), *self._levers(c, budget), lowering), peak_bytes=c.peak, seconds=seconds,
+            host_bytes=c.transfers.bytes,
         ).bind(self.program)  # fmt: skip
         made._stages = c.stages
+        made._rivals = Rivals(c, self.searches, _LEFT)
         return made
 
     def _backend(self, c: Candidate, asked: str) -> tuple[str, float, Decision]:
@@ -181,6 +190,8 @@ class _Planner:
                 subject="states", choice=f"{c.levers.slots} sets of {search.trips}", runner_up="all kept",
                 reason="the others are replayed from what is kept of each step",
             ))  # fmt: skip
+        if c.levers.offload is not None:
+            out.append(_resting(c, search, budget))
         if c.levers.parts > 1:
             why = c.refused[0] if c.refused else None
             where = "" if why is None or why.loc is None else f" (line {why.loc.line})"
@@ -189,6 +200,18 @@ class _Planner:
                 reason="examples are independent" if why is None else f"where they can be; {why.reason}{where}",
             ))  # fmt: skip
         return out
+
+
+def _resting(c: Candidate, search: Search, budget: int | None) -> Decision:
+    """Saved tensors on the host; the runner-up is the fastest that fits without."""
+    here = [x for x in search.found.values() if x.levers.offload is None and x.peak <= (budget or x.peak)]
+    hidden = c.transfers.seconds <= _HIDDEN * c.seconds
+    how = "copies hidden behind compute" if hidden else f"copies take {time_text(c.transfers.seconds)} more"
+    return Decision(
+        subject="saved tensors", choice=f"rest on the host: {size_text(c.transfers.bytes)}", reason=how,
+        seconds=c.transfers.seconds, bytes=c.transfers.bytes,
+        runner_up=_point("on the device", min(here, key=lambda x: x.seconds)) if here else "none that fits",
+    )  # fmt: skip
 
 
 def _point(name: str, c: Candidate) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.types import nbytes
 
 __all__ = ["prune"]
 
@@ -43,8 +44,9 @@ def _loop(e: Eqn, live: set[Var]) -> Eqn:
             break
         carries = more
     consts = [i for i in range(nc, nc + nk) if ins[i] in used]
-    # a loop of unknown length runs as long as what it draws from
-    seqs = [i for i in range(nc + nk, len(ins)) if ins[i] in used or op.trips is None]
+    seqs = [i for i in range(nc + nk, len(ins)) if ins[i] in used or (op.trips is None and e.tag != "adjoint")]
+    if op.trips is None and not seqs:  # a loop of unknown length runs as long as what it draws from
+        seqs = sorted(range(nc + nk, len(ins)), key=lambda i: nbytes(ins[i].type))[:1]
     places = [*kept, *consts, *seqs]
     body = Region(tuple(ins[i] for i in places), body.eqns, body.outputs, _names(op.body, places))
     smaller = replace(op, body=body, n_carry=len(kept), n_const=len(consts))

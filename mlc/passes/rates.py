@@ -34,6 +34,8 @@ class Rates(BaseModel):
         strain: Time of a real sequence of operators, whose results are new memory and whose operands come from
             elsewhere, over the roofline's.
         threads: Threads that were used.
+        host: Copies between the device and pinned memory of the host beside the computation, bytes per second (the
+            slower direction); None where they are the same memory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +48,7 @@ class Rates(BaseModel):
     start: float = Field(gt=0)
     strain: float = Field(ge=1)
     threads: int = Field(ge=1)
+    host: float | None = Field(default=None, gt=0)
 
     @property
     def unit(self) -> float:
@@ -63,20 +66,26 @@ def _rates(kind: str, index: int, threads: int) -> Rates:
     if kind not in ("cpu", "cuda"):
         kind = "cpu"
     device = torch.device(kind) if kind == "cpu" else torch.device(kind, index)
-    name = platform.machine() if kind == "cpu" else torch.cuda.get_device_name(device)
-    title = f"{name}-{threads}-{torch.__version__}".replace(" ", "-").replace("/", "-")
     given = os.environ.get("MLC_RATES")
-    file = Path(given) if given else _folder() / f"rates-{title}.json"
+    file = Path(given) if given else _folder() / f"rates-{_title(device, threads)}.json"
     try:
-        return Rates.model_validate_json(file.read_text())
+        found = Rates.model_validate_json(file.read_text())
+        if given or kind == "cpu" or found.host is not None:
+            return found
     except (OSError, ValidationError):
-        measured = _measure(device)
+        pass
+    measured = _measure(device)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(measured.model_dump_json(indent=2))
     except OSError:
         pass  # a read-only home: measured again next time
     return measured
+
+
+def _title(device: torch.device, threads: int) -> str:
+    name = platform.machine() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return f"{name}-{threads}-{torch.__version__}".replace(" ", "-").replace("/", "-")
 
 
 def _folder() -> Path:
@@ -90,7 +99,7 @@ def _measure(device: torch.device) -> Rates:
             near=_traffic(device, 2**15, 1), far=_traffic(device, 2**17, 64), cache=2**19,
             special={size: _special(device, dtype) for size, dtype in _DTYPES.items()},
             start=_start(device), strain=1.0,
-            threads=torch.get_num_threads(),
+            threads=torch.get_num_threads(), host=_link(device),
         )  # fmt: skip
         return ideal.model_copy(update={"strain": max(1.0, _strain(device, ideal))})
 
@@ -102,6 +111,17 @@ def _traffic(device: torch.device, n: int, many: int) -> float:
     """Bytes per second of additions: one pair of vectors stays in the cache, many pairs do not fit."""
     pairs = [(torch.ones(n, device=device), torch.ones(n, device=device)) for _ in range(many)]
     return 12 * n / _seconds(device, [functools.partial(torch.ops.aten.add.Tensor, a, b) for a, b in pairs])
+
+
+def _link(device: torch.device) -> float | None:
+    """Bytes per second of copies from and to pinned memory, the slower of both; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    n = 2**25
+    here = torch.empty(n, dtype=torch.uint8, device=device)
+    there = torch.empty(n, dtype=torch.uint8, pin_memory=True)
+    ways = ((there, here), (here, there))
+    return n / max(_seconds(device, [functools.partial(a.copy_, b, non_blocking=True)]) for a, b in ways)
 
 
 def _matmul(device: torch.device, dtype: torch.dtype) -> float:

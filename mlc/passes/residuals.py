@@ -3,7 +3,8 @@
 An adjoint loop begins every trip by making the values of that step again from its states.  Any of these that the
 forward loop computed as well can be emitted there instead.  Which: a minimum cut between seconds and bytes (see
 :mod:`mlc.passes.keep`) on the part of the adjoint's body that does not depend on cotangents; values of the two
-bodies are matched by value numbering.
+bodies are matched by value numbering.  Inner gradients, which the adjoint reads from the sweep, are up to the cut as
+well (:mod:`mlc.passes.inlined`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from mlc.ir.builder import dce, renamed
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.types import SeqType, nbytes
 from mlc.passes.cost import Meter
+from mlc.passes.inlined import inlined
 from mlc.passes.keep import Infeasible, choose
 from mlc.passes.memory import root_of
 from mlc.passes.numbering import Numbering
@@ -69,6 +71,11 @@ def keep_residuals(region: Region, price: float, meter: Meter) -> Region:
 
 def _keep(region: Region, pair: Pair, price: float, meter: Meter) -> Region:
     f, a = region.eqns[pair.forward], region.eqns[pair.adjoint]
+    if price > 0:
+        f, a = inlined(f, a)
+        eqns = list(region.eqns)
+        eqns[pair.forward], eqns[pair.adjoint] = f, a
+        region = Region(region.inputs, tuple(eqns), region.outputs, region.names)
     assert isinstance(f.op, Loop) and isinstance(a.op, Loop)
     body, adjoint = f.op.body, a.op.body
     numbering = Numbering()

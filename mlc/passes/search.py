@@ -8,20 +8,29 @@ fastest that fits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
 
 from mlc.ir.core import Loop
-from mlc.passes.batch import Refused
+from mlc.ir.types import nbytes
+from mlc.passes.batch import Refused, batchwise
 from mlc.passes.cost import Meter, device_of
 from mlc.passes.lower import Joint, Levers, Stages, finish
 from mlc.passes.memory import Footprint
+from mlc.passes.offload import LEAST, Transfers, transfers
+from mlc.passes.options import free_memory
 
-__all__ = ["Candidate", "Search", "peak_bytes"]
+__all__ = ["Candidate", "Search", "front", "peak_bytes", "thrift"]
 
 # Prices of a byte, in times of moving it once: each step buys about a quarter of what is left to buy.
-_PRICES = (0.0, 2.0, 8.0, 32.0, 128.0, 1024.0)
-_TOLERANCE = 0.05  # of the smallest peak: below that, time decides
+_PRICES = (0.0, 2.0, 8.0, 32.0, 128.0, 512.0, 8192.0)
+_WORTH = 1.5  # "min": a percent of memory is worth so many percent of time
+_MOST_PARTS = 16
+_ROOM = 0.5  # of what the host has free, for saved tensors: pinned memory comes in powers of two
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Candidate:
         peak: Predicted peak beyond the inputs, bytes.
         seconds: Predicted time of forward and backward stage, seconds.
         refused: Why a batch could not be split, when that was tried.
+        transfers: Copies to the host and back; their seconds are counted in ``seconds``.
     """
 
     mode: str
@@ -43,18 +53,16 @@ class Candidate:
     peak: int
     seconds: float
     refused: tuple[Refused, ...] = ()
+    transfers: Transfers = field(default_factory=Transfers)
 
 
-def peak_bytes(stages: Stages, handed: Collection[int] = ()) -> int:
-    """Predicted peak of a call beyond its inputs: the forward stage, or what is kept and the backward stage.
-
-    ``handed``: positions of results that the user gets (:attr:`mlc.ir.program.Program.handed`).
-    """
-    footprint = Footprint()
+def peak_bytes(stages: Stages, footprint: Footprint | None = None) -> int:
+    """Predicted peak of a call beyond its inputs: the forward stage, or what is kept and the backward stage."""
+    footprint = Footprint() if footprint is None else footprint
     forward = footprint.region(stages.forward)
     if stages.backward is None:
         return forward.peak
-    owned, results = footprint.hand_over(forward.book, stages, handed)
+    owned, results = footprint.hand_over(forward.book, stages)
     return max(forward.peak, results + footprint.region(stages.backward, owned).peak)
 
 
@@ -65,18 +73,17 @@ class Search:
     Args:
         mode: How derivatives go.
         joint: The differentiated program.
-        handed: Positions of results that the user gets.
     """
 
     mode: str
     joint: Joint | Stages
-    handed: Collection[int] = ()
     found: dict[Levers, Candidate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         region = self.joint.forward if isinstance(self.joint, Stages) else self.joint.region
         self.device = device_of(region)
         self.meter = Meter(self.device)
+        self.room = int(_ROOM * free_memory(torch.device("cpu")))
         self.trips = max((e.op.count for e in region.eqns if isinstance(e.op, Loop)), default=1)
 
     def at(self, levers: Levers) -> Candidate:
@@ -87,9 +94,28 @@ class Search:
             stages = finish(self.joint, levers, refused.append)
             seconds = self.meter.region(stages.forward).seconds
             seconds += 0.0 if stages.backward is None else self.meter.region(stages.backward).seconds
-            known = Candidate(self.mode, levers, stages, peak_bytes(stages, self.handed), seconds, tuple(refused))
+            copies = self._copies(stages) if levers.offload is not None else Transfers()
+            seconds += copies.seconds
+            known = Candidate(self.mode, levers, stages, peak_bytes(stages), seconds, tuple(refused), copies)
             self.found[levers] = known
         return known
+
+    def _copies(self, stages: Stages) -> Transfers:
+        return transfers((stages.forward, *([] if stages.backward is None else [stages.backward])), self.meter)
+
+    def _fits(self, c: Candidate, budget: int | None = None) -> bool:
+        """Whether the device's memory, where there is a budget, and the host's are enough."""
+        return (budget is None or c.peak <= budget) and c.transfers.bytes <= self.room
+
+    @property
+    def offloads(self) -> bool:
+        """Whether saved tensors may rest on the host: where that is another memory than the device's."""
+        return self.device.type != "cpu" and self.meter.rates.host is not None
+
+    def ladders(self) -> list[list[Levers]]:
+        """The ladder, and the same with saved tensors on the host where that is worth a try."""
+        plain = self.ladder()
+        return [plain, [replace(x, offload=LEAST) for x in plain]] if self.offloads else [plain]
 
     def ladder(self) -> list[Levers]:
         """Levers from the fastest to the smallest."""
@@ -98,46 +124,86 @@ class Search:
         prices = [p * unit for p in _PRICES]
         out = [Levers(p) for p in prices[:4]]
         out += [Levers(prices[4], some), Levers(prices[4], some, 2), Levers(prices[4], few, 4)]
-        out += [Levers(prices[5], few, 4)]
+        out += [Levers(prices[5], few, 4), Levers(prices[6], few, self.parts)]
         return list(dict.fromkeys(out))
+
+    @cached_property
+    def parts(self) -> int:
+        """Most parts of a batch that are tried: 4, or more where there are as many examples."""
+        if isinstance(self.joint, Stages):
+            return 4
+        bodies = [e.op.body for e in self.joint.region.eqns if isinstance(e.op, Loop) and e.tag != "adjoint"]
+        body = max(bodies, key=lambda b: len(b.eqns), default=self.joint.region)
+        found = batchwise(body)
+        n = 0 if isinstance(found, Refused) else found.n
+        return next((k for k in (_MOST_PARTS, _MOST_PARTS // 2) if n and n % k == 0), 4)
 
     def fastest(self, budget: int) -> Candidate | None:
         """The fastest candidate whose peak is at most ``budget`` bytes, as far as the search sees."""
-        ladder = self.ladder()
-        best = _first(ladder, lambda x: self.at(x).peak <= budget)
-        if best is None:
-            return None
-        if best:
-            self._between(ladder[best - 1], ladder[best], budget)
-        fitting = [c for c in self.found.values() if c.peak <= budget]
-        return min(fitting, key=lambda c: (c.seconds, c.peak))
+        for ladder in self.ladders():
+            best = _first(ladder, lambda x: self._fits(self.at(x), budget))
+            if best:
+                self._between(ladder[best - 1], ladder[best], budget)
+                where = ladder[best].offload
+                fitting = (c for c in self.found.values() if self._fits(c, budget) and c.levers.offload == where)
+                self._more_states(min(fitting, key=_time), budget)
+            elif best == 0:
+                break  # with everything kept where it is made, nothing on the host is faster
+        return min((c for c in self.found.values() if self._fits(c, budget)), key=_time, default=None)
 
-    def _between(self, over: Levers, under: Levers, budget: int, steps: int = 3) -> None:
+    def _between(self, over: Levers, under: Levers, budget: int, steps: int = 2) -> None:
         """Bisect the price between a candidate that is too large and one that fits."""
         unit = self.meter.rates.unit
         low, high = max(over.price, unit / 2), max(under.price, unit)
         for _ in range(steps if high > 1.2 * low else 0):
             middle = (low * high) ** 0.5
-            if self.at(Levers(middle, under.slots, under.parts)).peak <= budget:
+            if self._fits(self.at(replace(under, price=middle)), budget):
                 high = middle
             else:
                 low = middle
 
+    def _more_states(self, c: Candidate, budget: int) -> None:
+        """As many sets of states as the budget has room for."""
+        size = max((_set_bytes(e.op) for e in c.stages.forward.eqns if isinstance(e.op, Loop)), default=0)
+        if size and c.levers.slots is not None and budget - c.peak >= size:
+            self.at(replace(c.levers, slots=min(c.levers.slots + (budget - c.peak) // size, self.trips)))
+
     def smallest(self) -> Candidate:
-        """The candidate with the smallest peak; of those about as small, the fastest."""
-        last = self.ladder()[-1]
-        if self.at(last).refused:
-            self.at(Levers(last.price, last.slots))
-        least = min(c.peak for c in self.found.values())
-        return min((c for c in self.found.values() if c.peak <= least * (1 + _TOLERANCE)), key=lambda c: c.seconds)
+        """The candidate with the smallest peak."""
+        for ladder in self.ladders():
+            last = ladder[-1]
+            if self.at(last).refused:
+                self.at(replace(last, parts=1))
+        return min((c for c in self.found.values() if self._fits(c)), key=lambda c: (c.peak, c.seconds))
+
+    def frugal(self) -> Candidate:
+        """What ``memory="min"`` takes: the candidate with the smallest peak that is worth its time."""
+        for ladder in self.ladders():
+            self.at(ladder[-2])
+        self.smallest()
+        return min((c for c in self.found.values() if self._fits(c)), key=thrift)
 
     def curve(self, say: Callable[[str], None] = lambda text: None) -> list[Candidate]:
         """Every candidate of the ladder that no other one beats in both time and memory, fastest first."""
-        ladder = self.ladder()
-        for i, levers in enumerate(ladder):
-            say(f"{self.mode}, {i + 1} of {len(ladder)}")
+        every = [x for ladder in self.ladders() for x in ladder]
+        for i, levers in enumerate(every):
+            say(f"{self.mode}, {i + 1} of {len(every)}")
             self.at(levers)
-        return front(self.found.values())
+        return front(c for c in self.found.values() if self._fits(c))
+
+
+def thrift(c: Candidate) -> float:
+    """How much of time and memory a candidate needs, memory counting more; less is better."""
+    return math.log(max(c.seconds, 1e-12)) + _WORTH * math.log(max(c.peak, 1))
+
+
+def _time(c: Candidate) -> tuple[float, int]:
+    return c.seconds, c.peak
+
+
+def _set_bytes(op: Loop) -> int:
+    """Bytes of one set of states of a loop that keeps them sparsely."""
+    return 0 if op.replay is None else sum(nbytes(op.body.inputs[i].type) for i in op.replay.carries)
 
 
 def front(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -160,16 +226,11 @@ def _first(ladder: list[Levers], fits: Callable[[Levers], bool]) -> int | None:
     """Position of the first entry that fits, taking the ladder as sorted; None when the last does not."""
     if fits(ladder[0]):
         return 0
-    low, high = 0, len(ladder) - 1
-    if not fits(ladder[high]):
-        found = [i for i in range(high - 1, high - 3, -1) if i > 0 and fits(ladder[i])]
-        if not found:
-            return None
-        high = found[0]
+    low, high = 0, len(ladder)
     while high - low > 1:
         middle = (low + high) // 2
         if fits(ladder[middle]):
             high = middle
         else:
             low = middle
-    return high
+    return high if high < len(ladder) else None

@@ -1,14 +1,14 @@
 """What is alive while a plan runs: predicted bytes after every equation, by what holds them.
 
-The books are those of :class:`mlc.passes.memory.Footprint`, from which the peak of a plan comes; here they are kept
-for every equation instead of their maximum, with loops unrolled: what a loop keeps grows trip by trip, and states that
-are held sparsely come and go as the runtime's schedule says.  Long loops are thinned; every point that stands for
-others is the highest of them, so that no peak is lost.  O(equations + points).
+The books are those of :class:`mlc.passes.memory.Footprint`, from which the peak of a plan comes; here they are kept for
+every equation instead of their maximum, with loops unrolled: what a loop keeps grows trip by trip, and states that are
+held sparsely come and go as the runtime's schedule says (a peak is that of as many as may be).  Long loops are thinned;
+every point that stands for others is the highest of them, so that no peak is lost.  O(equations + points).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.slots import Slots
 from mlc.ir.types import SeqType, nbytes
+from mlc.passes.book import Book, own_bytes, roots_of, workspace
 from mlc.passes.facts import Stage
-from mlc.passes.memory import Book, Footprint, LoopMemory, freed_carries, held_at, own_bytes, roots, workspace
+from mlc.passes.memory import Footprint, freed_carries, held_at, set_bytes
 
 __all__ = ["HOLDERS", "Point", "predicted"]
 
@@ -45,19 +46,19 @@ class Point:
         return sum(self.live)
 
 
-def predicted(stages: Sequence[Stage], stage_graphs: Any, handed: Collection[int] = ()) -> list[list[Point]]:
+def predicted(stages: Sequence[Stage], stage_graphs: Any) -> list[list[Point]]:
     """Points of every stage, in the order in which they run; inputs of the call are not counted.
 
     Args:
         stages: From :func:`mlc.passes.facts.stages_of`.
-        stage_graphs: What they come from; tells which inputs of the backward stage the call keeps.
-        handed: Results that the user holds from then on (:attr:`mlc.ir.program.Program.handed`).
+        stage_graphs: What they come from; tells which inputs of the backward stage the call keeps,
+            and which results the user holds from then on.
     """
-    footprint, forward = Footprint(), stages[0].region
+    footprint, forward = Footprint(exact=True), stages[0].region
     walk = _Walk(footprint, {}, stages[0].saved, POINTS)
     out = [walk.region(forward, {})]
     for stage in stages[1:]:
-        own, results = footprint.hand_over(footprint.region(forward).book, stage_graphs, handed)
+        own, results = footprint.hand_over(footprint.region(forward).book, stage_graphs)
         walk.hand_over(forward.outputs, stage_graphs.saved, stage.region.inputs)
         points = replace(walk, saved=stage.saved).region(stage.region, dict.fromkeys(own, SAVED))
         out.append(_above([results if k == RESULTS else 0 for k in range(len(HOLDERS))], points))
@@ -73,6 +74,7 @@ class _Sparse:
         slots: Which sets are held now.
         size: Bytes of a set that is made again.
         own: Bytes of a set that the loop made: less what it emits besides.
+        ahead: Bytes of a set on its way to the host or back, where sets rest there; nothing else of them counts.
         end: Sets that were held when the loop ended: those that the book counts.
     """
 
@@ -80,10 +82,16 @@ class _Sparse:
     slots: Slots
     size: int
     own: int
+    ahead: int
     end: frozenset[int]
 
-    def more(self) -> int:
-        """Bytes of the sets held now beyond those at the end of the loop; the first set is an argument of it."""
+    def more(self, at: int) -> int:
+        """Bytes of the sets held beyond those at the end of the loop, at a trip that reads them.
+
+        The first set is an argument of the loop: it is not counted, nor is it brought from the host.
+        """
+        if self.ahead:
+            return self.ahead if any(0 < t < at for t in self.slots.held) else 0
         now = [self.own if t in self.end else self.size for t in self.slots.held if t]
         return sum(now) - self.own * (len(self.end) - 1)
 
@@ -115,7 +123,7 @@ class _Walk:
         for i, e in enumerate(r.eqns):
             book.holder = self.holder(e)
             if isinstance(e.op, Loop):
-                out += self.loop(e, e.op, i, book)
+                out += _Trips(self, e, e.op, i, book).points()
                 self.results(e, book, i)
                 out.append(Point(e, tuple(book.bytes)))
             else:
@@ -143,7 +151,8 @@ class _Walk:
 
     def results(self, e: Eqn, book: _Held, i: int) -> None:
         """Enter the results of a loop; of its sequences only those that the next stage reads are kept for it."""
-        book.enter_loop(e, i, self.footprint.loop(e))
+        memory = self.footprint.loop(e)
+        book.enter_loop(e, i, memory.results, memory.keeps)
         for v in e.outs:
             if v in book.held and isinstance(v.type, SeqType):
                 book.move(v, self.keeper(v))
@@ -151,93 +160,138 @@ class _Walk:
     def keeper(self, v: Var) -> int:
         return SAVED if v in self.saved else STATES
 
-    # ---- loops
 
-    def loop(self, e: Eqn, op: Loop, i: int, book: _Held) -> list[Point]:
-        """The body, trip after trip, above what is alive around the loop."""
-        memory, ins, n = self.footprint.loop(e), op.body.inputs, op.count
-        base = list(book.bytes)
+class _Trips:
+    """The trips of one loop equation, above what is alive around it."""
+
+    def __init__(self, walk: _Walk, e: Eqn, op: Loop, i: int, book: _Held) -> None:
+        self.walk, self.e, self.op, self.book = walk, e, op, book
+        self.memory = memory = walk.footprint.loop(e)
+        self.base = list(book.bytes)
         freed = dict(freed_carries(book, e, i, memory))
         for a, size in freed.items():
-            base[book.held[book.owner[a]]] -= size
+            self.base[book.held[book.owner[a]]] -= size
         shared: set[Var] = set()
-        first: dict[Var, int] = {}
-        for v, a in zip(ins[: op.n_carry], e.args, strict=False):
+        self.first: dict[Var, int] = {}
+        for v, a in zip(op.body.inputs[: op.n_carry], e.args, strict=False):
             if a in freed and a not in shared:
-                first[v] = book.held[book.owner[a]]
+                self.first[v] = book.held[book.owner[a]]
                 shared.add(a)  # another carry that begins with it has nothing of its own yet
-        carries = zip(ins, memory.results[: op.n_carry], strict=False)
-        later = {v: STATES for v, own in carries if own and v not in memory.states}
-        kept = self.begun(e, op, memory)
-        shown = min(n, max(2, self.points // 6))
-        body = _Body(replace(self, saved=(), points=max(3, self.points // shown - 2), depth=self.depth + 1), op.body)
-        wanted = {0, *(k * n // shown - 1 for k in range(1, shown + 1))}  # the last one, where most is kept
+        self.later = dict.fromkeys(memory.owned, STATES)
+        self.fed = self._fed()
+        keepers = {v: walk.keeper(out) for out, v in reversed(_emissions(e, op))}
+        self.grown = [(keepers[v], size) for v, size in memory.emitted.items() if size]
+        self.keeper = next((keepers[v] for v in keepers if v in memory.rebuilt), STATES)
+        self.kept = self._begun()
+        self.leaving = memory.leaving - (0 if self.kept is None else self.kept.ahead)
+        self._replays: dict[tuple[Slots, bool], Point] = {}
+
+    def points(self) -> list[Point]:
+        """All of them; where trips are too many, the highest of those next to each other, and the last one."""
+        n, walk = self.op.count, self.walk
+        shown = min(n, max(2, walk.points // 6))
+        inner = replace(walk, saved=(), points=max(3, walk.points // shown - 2), depth=walk.depth + 1)
+        body = _Body(inner, self.op.body)
+        trips = [self._trip(t) for t in range(n)]
         out: list[Point] = []
-        for t in range(n):
-            if kept is not None:
-                kept.slots.offer(t)
-            live, fresh, replayed = self.replayed(e, op, t, list(base), book)
-            if t not in wanted:
-                continue
-            out += replayed
-            own = (later if t else first) | fresh
-            if kept is not None:
-                live[self.keeper_of(e, op, memory)] += (len(kept.slots.held) - 1) * kept.own
-                own = {v: h for v, h in own.items() if not (v in memory.rebuilt and t in kept.slots.held)}
-            for holder, size in self.grown(e, op, memory):
-                live[holder] += t * size
-            out += _above(live, body.points(own))
+        for k in range(shown):
+            some = trips[k * n // shown : (k + 1) * n // shown]
+            replays = [x.replay for x in some if x.replay is not None]
+            out += [max(replays, key=lambda p: p.total)] if replays else []
+            best = max(reversed(some), key=lambda x: x.total) if k < shown - 1 else some[-1]
+            out += _above(best.live, body.points(best.own))
         return out
 
-    def begun(self, e: Eqn, op: Loop, memory: LoopMemory) -> _Sparse | None:
+    def _fed(self) -> dict[Var, int]:
+        """Inputs of the body that are copies of what rests on the host; its sequences there are noted."""
+        footprint, fed = self.walk.footprint, {}
+        for v, a in zip(self.op.body.inputs, self.e.args, strict=True):
+            if a in footprint.hosted and isinstance(v.type, SeqType):
+                footprint.hosted.add(v)
+            elif a in footprint.hosted and a not in self.walk.sparse:
+                fed[v] = SAVED
+        return fed
+
+    def _begun(self) -> _Sparse | None:
         """The states of a loop that holds them sparsely, before its first trip."""
-        if op.replay is None:
+        op, memory = self.op, self.memory
+        if op.replay is None or memory.replays is None:
             return None
-        root, body = roots(op.replay.body), op.replay.body
-        read = body.inputs[len(op.replay.carries) :]  # what a replay hands on of these is held already
-        sets = sum(nbytes(v.type) for v in {root.get(v, v) for v in body.outputs} if v not in read)
+        hosted = any(i in memory.hosted for i in memory.sparse)
+        size, ahead = (0, memory.replays.more) if hosted else (set_bytes(op), 0)
         end = frozenset(held_at(op.count, op.replay.slots))
-        made = _Sparse(op, Slots(op.replay.slots), sets, memory.sets, end)
-        self.sparse.update((out, made) for out, v in _emissions(e, op) if v in memory.rebuilt)
+        made = _Sparse(op, Slots(op.replay.slots), size, memory.sets, ahead, end)
+        self.walk.sparse.update((self.e.outs[i], made) for i in memory.sparse)
         return made
 
-    def keeper_of(self, e: Eqn, op: Loop, memory: LoopMemory) -> int:
-        """What the states of a loop are held for."""
-        return next((self.keeper(out) for out, v in _emissions(e, op) if v in memory.rebuilt), STATES)
+    def _trip(self, t: int) -> _Trip:
+        """What is alive around the body in a trip, and what the body owns."""
+        live, memory = list(self.base), self.memory
+        own = dict(self.later if t else self.first)
+        if self.kept is not None:
+            held = self.kept.slots
+            held.offer(t)
+            live[self.keeper] += (len(held.held) - 1) * self.kept.own
+            if t in held.held:  # kept, or on its way to the host
+                own = {v: h for v, h in own.items() if v not in memory.rebuilt}
+                live[self.keeper] += self.kept.ahead if t else 0
+        for holder, size in self.grown:
+            live[holder] += t * size
+        live[self.keeper] += self.leaving if t else 0
+        ahead = [*live]
+        ahead[SAVED] += memory.incoming if t < self.op.count - 1 else 0
+        around = [*live]
+        for v, holder in (own | self.fed).items():
+            around[holder] += nbytes(v.type)
+        fresh, more, replay = self._replayed(self.op.count - 1 - t if self.op.reverse else t, around)
+        return _Trip([a + b for a, b in zip(ahead, more, strict=True)], own | self.fed | fresh, replay)
 
-    def grown(self, e: Eqn, op: Loop, memory: LoopMemory) -> list[tuple[int, int]]:
-        """What every trip adds: holder and bytes of each emission."""
-        first = {v: self.keeper(out) for out, v in reversed(_emissions(e, op))}
-        return [(first[v], size) for v, size in memory.emitted.items() if size]
-
-    def replayed(self, e: Eqn, op: Loop, t: int, live: list[int], book: _Held
-                 ) -> tuple[list[int], dict[Var, int], list[Point]]:  # fmt: skip
-        """What reading rebuilt states at a trip leaves alive, which of them the body owns, and the replay's peak."""
+    def _replayed(self, at: int, around: Sequence[int]) -> tuple[dict[Var, int], list[int], Point | None]:
+        """What reading rebuilt states at a trip gives to the body, what it leaves alive, and the replay's peak."""
         fresh: dict[Var, int] = {}
+        more = [0] * len(HOLDERS)
         points: list[Point] = []
         done: list[_Sparse] = []
-        rebuilt = [(v, a) for v, a in zip(op.body.inputs, e.args, strict=True) if a in self.sparse]
-        for v, a in rebuilt:
-            sparse = self.sparse[a]
+        for v, a in zip(self.op.body.inputs, self.e.args, strict=True):
+            sparse = self.walk.sparse.get(a)
+            if sparse is None:
+                continue
             if sparse not in done:
                 done.append(sparse)
-                at = op.count - 1 - t if op.reverse else t
                 sparse.slots.drop_after(at)
                 way = list(sparse.slots.way(at))
-                live[book.held.get(book.owner[a], SAVED)] += sparse.more()
+                more[self.book.held.get(self.book.owner[a], SAVED)] += sparse.more(at)
                 if way:
-                    points.append(self.replay(sparse, len(way), live))
-            if at not in sparse.slots.held:
+                    now = [x + y for x, y in zip(around, more, strict=True)]
+                    points.append(_above(now, [self._replay(sparse, len(way))])[0])
+            if sparse.ahead or at not in sparse.slots.held:
                 fresh[v] = RECOMPUTED
-        return live, fresh, points
+        return fresh, more, max(points, key=lambda p: p.total, default=None)
 
-    def replay(self, sparse: _Sparse, steps: int, live: Sequence[int]) -> Point:
-        """The highest point of a replay; what it begins with is held by others."""
-        how = sparse.op.replay
+    def _replay(self, sparse: _Sparse, steps: int) -> Point:
+        """The highest point of a replay; what it begins with is held by others, or a copy of what is on the host."""
+        how, owned = sparse.op.replay, steps > 1 or sparse.ahead > 0
         assert how is not None
-        own = {v: RECOMPUTED for v in how.body.inputs[: len(how.carries)]} if steps > 1 else {}
-        found = replace(self, saved=(), points=4, depth=self.depth + 1).region(how.body, own)
-        return _above(live, [max((replace(p, depth=None) for p in found), key=lambda p: p.total)])[0]
+        found = self._replays.get((sparse.slots, owned))
+        if found is None:
+            own = dict.fromkeys(how.body.inputs[: len(how.carries)] if owned else (), RECOMPUTED)
+            every = replace(self.walk, saved=(), points=4, depth=self.walk.depth + 1).region(how.body, own)
+            top = max(every, key=lambda p: p.total)
+            found = self._replays[sparse.slots, owned] = replace(top, depth=None)
+        return found
+
+
+@dataclass(frozen=True)
+class _Trip:
+    """One trip: bytes around its body, inputs that the body owns with their holders, the peak of replays for it."""
+
+    live: list[int]
+    own: dict[Var, int]
+    replay: Point | None
+
+    @property
+    def total(self) -> int:
+        return sum(self.live) + sum(nbytes(v.type) for v in self.own)
 
 
 class _Body:
@@ -289,7 +343,7 @@ class _Held(Book):
 
 def _emissions(e: Eqn, op: Loop) -> list[tuple[Var, Var]]:
     """Each sequence that a loop emits, and the value of its body whose storage that is."""
-    root = roots(op.body)
+    root = roots_of(op.body)
     return [(out, root.get(v, v)) for out, v in zip(e.outs[op.n_carry :], op.body.outputs[op.n_carry :], strict=True)]
 
 

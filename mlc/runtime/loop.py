@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mlc.ir.core import Eqn, Feed, Loop, Region
+from mlc.runtime.host import Column, Reader, Shelf
 from mlc.runtime.interpreter import Executable, compile_region
-from mlc.runtime.recording import each_trip
+from mlc.runtime.recording import REPLAY, each_trip
 from mlc.runtime.states import Rebuilt, States
 
 __all__ = ["LoopRunner", "link"]
@@ -19,8 +20,11 @@ class LoopRunner:
     def __init__(self, op: Loop, body: Executable, replay: Executable | None = None) -> None:
         self.op = op
         self.body = each_trip(body, op.label or "loop")
-        self.replay = replay
+        self.replay = None if replay is None else each_trip(replay, REPLAY)
         self.rebuilt = _rebuilt(op)
+        self.sparse_on_host = any(j in self.rebuilt for j in op.host)
+        self.hosted = [j for j in op.host if j not in self.rebuilt]
+        self.dense = [j for j in range(op.n_emit) if j not in self.rebuilt and j not in op.host]
 
     def trips(self, seqs: list[Any]) -> int | None:
         """How many trips: fixed, the length of a sequence, or None until a lazy one ends."""
@@ -37,29 +41,36 @@ class LoopRunner:
         carries, consts, seqs = args[:nc], args[nc : nc + nk], args[nc + nk :]
         args.clear()
         n = self.trips(seqs)
+        shelf, reader = Shelf(), Reader(seqs)
         emitted: list[Any] = [[] for _ in range(op.n_emit)]
-        states = None if self.replay is None else States(op, self.replay, consts, seqs, emitted)
-        dense = [j for j in range(op.n_emit) if j not in self.rebuilt]
+        for k, j in enumerate(self.hosted):
+            emitted[j] = Column(shelf, k)
+        states = None if self.replay is None else States(op, self.replay, consts, seqs, emitted, self.sparse_on_host)
         t = 0
         while n is None or t < n:
             at = n - 1 - t if op.reverse and n is not None else t
             try:
-                ins = [*carries, *consts, *[s[at] for s in seqs]]
+                ins = [*carries, *consts, *reader.take(at)]
             except StopIteration:
                 break
+            reader.fetch(at - 1 if op.reverse else at + 1)
             if states is not None:
                 states.offer(t, carries)
             carries = []
             outs = self.body(ins)
-            for j in dense:
+            for j in self.dense:
                 emitted[j].append(outs[nc + j])
+            if self.hosted:
+                shelf.put([outs[nc + j] for j in self.hosted])
             carries = outs[:nc]
             del outs
             t += 1
+        shelf.settle()
         if op.reverse:
-            for s in emitted:
+            for s in (shelf.parcels, *[emitted[j] for j in self.dense]):
                 s.reverse()
         if states is not None:
+            states.settle()
             for j, k in self.rebuilt.items():
                 emitted[j] = Rebuilt(states, k)
         return [*carries, *emitted]

@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Recording", "Sample", "Span", "current", "each_stage", "each_trip", "recording"]
+__all__ = ["REPLAY", "Recording", "Sample", "Span", "current", "each_stage", "each_trip", "recording", "unseen"]
 
 Executable = Callable[[list[Any]], list[Any]]
+REPLAY = "replay"  # name of the spans of steps that rebuild states
 MOST = 20_000  # samples kept of a stage
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stage (depth 0) or a trip of a loop (its nesting depth), seconds since the call began.
+    """A stage (depth 0), a trip of a loop (its nesting depth) or a step that is replayed, seconds since the call began.
 
     ``bytes``: what the call held beyond its inputs when it ended.
     """
@@ -64,17 +65,23 @@ class Recording:
     _began: float = 0.0
     _depth: int = 0
     _held: int = 0
+    _blind: bool = False
+    _replaying: bool = False
     _known: dict[int, Any] = field(default_factory=dict)
 
     def run(self, body: Executable, args: list[Any], name: str) -> list[Any]:
-        """One trip of a loop."""
+        """One trip of a loop, or a step of a replay, whose own loops are not looked into."""
+        if self._replaying:
+            return body(args)
         self._depth += 1
+        self._replaying = name == REPLAY
         start = time.perf_counter() - self._began
         try:
             return body(args)
         finally:
             self.spans.append(Span(name, self._depth, start, time.perf_counter() - self._began, self._held))
             self._depth -= 1
+            self._replaying = False
 
     def stage(self, body: Executable, args: list[Any], name: str) -> list[Any]:
         """A whole stage, with its memory; the first one begins the call."""
@@ -123,6 +130,8 @@ class _Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         r = self.recording
+        if r._blind:
+            return func(*args, **(kwargs or {}))
         for t in _tensors(args):
             r._follow(t, 0)  # what nobody allocated here is not the call's: a batch that was drawn
         out = func(*args, **(kwargs or {}))
@@ -193,8 +202,22 @@ def resumed(into: Recording | None) -> Iterator[None]:
         _current = before
 
 
+@contextmanager
+def unseen() -> Iterator[None]:
+    """What is allocated inside is memory of the host for tensors of the device: a recording does not count it."""
+    now = _current
+    if now is None or now._blind:
+        yield
+        return
+    now._blind = True
+    try:
+        yield
+    finally:
+        now._blind = False
+
+
 def each_trip(body: Executable, name: str) -> Executable:
-    """The body of a loop, recorded trip by trip when recording is on."""
+    """The body of a loop or of a replay, recorded each time it runs when recording is on."""
 
     def run(args: list[Any]) -> list[Any]:
         return body(args) if _current is None else _current.run(body, args, name)

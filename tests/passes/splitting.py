@@ -15,7 +15,8 @@ from mlc.ir.verify import verify
 from mlc.passes import search
 from mlc.passes.batch import Refused
 from mlc.passes.lower import Levers, Stages
-from mlc.passes.microbatch import TAG, microbatch
+from mlc.passes.microbatch import TAG
+from mlc.passes.phases import in_phases
 
 
 def loops(region: Region) -> list[Eqn]:
@@ -33,9 +34,10 @@ def split_bodies(region: Region, k: int, found: list[Region | Refused]) -> Regio
     eqns = []
     for e in region.eqns:
         if e in chosen:
-            new = microbatch(e.op.body, k)
-            found.append(new)
-            if isinstance(new, Region):
+            refused: list[Refused] = []
+            new = in_phases(e.op.body, k, refused.append)
+            found.append(refused[0] if refused else new)
+            if not refused:
                 e = e.with_(op=replace(e.op, body=verify(new)))
         eqns.append(e)
     return Region(region.inputs, tuple(eqns), region.outputs, region.names)
