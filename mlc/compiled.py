@@ -255,8 +255,8 @@ class CompiledFunction:
         budget = entry.plan.peak_bytes // 2
         try:
             entry.plan = make_plan(entry.program, **{**self.options, "memory": max(budget, 1)})
-        except BudgetError:
-            entry.plan = make_plan(entry.program, **{**self.options, "memory": "min"})
+        except BudgetError as why:
+            entry.plan = make_plan(entry.program, **{**self.options, "memory": why.least})
         entry.executor = Executor(stages_for(entry.program, entry.plan), entry.plan.backend)
         entry.smaller = True
         warnings.warn(

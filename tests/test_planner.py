@@ -213,6 +213,7 @@ def test_a_budget_that_cannot_be_met_says_what_can() -> None:
     with pytest.raises(mlc.BudgetError, match="smallest predicted peak") as e:
         mlc.plan(program, memory=100)
     least = int(str(e.value.advice).split("memory=")[1].split(",")[0])
+    assert least == e.value.least <= mlc.plan(program, memory="min").peak_bytes
     assert mlc.plan(program, memory=least).peak_bytes <= least
 
 

@@ -100,8 +100,8 @@ class _Planner:
         if not found:
             least = min(s.smallest().peak for s in self.searches)
             raise BudgetError(
-                f"no plan fits {budget} bytes: the smallest predicted peak is {least} bytes", loc=self.program.loc,
-                advice=f"give at least memory={least}, fewer steps or a smaller batch",
+                f"no plan fits {budget} bytes: the smallest predicted peak is {least} bytes", least=least,
+                loc=self.program.loc, advice=f"give at least memory={least}, fewer steps or a smaller batch",
             )  # fmt: skip
         quickest = min(c.seconds for c in found)
         return min((c for c in found if c.seconds <= 1.02 * quickest), key=lambda c: c.peak)
