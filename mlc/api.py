@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlc.capture import record
@@ -53,6 +53,7 @@ def plan(
     flows: Any = None,
     precision: Any = None,
     mesh: Any = None,
+    levers: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan a program: what is chosen for each flow, why, and what it costs.
 
@@ -64,12 +65,13 @@ def plan(
         flows: See there.
         precision: See there.
         mesh: See there.
+        levers: See there.
 
     Raises:
         PlanError: for options that make no sense.
         BudgetError: when no exact plan fits the memory.
     """
     options: dict[str, Any] = {"memory": memory, "backend": backend, "stop_gradient": stop_gradient}
-    options |= {"flows": flows, "precision": precision, "mesh": mesh}
+    options |= {"flows": flows, "precision": precision, "mesh": mesh, "levers": levers}
     check_options(options)
     return make_plan(program, **options)

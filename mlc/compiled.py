@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -255,8 +255,8 @@ class CompiledFunction:
         budget = entry.plan.peak_bytes // 2
         try:
             entry.plan = make_plan(entry.program, **{**self.options, "memory": max(budget, 1)})
-        except BudgetError:
-            entry.plan = make_plan(entry.program, **{**self.options, "memory": "min"})
+        except BudgetError as why:
+            entry.plan = make_plan(entry.program, **{**self.options, "memory": why.least})
         entry.executor = Executor(stages_for(entry.program, entry.plan), entry.plan.backend)
         entry.smaller = True
         warnings.warn(
@@ -339,12 +339,13 @@ def compile(fn: Callable[..., Any], /) -> CompiledFunction: ...
 @overload
 def compile(
     fn: None = None, *, memory: int | str | None = None, backend: str = "auto", stop_gradient: str = "all",
-    flows: Any = None, precision: Any = None, mesh: Any = None,
+    flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], CompiledFunction]: ...  # fmt: skip
 
 
 def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
-            flows: Any = None, precision: Any = None, mesh: Any = None) -> Any:  # fmt: skip
+            flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None
+            ) -> Any:  # fmt: skip
     """Compile a training loop so that its result can be differentiated through the training.
 
     Args:
@@ -363,6 +364,10 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             them. ``"forward"`` falls back to ``"mixed"`` where an operator cannot go forward; the plan says why.
         precision: Reserved; must be None (exact: the precision of the program).
         mesh: Reserved; must be None (one device).
+        levers: Decisions about memory that are not the planner's but yours, whatever the budget: ``"price"`` (seconds
+            that keeping a byte is worth, float; 0 keeps all that saves time), ``"slots"`` (sets of states kept per
+            loop, or None: all), ``"parts"`` (micro-batches), ``"offload"`` (bytes from which on what a step saves
+            rests on the host, or None: never).
 
     Returns:
         A :class:`CompiledFunction` (or a decorator, when called without ``fn``).
@@ -371,8 +376,9 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
         PlanError: for options that make no sense.
     """
     options = dict(
-        memory=memory, backend=backend, stop_gradient=stop_gradient, flows=flows, precision=precision, mesh=mesh
-    )
+        memory=memory, backend=backend, stop_gradient=stop_gradient, flows=flows, precision=precision, mesh=mesh,
+        levers=levers,
+    )  # fmt: skip
     check_options(options)
     if fn is None:
         return lambda f: CompiledFunction(f, options)

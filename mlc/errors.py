@@ -63,7 +63,15 @@ class PlanError(MlcError):
 
 
 class BudgetError(PlanError):
-    """No exact plan fits the memory given; the message states the smallest possible peak."""
+    """No exact plan fits the memory given; the message states the smallest possible peak.
+
+    Attributes:
+        least: That peak, bytes: a budget that can be met.
+    """
+
+    def __init__(self, what: str, *, least: int, loc: Any = None, advice: str = "") -> None:
+        super().__init__(what, loc=loc, advice=advice)
+        self.least = least
 
 
 class VerifyError(MlcError):

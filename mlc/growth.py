@@ -98,7 +98,7 @@ def planned_again(program: Program, plan: Plan, counts: Counts, options: Mapping
     wanted = options.get("memory") if plan.memory is None else plan.memory
     try:
         return grown, make_plan(grown, **{**options, "memory": wanted}), needed
-    except BudgetError:
+    except BudgetError as why:
         if not anyway:
             raise
-        return grown, make_plan(grown, **{**options, "memory": "min"}), needed
+        return grown, make_plan(grown, **{**options, "memory": why.least}), needed

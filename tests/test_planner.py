@@ -112,6 +112,26 @@ def test_rebuilt_states_notice_a_changed_weight() -> None:
         torch.autograd.grad(value, [args[2]])
 
 
+def test_levers_are_the_users_where_they_say_so() -> None:
+    args = problem(7)
+    program = mlc.trace(loop, *args)
+    chosen = mlc.plan(program, memory="min")
+    plan = mlc.plan(program, memory="min", levers={"slots": 3, "parts": 2})
+    assert (plan.price, plan.slots, plan.parts) == (chosen.price, 3, 2)
+    assert all(d.reason.startswith("asked for") for d in plan.decisions if d.subject in ("states", "micro-batches"))
+    expected = gradients(under(Levers()), args)
+    compiled = mlc.compile(loop, levers={"price": 1e-3, "slots": 2})
+    for a, b in zip(gradients(compiled, args), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+    assert compiled.plan.slots == 2 and compiled.plan.price == 1e-3
+
+
+@pytest.mark.parametrize("levers", [{"slot": 2}, {"slots": 0}, {"parts": None}, {"price": "much"}, {"parts": True}, 3])
+def test_levers_that_make_no_sense_are_refused(levers: Any) -> None:
+    with pytest.raises(mlc.PlanError, match="levers"):
+        mlc.compile(loop, levers=levers)
+
+
 # ---- states
 
 
@@ -193,6 +213,7 @@ def test_a_budget_that_cannot_be_met_says_what_can() -> None:
     with pytest.raises(mlc.BudgetError, match="smallest predicted peak") as e:
         mlc.plan(program, memory=100)
     least = int(str(e.value.advice).split("memory=")[1].split(",")[0])
+    assert least == e.value.least <= mlc.plan(program, memory="min").peak_bytes
     assert mlc.plan(program, memory=least).peak_bytes <= least
 
 

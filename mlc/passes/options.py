@@ -13,7 +13,7 @@ import torch
 from mlc.errors import PlanError
 from mlc.passes.modes import check_flows
 
-__all__ = ["check_options", "free_memory", "parse_memory"]
+__all__ = ["check_levers", "check_options", "free_memory", "parse_memory"]
 
 _UNITS = {
     "": 1,
@@ -39,10 +39,34 @@ def check_options(options: Mapping[str, Any]) -> None:
     if options.get("backend", "auto") not in ("auto", "interpreter", "inductor"):
         raise PlanError(f"backend={options['backend']!r}", advice='use "auto", "interpreter" or "inductor"')
     check_flows(options.get("flows"))
+    check_levers(options.get("levers"))
     for name in ("precision", "mesh"):
         if options.get(name) is not None:
             raise PlanError(f"{name}={options[name]!r} is not supported yet", advice=f"leave {name} out")
     parse_memory(options.get("memory"))
+
+
+# What each lever may be: the least number, and whether None (all, never) is one.
+_LEVERS = {"price": (0, False), "slots": (1, True), "parts": (1, False), "offload": (0, True)}
+
+
+def check_levers(levers: Any) -> None:
+    """Refuse what is no dict of levers.
+
+    Raises:
+        PlanError: naming what is wrong.
+    """
+    if levers is None:
+        return
+    if not isinstance(levers, Mapping):
+        raise PlanError(f"levers={levers!r}", advice='write levers={"slots": 2}, for example')
+    for name, value in levers.items():
+        if name not in _LEVERS:
+            raise PlanError(f"levers: {name!r} is not a lever", advice=f"use {', '.join(_LEVERS)}")
+        least, none = _LEVERS[name]
+        number = isinstance(value, (int, float)) if name == "price" else isinstance(value, int)
+        if not (value is None and none) and (not number or isinstance(value, bool) or value < least):
+            raise PlanError(f"levers[{name!r}]={value!r}", advice=f"at least {least}{', or None' * none}")
 
 
 def parse_memory(memory: int | str | None) -> int | str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,22 +34,23 @@ _LEFT, _COMPILE, _CALLS = 0.5, 0.3, 500
 
 
 def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
-              flows: Any = None, precision: Any = None, mesh: Any = None) -> Plan:  # fmt: skip
+              flows: Any = None, precision: Any = None, mesh: Any = None, levers: Any = None) -> Plan:  # fmt: skip
     """Choose the fastest exact plan that fits the memory.
 
     Raises:
         BudgetError: when the smallest peak this compiler can reach is above the budget.
         PlanError: for options that make no sense.
     """
-    check_options(
-        {"backend": backend, "stop_gradient": stop_gradient, "flows": flows, "precision": precision, "mesh": mesh}
-    )
+    given = {"backend": backend, "stop_gradient": stop_gradient, "flows": flows, "precision": precision, "mesh": mesh}
+    check_options({**given, "levers": levers})
     wanted = parse_memory(memory)
     planner = _Planner(program, flows, stop_gradient)
     if wanted == "min":
         chosen = min((s.frugal() for s in planner.searches), key=thrift)
     else:
         chosen = planner.fastest(budget_of(wanted, planner.searches[0].device))
+    if levers:
+        chosen = planner.with_levers(chosen, levers)
     return planner.plan(chosen, wanted if isinstance(wanted, int) else None, backend)
 
 
@@ -74,6 +76,7 @@ class _Planner:
         self.stop = stop
         self.asked = resolve(program, flows)
         self.fallbacks: dict[str, str] = {}
+        self.fixed: frozenset[str] = frozenset()
         self.why_not = ""
         self.searches: list[Search] = []
         modes = self.asked or Modes("mixed")
@@ -98,11 +101,17 @@ class _Planner:
         if not found:
             least = min(s.smallest().peak for s in self.searches)
             raise BudgetError(
-                f"no plan fits {budget} bytes: the smallest predicted peak is {least} bytes", loc=self.program.loc,
-                advice=f"give at least memory={least}, fewer steps or a smaller batch",
+                f"no plan fits {budget} bytes: the smallest predicted peak is {least} bytes", least=least,
+                loc=self.program.loc, advice=f"give at least memory={least}, fewer steps or a smaller batch",
             )  # fmt: skip
         quickest = min(c.seconds for c in found)
         return min((c for c in found if c.seconds <= 1.02 * quickest), key=lambda c: c.peak)
+
+    def with_levers(self, c: Candidate, levers: Mapping[str, Any]) -> Candidate:
+        """The candidate with some levers as the user wants them."""
+        self.fixed = frozenset(levers)
+        search = next(s for s in self.searches if s.mode == c.mode)
+        return search.at(replace(c.levers, **levers))
 
     def plan(self, c: Candidate, budget: int | None, backend: str) -> Plan:
         """The plan of a candidate."""
@@ -178,26 +187,30 @@ class _Planner:
         price = c.levers.price
         kept = "all that saves time" if not price else f"what saves {price * 2**20 * 1e3:.3g} ms per MiB"
         fits = "it fits" if budget is None else f"within {size_text(budget)}"
+        fits = "asked for" if "price" in self.fixed else fits
+        asked = {name: "asked for; " for name in self.fixed}
         out = [
             Decision(subject="kept values", choice=kept, reason=fits, seconds=c.seconds, bytes=c.peak, runner_up=runner)
         ]
         if c.mode == "forward":
             return [*out, Decision(subject="states", choice="none kept", reason="there is no way back")]
         if c.levers.slots is None or search.trips <= c.levers.slots:
-            out.append(Decision(subject="states", choice="all kept", reason="no step is redone"))
+            reason = asked.get("slots", "") + "no step is redone"
+            out.append(Decision(subject="states", choice="all kept", reason=reason))
         else:
             out.append(Decision(
                 subject="states", choice=f"{c.levers.slots} sets of {search.trips}", runner_up="all kept",
-                reason="the others are replayed from what is kept of each step",
+                reason=asked.get("slots", "") + "the others are replayed from what is kept of each step",
             ))  # fmt: skip
         if c.levers.offload is not None:
             out.append(_resting(c, search, budget))
         if c.levers.parts > 1:
             why = c.refused[0] if c.refused else None
             where = "" if why is None or why.loc is None else f" (line {why.loc.line})"
+            proved = "examples are independent" if why is None else f"where they can be; {why.reason}{where}"
             out.append(Decision(
                 subject="micro-batches", choice=f"{c.levers.parts} parts", runner_up="1 part",
-                reason="examples are independent" if why is None else f"where they can be; {why.reason}{where}",
+                reason=asked.get("parts", "") + proved,
             ))  # fmt: skip
         return out
 

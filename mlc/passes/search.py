@@ -30,6 +30,7 @@ __all__ = ["Candidate", "Search", "front", "peak_bytes", "thrift"]
 _PRICES = (0.0, 2.0, 8.0, 32.0, 128.0, 512.0, 8192.0)
 _WORTH = 1.5  # "min": a percent of memory is worth so many percent of time
 _MOST_PARTS = 16
+_SMALL = 1500  # equations of a program for which trying a few more levers is quick
 _ROOM = 0.5  # of what the host has free, for saved tensors: pinned memory comes in powers of two
 
 
@@ -83,6 +84,7 @@ class Search:
         region = self.joint.forward if isinstance(self.joint, Stages) else self.joint.region
         self.device = device_of(region)
         self.meter = Meter(self.device)
+        self.small = sum(1 for _ in region.walk()) <= _SMALL
         self.room = int(_ROOM * free_memory(torch.device("cpu")))
         self.trips = max((e.op.count for e in region.eqns if isinstance(e.op, Loop)), default=1)
 
@@ -147,8 +149,12 @@ class Search:
                 where = ladder[best].offload
                 fitting = (c for c in self.found.values() if self._fits(c, budget) and c.levers.offload == where)
                 self._more_states(min(fitting, key=_time), budget)
+                if self.small:
+                    self._around(min((c for c in self.found.values() if self._fits(c, budget)), key=_time).levers)
             elif best == 0:
                 break  # with everything kept where it is made, nothing on the host is faster
+        if not any(self._fits(c, budget) for c in self.found.values()):
+            self._bottom()
         return min((c for c in self.found.values() if self._fits(c, budget)), key=_time, default=None)
 
     def _between(self, over: Levers, under: Levers, budget: int, steps: int = 2) -> None:
@@ -168,20 +174,30 @@ class Search:
         if size and c.levers.slots is not None and budget - c.peak >= size:
             self.at(replace(c.levers, slots=min(c.levers.slots + (budget - c.peak) // size, self.trips)))
 
+    def _around(self, levers: Levers) -> None:
+        """The same price with other sets of states and other micro-batches."""
+        for slots in dict.fromkeys((levers.slots, 1 if self.trips > 1 else None)):
+            for parts in dict.fromkeys((1, 2, levers.parts)):
+                self.at(replace(levers, slots=slots, parts=parts))
+
     def smallest(self) -> Candidate:
         """The candidate with the smallest peak."""
-        for ladder in self.ladders():
-            last = ladder[-1]
-            if self.at(last).refused:
-                self.at(replace(last, parts=1))
-        return min((c for c in self.found.values() if self._fits(c)), key=lambda c: (c.peak, c.seconds))
+        self._bottom()
+        return min((c for c in self.found.values() if self._fits(c)), key=_peak)
 
     def frugal(self) -> Candidate:
         """What ``memory="min"`` takes: the candidate with the smallest peak that is worth its time."""
+        self._bottom()
+        return min((c for c in self.found.values() if self._fits(c)), key=thrift)
+
+    def _bottom(self) -> None:
+        """Evaluate the lower end of the ladder."""
         for ladder in self.ladders():
             self.at(ladder[-2])
-        self.smallest()
-        return min((c for c in self.found.values() if self._fits(c)), key=thrift)
+            if self.at(ladder[-1]).refused:
+                self.at(replace(ladder[-1], parts=1))
+        for best in (thrift, _peak) if self.small else ():
+            self._around(min((c for c in self.found.values() if self._fits(c)), key=best).levers)
 
     def curve(self, say: Callable[[str], None] = lambda text: None) -> list[Candidate]:
         """Every candidate of the ladder that no other one beats in both time and memory, fastest first."""
@@ -199,6 +215,10 @@ def thrift(c: Candidate) -> float:
 
 def _time(c: Candidate) -> tuple[float, int]:
     return c.seconds, c.peak
+
+
+def _peak(c: Candidate) -> tuple[int, float]:
+    return c.peak, c.seconds
 
 
 def _set_bytes(op: Loop) -> int:
