@@ -116,10 +116,10 @@ def _region(r: Region, ends: dict[Var, Fate], twice: set[Eqn], second: bool, out
     peak = liveness(r)[1]
     for i, e in enumerate(r.eqns):
         if isinstance(e.op, Loop):
-            _region(e.op.body, _ends_of_body(e.op), twice, second, out)
-            if e.op.replay is not None:
+            if e.op.replay is not None:  # equations that the body has as well are the body's
                 again = dict.fromkeys(e.op.replay.body.outputs, Fate("recomputed", "a state rebuilt from a sparse one"))
                 _region(e.op.replay.body, again, twice, True, out)
+            _region(e.op.body, _ends_of_body(e.op), twice, second, out)
         own = 0 if _shares(e) else sum(nbytes(v.type) for v in e.outs)
         out[e] = Fact(flops_of(e), own, _fate(e, i, last, ends, peak, e in twice, second, r))
 
