@@ -199,7 +199,7 @@ class _Planner:
             out.append(Decision(subject="states", choice="all kept", reason=reason))
         else:
             out.append(Decision(
-                subject="states", choice=f"{c.levers.slots} sets of {search.trips}", runner_up="all kept",
+                subject="states", choice=f"{c.levers.slots} set{'s' * (c.levers.slots != 1)} of {search.trips}", runner_up="all kept",
                 reason=asked.get("slots", "") + "the others are replayed from what is kept of each step",
             ))  # fmt: skip
         if c.levers.offload is not None:

@@ -28,7 +28,7 @@ __all__ = ["Candidate", "Search", "front", "peak_bytes", "thrift"]
 
 # Prices of a byte, in times of moving it once: each step buys about a quarter of what is left to buy.
 _PRICES = (0.0, 2.0, 8.0, 32.0, 128.0, 512.0, 8192.0)
-_WORTH = 1.5  # "min": a percent of memory is worth so many percent of time
+_WORTH = 1.0  # "min": a percent of memory is worth so many percent of time
 _MOST_PARTS = 16
 _SMALL = 1500  # equations of a program for which trying a few more levers is quick
 _ROOM = 0.5  # of what the host has free, for saved tensors: pinned memory comes in powers of two
@@ -209,7 +209,7 @@ class Search:
 
 
 def thrift(c: Candidate) -> float:
-    """How much of time and memory a candidate needs, memory counting more; less is better."""
+    """How much of time and memory a candidate needs, less is better."""
     return math.log(max(c.seconds, 1e-12)) + _WORTH * math.log(max(c.peak, 1))
 
 
