@@ -2,8 +2,8 @@
 
 A later part of the computation demands values of an earlier one.  Each is either kept (it costs its bytes) or made
 again (it costs the seconds of its equation, and demands that equation's inputs).  The cheapest choice is a minimum
-cut: a project selection problem (Picard 1976) on the graph of equations, solved with Boykov-Kolmogorov through
-networkx.  From price 0 (everything demanded is kept) to infinity (only what cannot be made again is) it walks along
+cut: a project selection problem (Picard 1976) on the graph of equations, solved by maximum flow (Dinic's,
+from SciPy).  From price 0 (everything demanded is kept) to infinity (only what cannot be made again is) it walks along
 the whole trade of memory for time; every choice is exact, as the same operators run on the same values.
 """
 
@@ -13,14 +13,15 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import networkx as nx
-from networkx.algorithms.flow import boykov_kolmogorov
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from mlc.ir.core import Eqn, Var
 
 __all__ = ["Infeasible", "choose", "needed_for"]
 
-_SCALE = 1e12  # capacities are integers: picoseconds
+_MOST = 2**30  # capacities are integers of 32 bits; this is that of all limited edges together
 
 
 class Infeasible(Exception):
@@ -46,12 +47,12 @@ def choose(eqns: Sequence[Eqn], demanded: Iterable[Var], keep: Callable[[Var], f
     made = {v: e for e in eqns for v in e.outs}
     demanded = list(dict.fromkeys(demanded))
     costs = _costs(needed_for(eqns, demanded, set()), demanded, keep, redo)
-    g: nx.DiGraph[object] = nx.DiGraph()
-    g.add_nodes_from(("source", "sink"))
     node = {v: made[v] if c.again else v for v, c in costs.items()}
+    net = _Network()
     for v in demanded:
-        g.add_edge("source", node[v])
+        net.edge(_SOURCE, node[v], None)
     seen: set[Var] = set()
+    done: set[Eqn] = set()
     todo = list(demanded)
     while todo:
         v = todo.pop()
@@ -60,20 +61,59 @@ def choose(eqns: Sequence[Eqn], demanded: Iterable[Var], keep: Callable[[Var], f
         seen.add(v)
         maker, c = made.get(v), costs[v]
         if maker is None or c.seconds is None or c.kept:
-            _edge(g, v, "sink", c.price)
+            net.edge(v, _SINK, c.price)
             continue
         if not c.again:
-            _edge(g, v, maker, c.price)
-        if maker not in g or "sink" not in g[maker]:
-            _edge(g, maker, "sink", c.seconds)
-            for u in maker.inputs:
-                g.add_edge(maker, node[u])
+            net.edge(v, maker, c.price)
+        if maker not in done:
+            done.add(maker)
+            net.edge(maker, _SINK, c.seconds)
+            for u in dict.fromkeys(maker.inputs):
+                net.edge(maker, node[u], None)
                 todo.append(u)
-    try:
-        _, (needed, _) = nx.minimum_cut(g, "source", "sink", flow_func=boykov_kolmogorov)
-    except nx.NetworkXUnbounded:
-        raise Infeasible from None
+    needed = net.cut()
     return {v for v in seen if node[v] is v and v in needed and made.get(v) not in needed}
+
+
+_SOURCE, _SINK = "source", "sink"
+
+
+class _Network:
+    """A flow network whose edges are seconds; None is without limit."""
+
+    def __init__(self) -> None:
+        self.index: dict[object, int] = {_SOURCE: 0, _SINK: 1}
+        self.tails: list[int] = []
+        self.heads: list[int] = []
+        self.seconds: list[float] = []
+
+    def edge(self, a: object, b: object, seconds: float | None) -> None:
+        """An edge between two nodes that have none yet."""
+        self.tails.append(self.index.setdefault(a, len(self.index)))
+        self.heads.append(self.index.setdefault(b, len(self.index)))
+        self.seconds.append(math.inf if seconds is None else seconds)
+
+    def cut(self) -> set[object]:
+        """Nodes on the source's side of a minimum cut.
+
+        Raises:
+            Infeasible: when every cut has an edge without limit.
+        """
+        n = len(self.index)
+        seconds = np.array(self.seconds)
+        finite = np.isfinite(seconds)
+        scale = _MOST / max(float(seconds[finite].sum()), 1e-30)
+        limit = np.full(len(seconds), _MOST + _MOST // 2, np.int32)
+        limit[finite] = np.maximum(seconds[finite] * scale, 1).astype(np.int32)
+        graph = csr_array((limit, (self.tails, self.heads)), shape=(n, n))
+        result = maximum_flow(graph, 0, 1)
+        if result.flow_value > _MOST + len(seconds):
+            raise Infeasible
+        left = graph - result.flow
+        left.eliminate_zeros()
+        reached = breadth_first_order(left, 0, return_predecessors=False)
+        nodes = list(self.index)
+        return {nodes[i] for i in reached}
 
 
 class _Choice(NamedTuple):
@@ -116,13 +156,6 @@ def _costs(eqns: Sequence[Eqn], demanded: Sequence[Var], keep: Callable[[Var], f
 
 def _infinite(price: float | None) -> float:
     return math.inf if price is None else price
-
-
-def _edge(g: nx.DiGraph[object], a: object, b: object, seconds: float | None) -> None:
-    if seconds is None:
-        g.add_edge(a, b)
-    else:
-        g.add_edge(a, b, capacity=max(int(seconds * _SCALE), 1))
 
 
 def needed_for(eqns: Sequence[Eqn], demanded: Iterable[Var], kept: set[Var]) -> list[Eqn]:

@@ -198,8 +198,9 @@ class _Planner:
             reason = asked.get("slots", "") + "no step is redone"
             out.append(Decision(subject="states", choice="all kept", reason=reason))
         else:
+            sets = f"{c.levers.slots} set{'s' * (c.levers.slots != 1)} of {search.trips}"
             out.append(Decision(
-                subject="states", choice=f"{c.levers.slots} set{'s' * (c.levers.slots != 1)} of {search.trips}", runner_up="all kept",
+                subject="states", choice=sets, runner_up="all kept",
                 reason=asked.get("slots", "") + "the others are replayed from what is kept of each step",
             ))  # fmt: skip
         if c.levers.offload is not None:

@@ -30,6 +30,7 @@ __all__ = ["Candidate", "Search", "front", "peak_bytes", "thrift"]
 _PRICES = (0.0, 2.0, 8.0, 32.0, 128.0, 512.0, 8192.0)
 _WORTH = 1.0  # "min": a percent of memory is worth so many percent of time
 _MOST_PARTS = 16
+_FULL = 0.93  # of a budget: what is left then buys next to no time
 _SMALL = 1500  # equations of a program for which trying a few more levers is quick
 _ROOM = 0.5  # of what the host has free, for saved tensors: pinned memory comes in powers of two
 
@@ -161,10 +162,14 @@ class Search:
         """Bisect the price between a candidate that is too large and one that fits."""
         unit = self.meter.rates.unit
         low, high = max(over.price, unit / 2), max(under.price, unit)
+        found = self.at(under)
         for _ in range(steps if high > 1.2 * low else 0):
+            if found.peak > _FULL * budget:
+                break
             middle = (low * high) ** 0.5
-            if self._fits(self.at(replace(under, price=middle)), budget):
-                high = middle
+            c = self.at(replace(under, price=middle))
+            if self._fits(c, budget):
+                found, high = c, middle
             else:
                 low = middle
 
