@@ -74,9 +74,20 @@ class Batches:
             forward = rewriter.around(self.stages.forward, env)
             backward = self.stages.backward
             made = replace(self.stages, forward=forward, backward=backward and rewriter.around(backward, env))
-            return made, rewriter.over
+            whole = _closed(made.forward) and (made.backward is None or _closed(made.backward))
+            return (made, rewriter.over) if whole else None
         except (_Not, Unexpected):
             return None
+
+
+def _closed(region: Region) -> bool:
+    """Whether every value that is read is an input or was made before, in loop bodies as well."""
+    known = set(region.inputs)
+    for e in region.eqns:
+        if any(v not in known for v in e.inputs) or (isinstance(e.op, Loop) and not _closed(e.op.body)):
+            return False
+        known.update(e.outs)
+    return all(v in known for v in region.outputs)
 
 
 def _prove(region: Region, bodies: dict[int, Analysis], known: dict[Var, Shard]) -> None:
