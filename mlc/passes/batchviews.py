@@ -37,7 +37,7 @@ def _regrouped(shape: Sequence[int], c: Shard, n: int, new: Sequence[int]) -> Sh
     before = _prod(shape[: c.dim]) * c.outer
     done = 1
     for j, size in enumerate(new):
-        if size and before % done == 0 and done * size >= before * n:
+        if size and done and before % done == 0 and done * size >= before * n:
             outer = before // done
             return Shard(j, outer) if size % (outer * n) == 0 else None
         done *= size
