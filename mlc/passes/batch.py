@@ -99,6 +99,9 @@ def batchwise(region: Region, data: Sequence[Var] | None = None, parts: int = 1)
         parts: Only batches that can be split into so many parts of equal size.
     """
     plain = _plain(region)
+    values = (*plain.inputs, *[v for e in plain.eqns for v in e.outs])
+    if any(0 in shape_of(v) for v in values if isinstance(v.type, TensorType)):
+        return Refused("a tensor has no elements")
     best: Analysis | Refused = Refused("no input holds a batch of examples that reaches the results")
     for rows in _candidates(plain.inputs if data is None else data):
         for v, dim, n in rows:
