@@ -100,7 +100,8 @@ def batchwise(region: Region, data: Sequence[Var] | None = None, parts: int = 1)
     """
     plain = _plain(region)
     values = (*plain.inputs, *[v for e in plain.eqns for v in e.outs])
-    if any(0 in shape_of(v) for v in values if isinstance(v.type, TensorType)):
+    shapes = [shape_of(v) for v in values if isinstance(v.type, TensorType)]
+    if any(0 in shape and len(shape) > 1 for shape in shapes):  # statistics that nobody asked for are (0,)
         return Refused("a tensor has no elements")
     best: Analysis | Refused = Refused("no input holds a batch of examples that reaches the results")
     for rows in _candidates(plain.inputs if data is None else data):
