@@ -28,12 +28,12 @@ import mlc
 from mlc.ir.program import Program
 from mlc.passes.lower import Levers
 from mlc.passes.plan import joint_of
+from mlc.passes.planner import FEW
 from mlc.passes.search import Candidate, Search
 
 WORKLOADS = ("W1", "digits", "rates", "hyperparameters")
 PRICES = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 128.0, 512.0, 2048.0, 16384.0)
 PARTS = (1, 2, 4, 8, 16)
-FEW = 8  # elements up to which forward mode is tried
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mlc.passes.batch import Refused
 from mlc.passes.cost import Meter, device_of
 from mlc.passes.inlined import TAG as INNER
 from mlc.passes.keep import choose, needed_for
-from mlc.passes.loops import nested_gradients
+from mlc.passes.loops import map_bodies, nested_gradients
 from mlc.passes.memory import Footprint, region_peak, root_of
 from mlc.passes.offload import offload
 from mlc.passes.phases import in_phases
@@ -157,12 +157,11 @@ def _finished(stages: Stages, levers: Levers, meter: Meter, refused: Callable[[R
         owned, results = footprint.hand_over(book, replace(stages, backward=backward))
         peak = results + footprint.region(backward, owned).peak
 
-    def body(region: Region, n: int) -> Region:
-        return _split(region, levers.parts, refused)
-
-    forward = _bodies(stages.forward, body, body)
-    split = _split(stages.forward, levers.parts, refused)  # values kept for later are joined again: it may cost more
-    forward = min(forward, split, key=region_peak)
+    forward = stages.forward
+    if levers.parts > 1:
+        forward = map_bodies(forward, lambda body: _split(body, levers.parts, refused))
+        split = in_phases(forward, levers.parts, refused)  # values kept for later are joined again: it may cost more
+        forward = min(forward, split, key=region_peak)
     enough = replace(levers, price=0.0) if region_peak(forward) <= peak else levers
     return replace(stages, forward=_shrink(forward, enough, meter, 1, levers), backward=backward)
 
@@ -171,12 +170,7 @@ def _split(region: Region, parts: int, refused: Callable[[Refused], None]) -> Re
     """Micro-batches in the bodies of loops and in the region itself, where a model works on independent examples."""
     if parts < 2:
         return region
-
-    def body(region: Region, n: int) -> Region:
-        return _split(region, parts, refused)
-
-    region = _bodies(region, body, body)
-    return in_phases(region, parts, refused)
+    return in_phases(map_bodies(region, lambda body: _split(body, parts, refused)), parts, refused)
 
 
 def _kept(region: Region, levers: Levers, meter: Meter, times: int) -> Region:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from mlc.ir.builder import renamed
-from mlc.ir.core import Eqn, Loop, Pack, Region, Replay, Var
+from mlc.ir.core import Eqn, Loop, Pack, Region, Var
 from mlc.ir.types import Loc, SeqType, Type
 from mlc.passes.lower import Stages
 
@@ -219,17 +219,13 @@ class Trips:
         replay = op.replay
         if replay is not None:
             again = self._rewritten(replay.body, env, counts)
-            replay = replay if again is replay.body else _replayed(replay, again)
+            replay = replay if again is replay.body else replace(replay, body=again)
         n = counts.get(self._find.root(self._number[id(e)]))
         if n is None or n == op.count:
             same = body is op.body and replay is op.replay
             return e if same else e.with_(op=replace(op, body=body, replay=replay))
         trips, usual = (None, n) if op.trips is None else (n, op.usual)
         return e.with_(op=replace(op, body=body, replay=replay, trips=trips, usual=usual))
-
-
-def _replayed(replay: Replay, body: Region) -> Replay:
-    return replace(replay, body=body)
 
 
 def _renamed(e: Eqn, env: dict[Var, Var]) -> Eqn:

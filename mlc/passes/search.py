@@ -16,11 +16,10 @@ from functools import cached_property
 import torch
 
 from mlc.ir.core import Loop
-from mlc.ir.types import nbytes
 from mlc.passes.batch import Refused, batchwise
 from mlc.passes.cost import Meter, device_of
 from mlc.passes.lower import Joint, Levers, Stages, finish
-from mlc.passes.memory import Footprint
+from mlc.passes.memory import Footprint, set_bytes
 from mlc.passes.offload import LEAST, Transfers, transfers
 from mlc.passes.options import free_memory
 
@@ -175,7 +174,8 @@ class Search:
 
     def _more_states(self, c: Candidate, budget: int) -> None:
         """As many sets of states as the budget has room for."""
-        size = max((_set_bytes(e.op) for e in c.stages.forward.eqns if isinstance(e.op, Loop)), default=0)
+        loops = [e.op for e in c.stages.forward.eqns if isinstance(e.op, Loop)]
+        size = max((set_bytes(op) for op in loops if op.replay is not None), default=0)
         if size and c.levers.slots is not None and budget - c.peak >= size:
             self.at(replace(c.levers, slots=min(c.levers.slots + (budget - c.peak) // size, self.trips)))
 
@@ -224,11 +224,6 @@ def _time(c: Candidate) -> tuple[float, int]:
 
 def _peak(c: Candidate) -> tuple[int, float]:
     return c.peak, c.seconds
-
-
-def _set_bytes(op: Loop) -> int:
-    """Bytes of one set of states of a loop that keeps them sparsely."""
-    return 0 if op.replay is None else sum(nbytes(op.body.inputs[i].type) for i in op.replay.carries)
 
 
 def front(candidates: Iterable[Candidate]) -> list[Candidate]:
