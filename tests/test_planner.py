@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import mlc
 from mlc.ir.core import Loop
 from mlc.ir.slots import Slots, replayed_steps
+from mlc.ir.types import TensorType, resident
 from mlc.passes.inlined import TAG as INNER
 from mlc.passes.lower import Levers, finish
 from mlc.passes.plan import Plan, joint_of
@@ -161,7 +162,7 @@ def test_the_schedule_reaches_every_trip_within_its_slots(slots: int, trips: int
 
 def growth(levers: Levers, optimizer: str) -> float:
     """Bytes that a step adds to the predicted peak, in times of the parameters' bytes."""
-    size = sum(p.numel() * p.element_size() for p in problem(1)[1].parameters())
+    size = sum(resident(TensorType.of(p)) for p in problem(1)[1].parameters())
     peaks = {}
     for steps in (20, 40):
         program = mlc.trace(loop, *problem(steps, optimizer))

@@ -43,16 +43,21 @@ _ANY: dict[Any, Any] = {getattr(_A, n).Tensor: getattr(_A, n).out for n in _BINA
 
 def shared_with(e: Eqn, k: int) -> Var | None:
     """The value whose storage result ``k`` of an equation shares, if it does."""
+    if e._shared is None:
+        object.__setattr__(e, "_shared", _shares(e))
+    return e._shared[k]  # type: ignore[index]
+
+
+def _shares(e: Eqn) -> tuple[Var | None, ...]:
     op = e.op
-    if isinstance(op, Alias):
-        return e.args[k]  # type: ignore[no-any-return]
-    if isinstance(op, Custom):
-        return e.args[op.n_in + k]  # type: ignore[no-any-return]
-    if isinstance(op, (Stop, Index)):
-        return e.args[0]  # type: ignore[no-any-return]
-    if isinstance(op, OpOverload) and schema_of(op).view and e.args and type(e.args[0]) is Var:
-        return e.args[0]
-    return None
+    if isinstance(op, (Alias, Custom)):
+        first = op.n_in if isinstance(op, Custom) else 0
+        return e.args[first : first + len(e.outs)]
+    if isinstance(op, (Stop, Index)) or (
+        isinstance(op, OpOverload) and schema_of(op).view and e.args and type(e.args[0]) is Var
+    ):
+        return (e.args[0],) * len(e.outs)
+    return (None,) * len(e.outs)
 
 
 def into(e: Eqn, v: Var) -> tuple[Any, bool] | None:
@@ -87,7 +92,9 @@ def _reused(region: Region) -> dict[int, Var]:
     odd: set[Var] = set()  # laid out otherwise than their type says
     out: dict[int, Var] = {}
     for i, e in enumerate(region.eqns):
-        odd.update(v for k, v in enumerate(e.outs) if _odd(e, k, v, odd))
+        for k, v in enumerate(e.outs):
+            if _odd(e, k, v, odd):
+                odd.add(v)
         chosen = _candidate(e, i, last, owner, holders, odd)
         if chosen is not None:
             out[i] = chosen

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import torch
 
-__all__ = ["Loc", "SeqType", "TensorType", "Type", "nbytes"]
+__all__ = ["Loc", "SeqType", "TensorType", "Type", "nbytes", "resident", "with_overhead"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +101,17 @@ def nbytes(t: Type) -> int:
         if stride != 0:
             span *= size
     return span * t.dtype.itemsize
+
+
+_OBJECT = 576  # bytes that a tensor takes on a CPU beside its elements (torch 2.13: objects, alignment; measured)
+_BLOCK = 512  # bytes of which the CUDA allocator hands out multiples
+
+
+def with_overhead(size: int, device: torch.device) -> int:
+    """Bytes of memory that a storage of ``size`` bytes takes, with what the allocator and the tensor need beside it."""
+    return -(-size // _BLOCK) * _BLOCK if device.type == "cuda" else size + _OBJECT
+
+
+def resident(t: Type) -> int:
+    """Bytes of memory that a value of type ``t`` takes when it is alive (:func:`with_overhead`, element by element)."""
+    return resident(t.elem) * t.count if isinstance(t, SeqType) else with_overhead(nbytes(t), t.device)

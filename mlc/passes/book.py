@@ -8,7 +8,7 @@ import torch
 
 from mlc.ir.core import Eqn, Feed, Pack, Region, Var
 from mlc.ir.reuse import reused, shared_with
-from mlc.ir.types import TensorType, nbytes
+from mlc.ir.types import TensorType, nbytes, resident
 
 __all__ = ["Book", "own_bytes", "roots_of", "workspace"]
 
@@ -110,7 +110,7 @@ class Book:
 
 def own_bytes(e: Eqn) -> list[int | None]:
     """Bytes of the results of an operator that have storages of their own; what a feed draws is held trip by trip."""
-    return [0 if isinstance(e.op, (Feed, Pack)) else nbytes(v.type) for v in e.outs]
+    return [0 if isinstance(e.op, (Feed, Pack)) else resident(v.type) for v in e.outs]
 
 
 _SCRATCH = {"_safe_softmax": 1.5}

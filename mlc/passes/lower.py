@@ -13,7 +13,7 @@ from mlc.ir.builder import Builder, contiguous_type, dce
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.program import Program
 from mlc.ir.slots import replayed_steps
-from mlc.ir.types import SeqType, nbytes
+from mlc.ir.types import SeqType, resident
 from mlc.passes.adjoint import FallBack, Policy, Tape, lower_grads
 from mlc.passes.batch import Refused
 from mlc.passes.cost import Meter, device_of
@@ -23,7 +23,7 @@ from mlc.passes.loops import map_bodies, nested_gradients
 from mlc.passes.memory import Footprint, region_peak, root_of
 from mlc.passes.offload import offload
 from mlc.passes.phases import in_phases
-from mlc.passes.remat import Trade, rematerialise
+from mlc.passes.remat import AGAIN, Trade, rematerialise
 from mlc.passes.residuals import keep_residuals
 from mlc.passes.reverse import active_vars
 from mlc.passes.states import sparse_states
@@ -149,21 +149,24 @@ def _decided(joint: Joint | Stages, levers: Levers, refused: Callable[[Refused],
 
 def _finished(stages: Stages, levers: Levers, meter: Meter, refused: Callable[[Refused], None]) -> Stages:
     """Split batches, order and rematerialise; the forward stage only as far as it is the larger one."""
-    backward, peak = stages.backward, 0
-    if backward is not None:
-        backward = _shrink(_split(backward, levers.parts, refused), levers, meter, 1)
-        footprint = Footprint()
-        book = footprint.region(stages.forward).book
-        owned, results = footprint.hand_over(book, replace(stages, backward=backward))
-        peak = results + footprint.region(backward, owned).peak
-
+    free = replace(levers, price=0.0)
     forward = stages.forward
     if levers.parts > 1:
         forward = map_bodies(forward, lambda body: _split(body, levers.parts, refused))
         split = in_phases(forward, levers.parts, refused)  # values kept for later are joined again: it may cost more
         forward = min(forward, split, key=region_peak)
-    enough = replace(levers, price=0.0) if region_peak(forward) <= peak else levers
-    return replace(stages, forward=_shrink(forward, enough, meter, 1, levers), backward=backward)
+    forward = _shrink(forward, free, meter, 1, levers)
+
+    backward, peak = stages.backward, 0
+    if backward is not None:
+        backward = _shrink(_split(backward, levers.parts, refused), levers, meter, 1)
+        footprint = Footprint()
+        book = footprint.region(forward).book
+        owned, results = footprint.hand_over(book, replace(stages, forward=forward, backward=backward))
+        peak = results + footprint.region(backward, owned).peak
+    if region_peak(forward) > peak:
+        forward = _shrink(forward, levers, meter, 1, free)
+    return replace(stages, forward=forward, backward=backward)
 
 
 def _split(region: Region, parts: int, refused: Callable[[Refused], None]) -> Region:
@@ -199,7 +202,7 @@ def _anchors(region: Region) -> Callable[[Eqn], bool]:
     """Equations whose order says in which the others run: those of products, else all but copies."""
     if any(e.tag in _ORDERED for e in region.eqns):
         return lambda e: e.tag in _ORDERED
-    return lambda e: e.tag != "recomputed"
+    return lambda e: not e.tag.startswith(AGAIN)
 
 
 _ORDERED = ("tangent", "fused", INNER)
@@ -284,7 +287,7 @@ def _prices(inputs: Sequence[Var], before: Sequence[Eqn], price: float, meter: M
             return 0.0
         if redo(e) is not None and (root_of(e) is not None or not e.inputs):
             return None
-        return price * nbytes(v.type)
+        return price * resident(v.type)
 
     def redo(e: Eqn) -> float | None:
         if e.impure or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)) or isinstance(e.op, Loop):

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.reuse import shared_with
 from mlc.ir.slots import Slots
-from mlc.ir.types import SeqType, TensorType, nbytes
+from mlc.ir.types import SeqType, TensorType, resident
 from mlc.passes.book import Book, own_bytes, roots_of, workspace
 
 __all__ = [
@@ -84,7 +84,7 @@ class Footprint:
 
     def region(self, region: Region, owned: Collection[Var] = ()) -> Profile:
         """Profile of a region; ``owned`` inputs die inside, at their last use."""
-        book = Book(region, {v: self.sizes.get(v, nbytes(v.type)) for v in owned}, self.same)
+        book = Book(region, {v: self.sizes.get(v, resident(v.type)) for v in owned}, self.same)
         peak, where = book.live, 0
         after, during = [], []
         for i, e in enumerate(region.eqns):
@@ -233,7 +233,7 @@ def _measured(op: Loop, exact: bool, given: Sequence[tuple[bool, bool]]) -> Loop
     kept -= {emitted[j] for j, v in enumerate(outs) if v in inner.hosted}
     made = {v for v in kept if v not in ins}
     sets = 0 if gone & rebuilt else sum(last[v] or 0 for v in rebuilt)
-    each = {v: nbytes(v.type) if v in made else (last[v] or 0) if v in states else 0 for v in dict.fromkeys(emitted)}
+    each = {v: resident(v.type) if v in made else (last[v] or 0) if v in states else 0 for v in dict.fromkeys(emitted)}
     most = 1 if op.replay is None else min(op.replay.slots, n)
     held = most if op.replay is None or not exact else len(held_at(n, op.replay.slots))
     leaving = _bytes(gone | rebuilt if gone & rebuilt else gone)
@@ -298,7 +298,7 @@ def _next_own(op: Loop, owner: dict[Var, Var], made: set[Var]) -> dict[Var, int 
         root = owner.get(after, after)
         given = root in op.body.inputs[op.n_carry :]
         fresh = root not in made and root not in seen and not given
-        out[v] = None if root is v else nbytes(v.type) if fresh else 0
+        out[v] = None if root is v else resident(v.type) if fresh else 0
         seen.add(root)
     return out
 
@@ -327,4 +327,4 @@ def rebuilt_of(op: Loop) -> set[Var]:
 
 
 def _bytes(values: Iterable[Var]) -> int:
-    return sum(nbytes(v.type) for v in values)
+    return sum(resident(v.type) for v in values)

@@ -16,7 +16,7 @@ from mlc.ir.core import Eqn, Loop, Region, Var, aten
 from mlc.ir.types import nbytes
 from mlc.passes.batch import Analysis, Refused, batchwise
 from mlc.passes.part import LABEL, TAG, Part, Unexpected
-from mlc.passes.retype import Retyper
+from mlc.passes.retype import shared
 from mlc.passes.schedule import on_demand
 from mlc.passes.shards import MIXED, SUM, Shard
 
@@ -49,7 +49,7 @@ class _Split:
         self.a = a
         self.k = k
         self.kinds = a.kinds
-        self.retyper = Retyper()
+        self.retyper = shared()
         self.producer = {v: e for e in a.region.eqns for v in e.outs}
         self.part = Part(a, k, self.retyper)
 

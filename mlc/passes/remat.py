@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from mlc.ir.builder import dce, renamed
 from mlc.ir.core import Eqn, Loop, Region, Var
-from mlc.ir.types import SeqType, nbytes
+from mlc.ir.types import SeqType, resident
 from mlc.passes.cost import Meter
 from mlc.passes.keep import Infeasible, choose, needed_for
 from mlc.passes.memory import Footprint, root_of
 from mlc.passes.schedule import on_demand
 
-__all__ = ["Trade", "rematerialise"]
+__all__ = ["AGAIN", "Trade", "rematerialise"]
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ def rematerialise(region: Region, anchor: Callable[[Eqn], bool], trade: Trade, m
 
 def _numbered(region: Region) -> Region:
     """Segments are numbered as they are met: the tag is ``recomputed 1``, ``recomputed 2``."""
-    order = {tag: i + 1 for i, tag in enumerate(dict.fromkeys(e.tag for e in region.eqns if e.tag.startswith(_AGAIN)))}
+    order = {tag: i + 1 for i, tag in enumerate(dict.fromkeys(e.tag for e in region.eqns if e.tag.startswith(AGAIN)))}
     if not order:
         return region
-    eqns = [e.with_(tag=f"{_AGAIN} {order[e.tag]}") if e.tag in order else e for e in region.eqns]
+    eqns = [e.with_(tag=f"{AGAIN} {order[e.tag]}") if e.tag in order else e for e in region.eqns]
     return Region(region.inputs, tuple(eqns), region.outputs, region.names)
 
 
-_AGAIN = "recomputed"
+AGAIN = "recomputed"  # tag of what is computed again; in the end with the number of its segment
 _SCALES = (5.0, 14.0, 28.0, 56.0)  # prices of a byte at a cut, in times of moving it
 _SLACK = 4.0  # a cut may be so much cheaper than its price, per byte of peak
 
@@ -119,7 +119,7 @@ def _once(region: Region, at: int, price: float, cut: int, meter: Meter) -> Regi
             return 0.0
         if redo(e) is not None and root_of(e) is not None:
             return None  # its base is kept, or nothing
-        return price * nbytes(v.type)
+        return price * resident(v.type)
 
     try:
         kept = choose(before, needed, keep, redo)
@@ -136,7 +136,7 @@ def _rebuild(region: Region, at: int, again: list[Eqn], kept: set[Var], cut: int
     copies = []
     for e in again:
         outs = tuple([Var(v.type) for v in e.outs])
-        copies.append(renamed(e, env).with_(outs=outs, tag=f"{_AGAIN} {cut}"))
+        copies.append(renamed(e, env).with_(outs=outs, tag=f"{AGAIN} {cut}"))
         env.update((v, o) for v, o in zip(e.outs, outs, strict=True) if v not in kept)
     tail = [renamed(e, env) for e in region.eqns[at + 1 :]]
     outputs = tuple(env.get(v, v) for v in region.outputs)

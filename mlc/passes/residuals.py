@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from mlc.ir.builder import dce, renamed
 from mlc.ir.core import Eqn, Loop, Region, Var
-from mlc.ir.types import SeqType, nbytes
+from mlc.ir.types import SeqType, resident
 from mlc.passes.cost import Meter
 from mlc.passes.inlined import inlined
 from mlc.passes.keep import Infeasible, choose
@@ -93,7 +93,7 @@ def _keep(region: Region, pair: Pair, price: float, meter: Meter) -> Region:
         twin = source.get(ours[v])
         if twin is None or isinstance(v.type, SeqType) or (twin in made and root_of(made[twin]) is not None):
             return None
-        return price * nbytes(v.type) * count
+        return price * resident(v.type) * count
 
     def redo(e: Eqn) -> float | None:
         return None if e.impure else meter(e).seconds * count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mlc.ir.core import Arg, Eqn, Index, Op, SafeSqrt, Var, aten, elem_type, map_vars
 from mlc.ir.types import TensorType, Type
 
-__all__ = ["Retyper"]
+__all__ = ["Retyper", "shared"]
 
 _RESHAPES = {aten("view"), aten("_unsafe_view")}
 
@@ -55,6 +56,12 @@ class Retyper:
                 assert isinstance(op, OpOverload), op
                 result = op(*a, **k)
         return tuple(TensorType.of(t) for t in _flat(result))
+
+
+@functools.cache
+def shared() -> Retyper:
+    """One for all: candidates and rivals of a plan consist of the same equations."""
+    return Retyper()
 
 
 def _fake(v: Var) -> Tensor:

@@ -8,7 +8,6 @@ validation loss) keeps its size.  O(equations) for each size.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -21,7 +20,7 @@ from mlc.passes.batch import Analysis, Refused, batchwise, followed
 from mlc.passes.cost import flops
 from mlc.passes.lower import Stages
 from mlc.passes.part import FACTORIES, LABEL, Part, Unexpected
-from mlc.passes.retype import Retyper
+from mlc.passes.retype import shared
 from mlc.passes.shards import PARTS, Shard, shape_of
 
 __all__ = ["Batches"]
@@ -136,12 +135,6 @@ def _lifted(body: Region) -> Region:
     return Region((*body.inputs, *made), tuple(e for e in body.eqns if not _constant(e)), body.outputs)
 
 
-@functools.cache
-def _retyper() -> Retyper:
-    """One for all: rivals of a plan consist of the same equations."""
-    return Retyper()
-
-
 class _Scaled(Part):
     """One part of a batch, which may be larger than the whole: only types matter."""
 
@@ -158,7 +151,7 @@ class _Rewriter:
 
     def __init__(self, batches: Batches, k: Fraction) -> None:
         self.batches, self.k = batches, k
-        self.retyper = _retyper()
+        self.retyper = shared()
         self.made: set[Var] = set()  # slices that were written
         self.emitted: set[Var] = set()
         self.over = 0

@@ -26,8 +26,8 @@ from mlc.passes.options import free_memory
 __all__ = ["Candidate", "Search", "front", "peak_bytes", "thrift"]
 
 # Prices of a byte, in times of moving it once: each step buys about a quarter of what is left to buy.
-_PRICES = (0.0, 2.0, 8.0, 32.0, 128.0, 512.0, 8192.0)
-_WORTH = 1.0  # "min": a percent of memory is worth so many percent of time
+_PRICES = (0.0, 2.0, 8.0, 32.0, 128.0, 512.0, 1024.0, 8192.0)
+_WORTH = 0.8  # "min": a percent of memory is worth so many percent of time
 _MOST_PARTS = 16
 _FULL = 0.93  # of a budget: what is left then buys next to no time
 _SMALL = 1500  # equations of a program for which trying a few more levers is quick
@@ -126,7 +126,7 @@ class Search:
         prices = [p * unit for p in _PRICES]
         out = [Levers(p) for p in prices[:4]]
         out += [Levers(prices[4], some), Levers(prices[4], some, 2), Levers(prices[4], few, 4)]
-        out += [Levers(prices[5], few, 4), Levers(prices[6], few, self.parts)]
+        out += [Levers(prices[5], few, 4), Levers(prices[6], few, 4), Levers(prices[7], few, self.parts)]
         return list(dict.fromkeys(out))
 
     @cached_property
@@ -198,7 +198,8 @@ class Search:
     def _bottom(self) -> None:
         """Evaluate the lower end of the ladder."""
         for ladder in self.ladders():
-            self.at(ladder[-2])
+            for levers in ladder[-3:-1]:
+                self.at(levers)
             if self.at(ladder[-1]).refused:
                 self.at(replace(ladder[-1], parts=1))
         for best in (thrift, _peak) if self.small else ():

@@ -14,7 +14,7 @@ from dataclasses import replace
 from mlc.ir.builder import dce
 from mlc.ir.core import Eqn, Loop, Region, Replay, Var
 from mlc.ir.slots import replayed_steps
-from mlc.ir.types import SeqType, nbytes
+from mlc.ir.types import SeqType, resident
 from mlc.passes.cost import Meter
 from mlc.passes.keep import Infeasible, choose, needed_for
 from mlc.passes.memory import root_of
@@ -71,7 +71,7 @@ def _sparse(e: Eqn, slots: int, price: float, meter: Meter) -> Eqn | None:
             return 0.0
         if isinstance(v.type, SeqType) or (v in made and root_of(made[v]) is not None):
             return None
-        return price * nbytes(v.type) * trips
+        return price * resident(v.type) * trips
 
     def redo(x: Eqn) -> float | None:
         return None if x.impure else meter(x).seconds * again * trips

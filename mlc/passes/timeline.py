@@ -15,7 +15,7 @@ from typing import Any
 
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.slots import Slots
-from mlc.ir.types import SeqType, nbytes
+from mlc.ir.types import SeqType, resident
 from mlc.passes.book import Book, own_bytes, roots_of, workspace
 from mlc.passes.facts import Stage
 from mlc.passes.memory import Footprint, freed_carries, held_at, set_bytes
@@ -118,7 +118,7 @@ class _Walk:
         """Points of a region; ``own`` are inputs that die inside, with their holders."""
         book = _Held(r)
         for v, book.holder in own.items():
-            book.own(v, self.footprint.sizes.get(v, nbytes(v.type)), self.footprint.same.get(v, v))
+            book.own(v, self.footprint.sizes.get(v, resident(v.type)), self.footprint.same.get(v, v))
         out: list[Point] = []
         for i, e in enumerate(r.eqns):
             book.holder = self.holder(e)
@@ -242,7 +242,7 @@ class _Trips:
         ahead[SAVED] += memory.incoming if t < self.op.count - 1 else 0
         around = [*live]
         for v, holder in (own | self.fed).items():
-            around[holder] += nbytes(v.type)
+            around[holder] += resident(v.type)
         fresh, more, replay = self._replayed(self.op.count - 1 - t if self.op.reverse else t, around)
         return _Trip([a + b for a, b in zip(ahead, more, strict=True)], own | self.fed | fresh, replay)
 
@@ -291,7 +291,7 @@ class _Trip:
 
     @property
     def total(self) -> int:
-        return sum(self.live) + sum(nbytes(v.type) for v in self.own)
+        return sum(self.live) + sum(resident(v.type) for v in self.own)
 
 
 class _Body:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mlc.ir.types import with_overhead
+
 __all__ = ["REPLAY", "Recording", "Sample", "Span", "current", "each_stage", "each_trip", "recording", "unseen"]
 
 Executable = Callable[[list[Any]], list[Any]]
@@ -109,7 +111,7 @@ class Recording:
         key = storage._cdata
         if key in self._known:
             return
-        size = storage.nbytes() if size is None else size
+        size = with_overhead(storage.nbytes(), storage.device) if size is None else size
         self._held += size
         known = self._known
 
