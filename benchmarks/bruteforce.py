@@ -28,7 +28,7 @@ import mlc
 from mlc.ir.program import Program
 from mlc.passes.lower import Levers
 from mlc.passes.plan import joint_of
-from mlc.passes.planner import FEW
+from mlc.passes.planner import FEW, usable
 from mlc.passes.search import Candidate, Search
 
 WORKLOADS = ("W1", "digits", "rates", "hyperparameters")
@@ -63,8 +63,8 @@ def pairs(program: Program, points: list[Candidate], count: int) -> list[Pair]:
     """The planner against the grid, at budgets in equal ratios."""
     peaks = [c.peak for c in points]
     out = []
-    for budget in np.geomspace(min(peaks) * 1.06, max(peaks), count):
-        fitting = [c for c in points if c.peak <= budget]
+    for budget in np.geomspace(min(peaks) * 1.1, max(peaks), count):
+        fitting = [c for c in points if c.peak <= usable(int(budget))]
         chosen = mlc.plan(program, memory=int(budget), backend="interpreter")
         out.append(Pair(int(budget), chosen, min(fitting, key=lambda c: c.seconds)))
     return out

@@ -14,6 +14,7 @@ from mlc.ir.slots import Slots, replayed_steps
 from mlc.ir.types import TensorType, resident
 from mlc.passes.inlined import TAG as INNER
 from mlc.passes.lower import Levers, finish
+from mlc.passes.memory import region_peak
 from mlc.passes.plan import Plan, joint_of
 from mlc.passes.planner import make_plan, sweep
 from mlc.passes.search import front, peak_bytes
@@ -181,6 +182,22 @@ def test_a_middle_price_keeps_at_most_the_gradient_of_a_step(optimizer: str) -> 
 def test_a_high_price_keeps_nothing_of_a_step(optimizer: str) -> None:
     """The adjoint makes the gradient of a step again, and a replay redoes whole steps: only its batch stays."""
     assert growth(Levers(1e-3, 3), optimizer) <= 0.15
+
+
+def test_what_a_step_gives_up_is_made_again_only_where_it_is_needed() -> None:
+    """Of the values of sixteen layers, replays of whole steps hold those of a few at any time."""
+    net = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(16)], nn.Linear(8, 3))
+    batches = [(torch.randn(512, 8), torch.randint(3, (512,))) for _ in range(6)]
+    program = mlc.trace(loop, net, net, torch.randn(512, requires_grad=True), batches, OPTIMIZERS["adam"])
+    joint = joint_of(program, make_plan(program, flows="mixed"))
+
+    def steps(price: float) -> Loop:
+        forward = finish(joint, Levers(price, 2)).forward
+        return next(e.op for e in forward.eqns if isinstance(e.op, Loop) and e.op.replay)
+
+    replay = steps(1e-3).replay
+    assert replay is not None and any(e.op == torch.ops.aten.mm.default for e in replay.body.walk())
+    assert region_peak(replay.body) < 0.6 * region_peak(steps(0.0).body)
 
 
 def test_an_adjoint_computes_for_itself_what_is_too_dear_to_keep() -> None:

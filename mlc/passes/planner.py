@@ -24,7 +24,7 @@ from mlc.passes.plan import Decision, Plan
 from mlc.passes.rivals import Rivals
 from mlc.passes.search import Candidate, Search, front, thrift
 
-__all__ = ["budget_of", "make_plan", "sweep"]
+__all__ = ["FEW", "budget_of", "make_plan", "sweep", "usable"]
 
 FEW = 8  # most tangents for which forward mode is tried without being asked for
 _SHARE = 0.8  # of what the device has free
@@ -76,6 +76,11 @@ def budget_of(memory: int | str | None, on: torch.device | Region) -> int:
     return memory if isinstance(memory, int) else int(_SHARE * free_memory(device))
 
 
+def usable(budget: int) -> int:
+    """What of a budget tensors may take; the rest is for what libraries allocate beside them."""
+    return budget - min(_SPARE, budget // _OF_BUDGET)
+
+
 def sweep(program: Program, *, backend: str = "auto", stop_gradient: str = "all", flows: Any = None,
           say: Callable[[str], None] = lambda text: None) -> list[Plan]:  # fmt: skip
     """The whole curve of time and memory: one plan for each point, fastest first; ``say`` hears where it is."""
@@ -114,7 +119,7 @@ class _Planner:
         Raises:
             BudgetError: with the smallest possible peak.
         """
-        found = self._within(budget - min(_SPARE, budget // _OF_BUDGET)) or self._within(budget)
+        found = self._within(usable(budget)) or self._within(budget)
         if not found:
             least = min(s.smallest().peak for s in self.searches)
             raise BudgetError(
