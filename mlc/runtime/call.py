@@ -66,9 +66,8 @@ class Executor:
     def __init__(self, stages: StageGraphs, backend: str = "interpreter") -> None:
         self.stages = stages
         self._drawer: Drawer | None = None
-        # The first call measures memory for all: the same graph holds as much in every one.  Compiled kernels
-        # allocate unseen, so their peak stays unknown.
-        self._first: Recording | None = Recording() if backend == "interpreter" else None
+        # The first call measures memory for all: the same graph holds as much in every one.
+        self._first: Recording | None = Recording()
         self._peak = 0
         compile = Inductor() if backend == "inductor" else compile_region
         special = link(lambda op: feed_runner(op, self._draws), self._draw, compile)

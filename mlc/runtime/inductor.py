@@ -21,6 +21,7 @@ from mlc.ir.core import Eqn, Loop, Region
 from mlc.ir.types import TensorType, nbytes
 from mlc.runtime.artefacts import Boxed, build
 from mlc.runtime.interpreter import Executable, compile_region
+from mlc.runtime.recording import current, made, unseen
 from mlc.runtime.segments import Fused, fuse, is_view, key_of
 from mlc.runtime.trial import difference, exercised
 from mlc.runtime.workers import compile_ahead
@@ -60,7 +61,7 @@ class Kernel:
     def __call__(self, args: list[Any]) -> Sequence[Tensor]:
         """Run it; ``args`` is emptied, so that what dies inside is freed inside."""
         if self.state == "trusted":
-            return self._run(args)
+            return made(self._run(args))
         if self.state == "refused":
             return self.plain(args)
         return self._try(args)
@@ -78,7 +79,10 @@ class Kernel:
             if args[i].stride() != stride:
                 args[i] = _laid(args[i], stride)
         assert self._compiled is not None
-        return self._compiled(args)
+        if current() is None:
+            return self._compiled(args)
+        with unseen():  # what it allocates inside goes by the meter; what comes out is counted by `made`
+            return self._compiled(args)
 
     def _try(self, args: list[Any]) -> Sequence[Tensor]:
         """Beside the interpreter, whose results count."""
@@ -146,7 +150,8 @@ class Inductor:
 
         def run(args: list[Any]) -> list[Any]:
             if self._unprepared:
-                self._prepare()
+                with unseen():
+                    self._prepare()
             return inner(args)
 
         return run

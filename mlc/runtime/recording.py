@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlc.ir.types import with_overhead
 
-__all__ = ["REPLAY", "Recording", "Sample", "Span", "current", "each_stage", "each_trip", "recording", "unseen"]
+__all__ = ["REPLAY", "Recording", "Sample", "Span", "current", "each_stage", "each_trip", "made", "recording", "unseen"]
 
 Executable = Callable[[list[Any]], list[Any]]
 REPLAY = "replay"  # name of the spans of steps that rebuild states
@@ -69,6 +69,7 @@ class Recording:
     _held: int = 0
     _blind: bool = False
     _replaying: bool = False
+    _meter: Any = None
     _known: dict[int, Any] = field(default_factory=dict)
 
     def run(self, body: Executable, args: list[Any], name: str) -> list[Any]:
@@ -91,7 +92,7 @@ class Recording:
             self._begin()
         for x in _tensors(args):
             self._follow(x, 0)
-        meter = _Meter(self)
+        meter = self._meter = _Meter(self)
         start = time.perf_counter() - self._began
         with meter:
             outs = body(args)
@@ -137,11 +138,16 @@ class _Meter(TorchDispatchMode):
         for t in _tensors(args):
             r._follow(t, 0)  # what nobody allocated here is not the call's: a batch that was drawn
         out = func(*args, **(kwargs or {}))
+        self.take(out)
+        return out
+
+    def take(self, out: Any) -> None:
+        """A sample, once an operator or a compiled kernel has given its results."""
+        r = self.recording
         for t in _tensors(out):
             r._follow(t)
         r.peak_bytes = max(r.peak_bytes, r._held)
         self.taken.append((time.perf_counter() - r._began, r._held))
-        return out
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -216,6 +222,13 @@ def unseen() -> Iterator[None]:
         yield
     finally:
         now._blind = False
+
+
+def made(outs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Results of a compiled kernel, which allocates where no dispatch mode sees it."""
+    if _current is not None and _current._meter is not None:
+        _current._meter.take(list(outs))
+    return outs
 
 
 def each_trip(body: Executable, name: str) -> Executable:
