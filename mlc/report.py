@@ -26,7 +26,8 @@ class Report(Shown):
     Attributes:
         seconds: Wall time of all stages run so far, seconds.
         peak_bytes: Largest number of bytes allocated beyond the inputs at any time, measured at the first call of a
-            plan (without what a compiled kernel allocates and frees inside).
+            plan, and again once its compiled segments have passed their trials (which need more memory); without
+            what a compiled segment allocates and frees inside.
         stages: Seconds per stage.
         recorded: Spans and memory, when the call ran inside ``mlc.recording()``.
         plan: The plan that ran.

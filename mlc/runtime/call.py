@@ -66,10 +66,13 @@ class Executor:
     def __init__(self, stages: StageGraphs, backend: str = "interpreter") -> None:
         self.stages = stages
         self._drawer: Drawer | None = None
-        # The first call measures memory for all: the same graph holds as much in every one.
+        # The first call measures memory for all: the same graph holds as much in every one.  Segments on trial hold
+        # more, so it is measured again once all of them are settled.
         self._first: Recording | None = Recording()
         self._peak = 0
-        compile = Inductor() if backend == "inductor" else compile_region
+        inductor = Inductor() if backend == "inductor" else None
+        self._on_trial = inductor
+        compile = inductor or compile_region
         special = link(lambda op: feed_runner(op, self._draws), self._draw, compile)
         self._forward: Executable = each_stage(compile(stages.forward, special), "forward")
         self._backward: Executable | None = (
@@ -107,6 +110,8 @@ class Executor:
         """Run the forward stage; user state is not touched."""
         started = time.perf_counter()
         self._drawer = drawer
+        if self._first is None and self._on_trial is not None and self._on_trial.settled:
+            self._first, self._on_trial, self._peak = Recording(), None, 0
         first = self._first if current() is None else None
         try:
             with torch.no_grad(), resumed(first):

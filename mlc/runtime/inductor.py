@@ -156,6 +156,11 @@ class Inductor:
 
         return run
 
+    @property
+    def settled(self) -> bool:
+        """Whether every segment is trusted or refused."""
+        return all(k.state in ("trusted", "refused") for k in self.kernels.values())
+
     def _prepare(self) -> None:
         """Compile every segment, once all regions of the program are known."""
         new = [k for k in self._unprepared if k.state == "new"]

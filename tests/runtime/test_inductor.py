@@ -344,11 +344,15 @@ def test_the_measured_peak_counts_what_kernels_give(built: Built) -> None:
 
     def peak(backend: str) -> int:
         fn = mlc.compile(trained, backend=backend)
-        fn(Net(2), torch.ones(4, requires_grad=True), [torch.randn(64, 4) for _ in range(9)]).backward()
-        assert fn.report is not None
-        return fn.report.peak_bytes
+        for _ in range(2):
+            fn(Net(2), torch.ones(4, requires_grad=True), [torch.randn(64, 4) for _ in range(9)]).backward()
+            assert fn.report is not None
+            peaks.append(fn.report.peak_bytes)
+        return peaks[-1]
 
+    peaks: list[int] = []
     whole = peak("interpreter")
     assert not built.keys
-    assert 0.6 * whole <= peak("inductor") <= 1.1 * whole
-    assert "trusted" in {k.state for k in inductor._KERNELS.values()}
+    assert 0.6 * whole <= peak("inductor") <= whole
+    assert {k.state for k in inductor._KERNELS.values()} == {"trusted"}
+    assert peaks[0] == whole and peaks[2] > peaks[3], "trials hold more"
