@@ -181,7 +181,7 @@ class Search:
 
     def _around(self, levers: Levers) -> None:
         """The same price with other sets of states and other micro-batches."""
-        for slots in dict.fromkeys((levers.slots, 1 if self.trips > 1 else None)):
+        for slots in dict.fromkeys((levers.slots, 1 if self.trips > 1 else None, None)):
             for parts in dict.fromkeys((1, 2, levers.parts)):
                 self.at(replace(levers, slots=slots, parts=parts))
 
