@@ -11,12 +11,12 @@ from torch import Tensor, nn
 import mlc
 from mlc.ir.core import Loop
 from mlc.ir.slots import Slots, replayed_steps
-from mlc.ir.types import TensorType, resident
+from mlc.ir.types import SeqType, TensorType, resident
 from mlc.passes.inlined import TAG as INNER
 from mlc.passes.lower import Levers, finish
 from mlc.passes.memory import region_peak
 from mlc.passes.plan import Plan, joint_of
-from mlc.passes.planner import make_plan, sweep
+from mlc.passes.planner import make_plan, sweep, usable
 from mlc.passes.search import front, peak_bytes
 from mlc.runtime.call import Executor
 
@@ -186,7 +186,7 @@ def test_a_high_price_keeps_nothing_of_a_step(optimizer: str) -> None:
 
 def test_what_a_step_gives_up_is_made_again_only_where_it_is_needed() -> None:
     """Of the values of sixteen layers, replays of whole steps hold those of a few at any time."""
-    net = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(16)], nn.Linear(8, 3))
+    net = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(16)], nn.Linear(8, 3))
     batches = [(torch.randn(512, 8), torch.randint(3, (512,))) for _ in range(6)]
     program = mlc.trace(loop, net, net, torch.randn(512, requires_grad=True), batches, OPTIMIZERS["adam"])
     joint = joint_of(program, make_plan(program, flows="mixed"))
@@ -197,7 +197,8 @@ def test_what_a_step_gives_up_is_made_again_only_where_it_is_needed() -> None:
 
     replay = steps(1e-3).replay
     assert replay is not None and any(e.op == torch.ops.aten.mm.default for e in replay.body.walk())
-    assert region_peak(replay.body) < 0.6 * region_peak(steps(0.0).body)
+    # 0.24; 0.40 when what was cut is made again right behind the cut
+    assert region_peak(replay.body) < 0.3 * region_peak(steps(0.0).body)
 
 
 def test_an_adjoint_computes_for_itself_what_is_too_dear_to_keep() -> None:
@@ -214,6 +215,23 @@ def test_an_adjoint_computes_for_itself_what_is_too_dear_to_keep() -> None:
 
 
 # ---- budgets
+
+
+@pytest.mark.parametrize(("device", "taken"), [("cpu", [576, 580, 1088, 1089]), ("cuda", [0, 512, 512, 1024])])
+def test_a_tensor_takes_more_than_its_elements(device: str, taken: list[int]) -> None:
+    types = [TensorType(torch.uint8, (n,), (1,), torch.device(device)) for n in (0, 4, 512, 513)]
+    assert [resident(t) for t in types] == taken
+    assert [resident(SeqType(t, 3)) for t in types] == [3 * size for size in taken]
+
+
+def test_a_budget_leaves_room_for_libraries_unless_nothing_would_fit() -> None:
+    assert (usable(1600), usable(2**30)) == (1500, 2**30 - 2**20)
+    program = mlc.trace(loop, *problem(12))
+    most = mlc.plan(program).peak_bytes
+    assert mlc.plan(program, memory=most).peak_bytes <= usable(most) < most
+    with pytest.raises(mlc.BudgetError) as e:
+        mlc.plan(program, memory=1)
+    assert usable(e.value.least) < mlc.plan(program, memory=e.value.least).peak_bytes <= e.value.least
 
 
 def test_budgets_hold_and_time_falls_as_they_grow() -> None:

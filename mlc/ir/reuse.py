@@ -44,11 +44,11 @@ _ANY: dict[Any, Any] = {getattr(_A, n).Tensor: getattr(_A, n).out for n in _BINA
 def shared_with(e: Eqn, k: int) -> Var | None:
     """The value whose storage result ``k`` of an equation shares, if it does."""
     if e._shared is None:
-        object.__setattr__(e, "_shared", _shares(e))
+        object.__setattr__(e, "_shared", _sources(e))
     return e._shared[k]  # type: ignore[index]
 
 
-def _shares(e: Eqn) -> tuple[Var | None, ...]:
+def _sources(e: Eqn) -> tuple[Var | None, ...]:
     op = e.op
     if isinstance(op, (Alias, Custom)):
         first = op.n_in if isinstance(op, Custom) else 0

@@ -157,14 +157,14 @@ def _finished(stages: Stages, levers: Levers, meter: Meter, refused: Callable[[R
         forward = min(forward, split, key=region_peak)
     forward = _shrink(forward, free, meter, 1, levers)
 
+    footprint = Footprint()
+    first = footprint.region(forward)
     backward, peak = stages.backward, 0
     if backward is not None:
         backward = _shrink(_split(backward, levers.parts, refused), levers, meter, 1)
-        footprint = Footprint()
-        book = footprint.region(forward).book
-        owned, results = footprint.hand_over(book, replace(stages, forward=forward, backward=backward))
+        owned, results = footprint.hand_over(first.book, replace(stages, forward=forward, backward=backward))
         peak = results + footprint.region(backward, owned).peak
-    if region_peak(forward) > peak:
+    if first.peak > peak:
         forward = _shrink(forward, levers, meter, 1, free)
     return replace(stages, forward=forward, backward=backward)
 
