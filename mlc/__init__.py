@@ -14,8 +14,8 @@ The result is connected to autograd: ``loss.backward()`` gives the exact gradien
 """
 
 from mlc.api import plan, trace
-from mlc.check import CheckReport, check
-from mlc.compiled import CompiledFunction, compile
+from mlc.check.check import CheckReport, check
+from mlc.compiled.compiled import CompiledFunction, compile
 from mlc.draw import draw
 from mlc.errors import (
     BudgetError,
@@ -29,10 +29,10 @@ from mlc.errors import (
     VerifyError,
 )
 from mlc.ir.program import Program
-from mlc.modules import clone
 from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
 from mlc.passes.plan import Plan
 from mlc.runtime.recording import recording
+from mlc.trace.clone import clone
 
 __version__ = "0.1.0"
 

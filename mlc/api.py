@@ -6,13 +6,13 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mlc.capture import record
-from mlc.compiled import CompiledFunction
+from mlc.compiled.compiled import CompiledFunction
 from mlc.ir.program import Program
 from mlc.passes.options import check_options
 from mlc.passes.plan import Plan
 from mlc.passes.planner import make_plan
-from mlc.program import build_program
+from mlc.trace.build import build_program
+from mlc.trace.capture import record
 
 __all__ = ["plain", "plan", "trace"]
 

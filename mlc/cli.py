@@ -24,6 +24,7 @@ from rich.table import Table
 
 import mlc
 from mlc.clicall import called, measured, subject
+from mlc.compiled.report import Report
 from mlc.curve import curve_table, save_curve
 from mlc.draw import draw as draw_picture
 from mlc.errors import MlcError, PlanError
@@ -37,7 +38,6 @@ from mlc.passes.planner import sweep as planned_sweep
 from mlc.passes.stagelist import PASSES, input_names
 from mlc.passes.stagelist import after as stages_after
 from mlc.progress import progress
-from mlc.report import Report
 from mlc.userfile import UserFile, blame, load
 
 __all__ = ["app", "main"]

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mlc.api import plain
-from mlc.compiled import CompiledFunction, compile
+from mlc.compiled.compiled import CompiledFunction, compile
+from mlc.compiled.report import Report
 from mlc.page import Measured
-from mlc.report import Report
 from mlc.runtime.recording import recording
 from mlc.userfile import UserFile
 

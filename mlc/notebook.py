@@ -8,13 +8,13 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from mlc.compiled.report import Report
 from mlc.diagram import diagram_of
 from mlc.draw import program_of
 from mlc.ir.program import Program
 from mlc.ir.shown import HOW
 from mlc.page import content, html
 from mlc.passes.plan import Plan
-from mlc.report import Report
 from mlc.svg import to_svg
 
 __all__ = ["Frame"]

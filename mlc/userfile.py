@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mlc.compiled import CompiledFunction
+from mlc.compiled.compiled import CompiledFunction
 from mlc.errors import MlcError
-from mlc.frames import is_user_code
+from mlc.trace.frames import is_user_code
 
 __all__ = ["UserFile", "blame", "load"]
 

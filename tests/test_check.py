@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mlc
+from mlc.check.report import best_pair, relative
+from mlc.check.sandbox import Sandbox
 from mlc.runtime.call import Executor
-from mlc.sandbox import Sandbox
-from mlc.tracer import Tracer
-from mlc.verdict import best_pair, relative
+from mlc.trace.tracer import Tracer
 
 
 class Weights(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mlc
-from mlc.growth import open_loops, peak_at
+from mlc.compiled.growth import open_loops, peak_at
 from mlc.passes.plan import stages_for
 from tests.test_planner import problem
 
@@ -41,8 +41,8 @@ def gradient(cf: Any, given: tuple[Any, ...]) -> Tensor:
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Budgets of every planning."""
-    import mlc.compiled as compiled
-    import mlc.growth as growth
+    import mlc.compiled.compiled as compiled
+    import mlc.compiled.growth as growth
 
     seen: list[Any] = []
     for module in (compiled, growth):

@@ -25,7 +25,13 @@ LONG_WITH_REASON: dict[str, str] = {}
 
 # Which modules of ours a room may import besides itself; mlc.errors is open to all. Rooms not named here
 # (front door, tracer, CLI, drawing) may import everything.
-ARROWS = {"ir": (), "passes": ("mlc.ir",), "runtime": ("mlc.ir",), "errors.py": ()}
+ARROWS = {
+    "ir": (),
+    "record": ("mlc.ir",),
+    "passes": ("mlc.ir", "mlc.record"),
+    "runtime": ("mlc.ir",),
+    "errors.py": (),
+}
 
 MACHINE_PATH = re.compile(r"(?:^|[^\w.])/(?:work|farm|root|tmp|home|Users)/")
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Custom, Eqn, Loop, Region, Stop, Var
 from mlc.ir.program import Program
-from mlc.ir.record import Recorder
 from mlc.ir.types import TensorType, Type
 from mlc.passes.adjoint import Policy, Tape, lower_grads
 from mlc.passes.forward import NotForward
@@ -28,6 +27,7 @@ from mlc.passes.prune import prune
 from mlc.passes.reverse import Passing, active_vars, loop_activity
 from mlc.passes.rules import _mode
 from mlc.passes.tangents import Pusher
+from mlc.record.recorder import Recorder
 
 __all__ = ["MOST_COLUMNS", "count", "forward_stages", "legal"]
 

@@ -28,11 +28,11 @@ from torch.autograd import forward_ad
 from mlc.errors import DifferentiationError, MlcError
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Eqn, Region, Var
-from mlc.ir.record import Handle, Recorder, Storage
 from mlc.ir.trees import flatten
 from mlc.ir.types import TensorType, Type
 from mlc.passes import legality
 from mlc.passes.spelling import own_decomposition
+from mlc.record.recorder import Handle, Recorder, Storage
 
 __all__ = ["NoRule", "Rule", "differentiable_outs", "forward_rule", "reverse_rule"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.ir import views
+from mlc.record import views
 
 __all__ = ["own_decomposition"]
 

@@ -19,10 +19,10 @@ from torch._ops import OpOverload
 from mlc.errors import MlcError
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Alias, Eqn, Region, Stop, Var, aten, map_vars
-from mlc.ir.record import Recorder
 from mlc.ir.trees import flatten
 from mlc.ir.types import SeqType, TensorType, Type
 from mlc.passes.rules import NoRule, _mode, _rebuild, _skeleton
+from mlc.record.recorder import Recorder
 
 __all__ = ["batched_type", "inline_batched", "slice_type"]
 

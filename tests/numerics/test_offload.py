@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import mlc.compiled
+import mlc.compiled.compiled
 from mlc.ir.core import Loop
 from mlc.ir.verify import verify
 from mlc.passes.lower import Levers, Stages, finish

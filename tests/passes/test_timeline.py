@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import mlc
-import mlc.compiled
+import mlc.compiled.compiled
 from mlc.passes.facts import stages_of
 from mlc.passes.lower import Levers, finish
 from mlc.passes.plan import joint_of, stages_for

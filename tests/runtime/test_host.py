@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mlc
-import mlc.compiled
+import mlc.compiled.compiled
 from mlc.ir.core import Loop
 from mlc.passes.lower import Levers, finish
 from mlc.passes.plan import Plan, joint_of

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.capture import Effect, Ref
-from mlc.roots import Path, Roots
+from mlc.trace.capture import Effect, Ref
+from mlc.trace.inputs import Path, Roots
 
 __all__ = ["commit", "storages"]
 

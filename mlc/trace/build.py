@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mlc.capture import Recording
 from mlc.errors import CaptureError
 from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Stop, Var
 from mlc.ir.program import Input, Program
@@ -15,6 +14,7 @@ from mlc.ir.verify import verify
 from mlc.passes.levels import find_levels
 from mlc.passes.reverse import dependence
 from mlc.passes.roll import roll
+from mlc.trace.capture import Recording
 
 __all__ = ["build_program"]
 

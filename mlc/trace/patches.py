@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from mlc import scalars
-from mlc.customs import apply_custom
 from mlc.errors import CaptureError
-from mlc.optimizers import after_step, before_step
-from mlc.tracer import Tracer
+from mlc.trace import scalars
+from mlc.trace.customs import apply_custom
+from mlc.trace.optimizers import after_step, before_step
+from mlc.trace.tracer import Tracer
 
 __all__ = ["patched"]
 

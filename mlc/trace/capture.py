@@ -15,16 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
-from mlc.concrete import Guard
 from mlc.errors import CaptureError, MlcError
 from mlc.ir.core import Eqn, Var
 from mlc.ir.types import Loc
-from mlc.iterables import Source, Sources, loader_patches, substitute
-from mlc.optimizers import narrow_counts, restore_flags
-from mlc.patches import _ours, _set, patched
-from mlc.roots import Path, Roots, walk
-from mlc.scalars import TracedScalar
-from mlc.setting import (
+from mlc.trace.concrete import Guard
+from mlc.trace.environment import (
     current,
     default_dtype_kept,
     eager_dynamo,
@@ -34,8 +29,13 @@ from mlc.setting import (
     rng_kept,
     zero_grad,
 )
-from mlc.state import Change, Watch
-from mlc.tracer import External, Step, Tracer
+from mlc.trace.inputs import Path, Roots, walk
+from mlc.trace.iterables import Source, Sources, loader_patches, substitute
+from mlc.trace.optimizers import narrow_counts, restore_flags
+from mlc.trace.patches import _ours, _set, patched
+from mlc.trace.scalars import TracedScalar
+from mlc.trace.state import Change, Watch
+from mlc.trace.tracer import External, Step, Tracer
 
 __all__ = ["Recording", "record"]
 
@@ -45,7 +45,7 @@ class Effect:
     """Something of the user's that the call leaves changed.
 
     ``kind``: ``"copy"`` (write the value into ``owner``, a tensor), ``"grad"`` (set ``owner.grad``), or the kinds of
-    :class:`~mlc.state.Change`.  ``value`` is a tree whose tensors are replaced by :class:`Ref`.
+    :class:`~mlc.trace.state.Change`.  ``value`` is a tree whose tensors are replaced by :class:`Ref`.
     """
 
     kind: str
@@ -171,7 +171,7 @@ def record(
 
 def _users_own(e: Exception) -> bool:
     """Whether an exception was raised by the user's own code (then it is theirs to see as it is)."""
-    from mlc.frames import is_user_code
+    from mlc.trace.frames import is_user_code
 
     tb = e.__traceback__
     while tb is not None and tb.tb_next is not None:
@@ -184,7 +184,7 @@ def _users_own(e: Exception) -> bool:
 
 def _explain(e: Exception, tracer: Tracer) -> CaptureError:
     """An exception of the user's code or of torch while tracing, with the user's line."""
-    from mlc.frames import is_user_code
+    from mlc.trace.frames import is_user_code
 
     loc = None
     tb = e.__traceback__

@@ -15,7 +15,7 @@ from torch import optim
 from mlc.errors import CaptureError
 
 if TYPE_CHECKING:
-    from mlc.tracer import Tracer
+    from mlc.trace.tracer import Tracer
 
 __all__ = ["after_step", "before_step", "narrow_counts", "restore_flags"]
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mlc.ir import views
 from mlc.ir.core import Region
-from mlc.ir.record import Recorder
 from mlc.ir.types import TensorType
+from mlc.record import views
+from mlc.record.recorder import Recorder
 
 __all__ = ["trace_region", "write_region"]
 

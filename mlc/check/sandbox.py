@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mlc.frames import is_user_code
+from mlc.trace.frames import is_user_code
 
 __all__ = ["Sandbox", "convert", "rng_state", "set_rng_state"]
 

@@ -1,11 +1,11 @@
 """``mlc.check``: is the hypergradient right?  Two referees that share little with the compiler.
 
-1. The *plain unroll* (:mod:`mlc.unroll`): the recording, run eagerly under PyTorch's own autograd.
+1. The *plain unroll* (:mod:`mlc.check.unroll`): the recording, run eagerly under PyTorch's own autograd.
 2. *Finite differences* of the user's own Python function, run eagerly, along random directions.  A
    difference cannot see a ``detach``, so when one cuts a path from a meta-parameter to the result, the
    recording is perturbed instead, with the stopped values frozen.
 
-Everything runs on float64 copies (:mod:`mlc.sandbox`); nothing of the user's changes, random generators
+Everything runs on float64 copies (:mod:`mlc.check.sandbox`); nothing of the user's changes, random generators
 included.
 """
 
@@ -24,15 +24,15 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from mlc.api import plain
-from mlc.capture import Recording, Ref
-from mlc.compiled import CompiledFunction
+from mlc.check.limitations import customs, cutting, precision, through_updates
+from mlc.check.report import CheckReport, Difference, MetaError, Tolerances, best_pair, relative
+from mlc.check.sandbox import Sandbox, convert
+from mlc.check.unroll import Unroll
+from mlc.compiled.compiled import CompiledFunction
 from mlc.errors import MlcError, PlanError
-from mlc.hazards import customs, cutting, precision, through_updates
 from mlc.passes.options import parse_memory
-from mlc.roots import walk
-from mlc.sandbox import Sandbox, convert
-from mlc.unroll import Unroll
-from mlc.verdict import CheckReport, Difference, MetaError, Tolerances, best_pair, relative
+from mlc.trace.capture import Recording, Ref
+from mlc.trace.inputs import walk
 
 __all__ = ["CheckReport", "check"]
 

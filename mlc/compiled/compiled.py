@@ -13,24 +13,24 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mlc.capture import Recording, Ref, record
-from mlc.commit import commit, storages
+from mlc.compiled.commit import commit, storages
+from mlc.compiled.growth import Counts, longer, open_loops, planned_again
+from mlc.compiled.report import Report
 from mlc.errors import BudgetError, DifferentiationError, MemoryWarning, MlcError
-from mlc.growth import Counts, longer, open_loops, planned_again
 from mlc.ir.program import Program
-from mlc.iterables import batch_tensors
 from mlc.passes.explain import size_text, time_text
 from mlc.passes.options import check_options
 from mlc.passes.plan import Plan, stages_for
 from mlc.passes.planner import make_plan
 from mlc.passes.retrip import Group
-from mlc.program import build_program
 from mlc.progress import progress
-from mlc.report import Report
-from mlc.roots import Path, Roots, walk
 from mlc.runtime.call import Executor, Run
 from mlc.runtime.feeds import Drawer, Stale
-from mlc.tracer import External
+from mlc.trace.build import build_program
+from mlc.trace.capture import Recording, Ref, record
+from mlc.trace.inputs import Path, Roots, walk
+from mlc.trace.iterables import batch_tensors
+from mlc.trace.tracer import External
 
 __all__ = ["CompiledFunction", "compile"]
 

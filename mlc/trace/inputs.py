@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from mlc.frames import is_user_code
 from mlc.ir.types import TensorType
+from mlc.trace.frames import is_user_code
 
 __all__ = ["Path", "Roots", "walk"]
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.iterables import Sources, substitute
-from mlc.patches import _set
-from mlc.roots import Roots
-from mlc.scalars import traced_max, traced_min
-from mlc.tracer import Tracer
+from mlc.trace.inputs import Roots
+from mlc.trace.iterables import Sources, substitute
+from mlc.trace.patches import _set
+from mlc.trace.scalars import traced_max, traced_min
+from mlc.trace.tracer import Tracer
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 ``loss.item()`` has no value while tracing.  A :class:`TracedScalar` stands for it: it prints as ``<traced>``, takes
 part in arithmetic, and may be used as an operand of torch operators (it is the detached tensor then).  Whatever
-needs the number itself - a branch, an index, ``math`` - gets it if it is known (:mod:`mlc.concrete`) and raises
+needs the number itself - a branch, an index, ``math`` - gets it if it is known (:mod:`mlc.trace.concrete`) and raises
 :class:`~mlc.errors.CaptureError` otherwise: never a wrong number.
 """
 

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from mlc.concrete import Guard, concrete
 from mlc.errors import CaptureError
-from mlc.frames import Site, Sites
 from mlc.ir.core import Alias, Draw, Eqn, Grad, Seed, Var
-from mlc.ir.record import Handle, Recorder, Storage
 from mlc.ir.types import Loc, TensorType
-from mlc.ir.views import IDENTITY_VIEWS
-from mlc.reach import Reach
-from mlc.scalars import TracedScalar
+from mlc.record.recorder import Handle, Recorder, Storage
+from mlc.record.views import IDENTITY_VIEWS
+from mlc.trace.concrete import Guard, concrete
+from mlc.trace.frames import Site, Sites
+from mlc.trace.reach import Reach
+from mlc.trace.scalars import TracedScalar
 
 __all__ = ["External", "Tracer"]
 
@@ -85,7 +85,7 @@ class Tracer(Recorder):
     # ---- places
 
     def locate(self) -> tuple[Loc | None, Site | None]:
-        """See :class:`~mlc.frames.Sites`; looked up once per operator."""
+        """See :class:`~mlc.trace.frames.Sites`; looked up once per operator."""
         return self.sites.here() if self._here is None else self._here
 
     def dispatch(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from mlc.errors import CaptureError
-from mlc.ir import views
 from mlc.ir.builder import Builder
 from mlc.ir.core import Eqn, Stop, Var, aten
-from mlc.ir.fakes import Fakes
-from mlc.ir.handles import Handle, Storage
 from mlc.ir.trees import each_tensor, map_tensors, substitute
 from mlc.ir.types import Loc, TensorType
+from mlc.record import views
+from mlc.record.fakes import Fakes
+from mlc.record.handles import Handle, Storage
 
 __all__ = ["Values"]
 
@@ -212,7 +212,7 @@ class Values:
     def _through(self, op: Any, args: Any, index: int, base: Var, new: Var) -> Var:
         if op in views.IDENTITY_VIEWS:
             return new
-        from mlc.ir.tracing import write_region
+        from mlc.record.tracing import write_region
 
         region = write_region(op, args, index, base.type, new.type)
         if region is None:

@@ -19,7 +19,7 @@ from mlc.ir.core import Alias, Eqn, Grad, Primitive, SafeSqrt, Stop, Var, map_va
 from mlc.ir.types import TensorType
 
 if TYPE_CHECKING:
-    from mlc.tracer import External, Tracer
+    from mlc.trace.tracer import External, Tracer
 
 __all__ = ["Guard", "Known", "concrete"]
 

@@ -15,7 +15,7 @@ from mlc.errors import CaptureError
 from mlc.ir.types import TensorType
 
 if TYPE_CHECKING:
-    from mlc.ir.record import Recorder
+    from mlc.record.recorder import Recorder
 
 __all__ = ["FILLED", "SPECIAL", "factory"]
 

@@ -3,7 +3,7 @@
 A :class:`Recorder` is a ``TorchDispatchMode`` over fake tensors: every ATen call that reaches it becomes one
 :class:`~mlc.ir.core.Eqn`.  Mutation and aliasing are resolved on the way.  Each storage has one current value;
 each tensor is a storage and a chain of view operators; a write through a view becomes the functional scatter of
-:mod:`mlc.ir.views`, and other views of the storage are re-derived when next read.
+:mod:`mlc.record.views`, and other views of the storage are re-derived when next read.
 
 Differentiability belongs to edges: an operator that autograd tracks but that reads a local value which does not
 require grad gets a ``stop`` there.  That is what ``detach`` and ``no_grad`` mean, and it ignores autograd's own
@@ -27,13 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from mlc.errors import CaptureError
 from mlc.ir.core import Alias, Random, SafeSqrt, Var, aten
-from mlc.ir.fakes import Result, try_types
-from mlc.ir.handles import Handle, Storage
 from mlc.ir.inplace import Schema, functional_variant, like_to_fill, schema_of
-from mlc.ir.special import FILLED, SPECIAL, factory
 from mlc.ir.trees import flatten, map_tensors
 from mlc.ir.types import TensorType
-from mlc.ir.values import Values
+from mlc.record.fakes import Result, try_types
+from mlc.record.handles import Handle, Storage
+from mlc.record.special import FILLED, SPECIAL, factory
+from mlc.record.values import Values
 
 __all__ = ["Handle", "Recorder", "Storage"]
 

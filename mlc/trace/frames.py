@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from mlc.ir.types import Loc
-from mlc.modulepaths import ModulePaths
+from mlc.trace.modulepaths import ModulePaths
 
 __all__ = ["Site", "Sites", "is_user_code"]
 
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep  # of mlc
 _LIBRARIES = tuple(
     os.path.realpath(p) + os.sep
     for p in {*sysconfig.get_paths().values(), *_site.getsitepackages(), os.path.dirname(os.__file__)}

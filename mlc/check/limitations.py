@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from mlc.capture import Recording
 from mlc.ir.core import Custom, Eqn, Grad, Stop, Var
 from mlc.ir.types import TensorType
 from mlc.passes.reverse import active_vars
+from mlc.trace.capture import Recording
 
 __all__ = ["customs", "cutting", "precision", "through_updates"]
 

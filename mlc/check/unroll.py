@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.capture import Recording
 from mlc.ir.core import (
     Alias,
     Custom,
@@ -30,8 +29,9 @@ from mlc.ir.core import (
     map_vars,
 )
 from mlc.ir.types import TensorType
-from mlc.iterables import batch_tensors
 from mlc.runtime.interpreter import run_random
+from mlc.trace.capture import Recording
+from mlc.trace.iterables import batch_tensors
 
 __all__ = ["Unroll"]
 

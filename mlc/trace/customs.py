@@ -16,11 +16,11 @@ from torch import Tensor
 from mlc.errors import CaptureError, MlcError
 from mlc.ir.builder import Builder
 from mlc.ir.core import Custom, Eqn, Region, Var
-from mlc.ir.record import Storage
 from mlc.ir.types import TensorType
+from mlc.record.recorder import Storage
 
 if TYPE_CHECKING:
-    from mlc.tracer import Tracer
+    from mlc.trace.tracer import Tracer
 
 __all__ = ["apply_custom"]
 

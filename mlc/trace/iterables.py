@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import DataLoader
 
-from mlc.roots import Path, _leaves
-from mlc.tracer import Tracer
+from mlc.trace.inputs import Path, _leaves
+from mlc.trace.tracer import Tracer
 
 __all__ = ["Source", "Sources", "batch_tensors", "substitute"]
 
@@ -127,7 +127,7 @@ class Sources:
             return
         f = sys._getframe(2)
         while f is not None and f is not self.tracer.sites.base:
-            from mlc.frames import is_user_code
+            from mlc.trace.frames import is_user_code
 
             if is_user_code(f.f_code):
                 now = {n: v for n, v in f.f_locals.items() if type(v) in (int, float, bool, str)}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from mlc.roots import Path, Roots
+from mlc.trace.inputs import Path, Roots
 
 __all__ = ["Change", "Watch"]
 

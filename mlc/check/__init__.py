@@ -1,0 +1,1 @@
+"""``mlc.check``: whether a hypergradient is right."""

@@ -1,0 +1,1 @@
+"""Recording operators as functional equations."""
