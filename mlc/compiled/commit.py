@@ -64,7 +64,9 @@ def commit(effects: Sequence[Effect], results: Sequence[Any], roots: Roots, kept
                 target.copy_(value)
                 continue
             value = _own(value, owned)
-            if e.kind == "grad":
+            if e.kind == "data":
+                target.data = value
+            elif e.kind == "grad":
                 target.grad = value
             elif e.kind == "attr":
                 vars(target)[e.key] = value

@@ -16,7 +16,9 @@ from torch.utils import _pytree as pytree
 from mlc.compiled.commit import commit, storages
 from mlc.compiled.growth import Counts, longer, open_loops, planned_again
 from mlc.compiled.report import Report
-from mlc.errors import BudgetError, DifferentiationError, MemoryWarning, MlcError
+from mlc.compiled.validate import Redrawn, compare, same
+from mlc.errors import BudgetError, DifferentiationError, MemoryWarning, MlcWarning, PlanError
+from mlc.ir.digest import digest
 from mlc.ir.program import Program
 from mlc.passes.explain import size_text, time_text
 from mlc.passes.options import check_options
@@ -27,8 +29,10 @@ from mlc.progress import progress
 from mlc.runtime.call import Executor, Run
 from mlc.runtime.feeds import Drawer, Stale
 from mlc.trace.build import build_program
-from mlc.trace.capture import Recording, Ref, record
+from mlc.trace.capture import Recording, Ref
 from mlc.trace.inputs import Path, Roots, walk
+from mlc.trace.observe import Observation, observe
+from mlc.trace.randomness import RandomWatch
 from mlc.trace.iterables import batch_tensors
 from mlc.trace.tracer import External
 
@@ -45,7 +49,6 @@ class _Entry:
     plan: Plan
     executor: Executor
     lengths: dict[Path, int]
-    fast: int = 0
     calls: int = 0
     filtered: list[Any] = field(default_factory=list)
     smaller: bool = False  # planned again because memory was refused
@@ -79,32 +82,52 @@ class _Node(torch.autograd.Function):
 
 
 class _Call:
-    """One call of a compiled function."""
+    """One call of a compiled function; ``seen``: the run that was recorded, where this is the first."""
 
-    def __init__(self, owner: CompiledFunction, entry: _Entry, roots: Roots, first: bool) -> None:
+    def __init__(self, owner: CompiledFunction, entry: _Entry, roots: Roots, seen: Observation | None = None) -> None:
         self.owner = owner
         self.entry = entry
         self.roots = roots
-        self.first = first
+        self.seen = seen
         self.inputs = _inputs(entry, roots)
         self.done: Run | None = None
-        self.drawer = Drawer(self._open, batch_tensors)
+        self.drawer = Drawer(self._open, batch_tensors) if seen is None else Redrawn(seen)
 
     def metas(self) -> list[Tensor]:
         return [self.inputs[i] for i in self.entry.program.metas]
 
     def _open(self, source: int, visit: int) -> Iterator[Any]:
-        src = self.entry.recording.sources[source]
-        if self.first and src.once:
-            return itertools.chain(src.visits[visit][0], src.object if not src.visits[visit][1] else ())
         return iter(_iterable(self.entry, self.roots, source))
 
     def run(self) -> list[Tensor]:
         """Forward stage, then the user's objects are brought to their final state."""
+        return self._later() if self.seen is None else self._first(self.seen)
+
+    def _first(self, seen: Observation) -> list[Tensor]:
+        """The user's function has run: the program must reproduce it; what is given out is what it computed."""
+        entry = self.entry
+        recording = entry.recording
+        own = [seen.initial(x) for x in recording.externals]
+        RandomWatch.put(seen.random[0])
+        try:
+            run = entry.executor.forward(own, self.drawer)
+        finally:
+            RandomWatch.put(seen.random[1])
+        if self.owner.options.get("verify", "values") is not None:
+            compare(seen, run.results, lambda i: _made_at(recording, i))
+        run.results = []
+        self.done = run
+        self.owner.report = Report.of(entry.plan, run)
+        return [t.detach() for t in seen.reals[: entry.program.n_outputs]]
+
+    def _later(self) -> list[Tensor]:
         entry = self.entry
         written = {id(self.roots.at.get(e.path or (), e.owner)) for e in entry.recording.effects if e.kind == "copy"}
         own = [t.detach().clone() if id(t) in written else t for t in self.inputs]
         run = entry.executor.forward(own, self.drawer)
+        for i, outcome, what, loc in entry.recording.decisions:
+            if not same(run.results[i], outcome):
+                raise Stale(f"{what} is another one at {loc}")
         for s, src in enumerate(entry.recording.sources):
             for v, (_, exhausted) in enumerate(src.visits):
                 if exhausted and not src.indexed and not self.drawer.finished(s, v):
@@ -130,6 +153,12 @@ class _Call:
         self.owner.report = Report.of(self.entry.plan, self.done)
         by_input = dict(zip(stages.gradients, found, strict=True))
         return [by_input.get(i) for i in self.entry.program.metas]
+
+
+def _made_at(recording: Recording, i: int) -> Any:
+    """The user's line that made a result."""
+    v = recording.results[i]
+    return next((e.loc for e in reversed(recording.eqns) if v in e.outs), recording.loc)
 
 
 def _iterable(entry: _Entry, roots: Roots, source: int) -> Any:
@@ -162,6 +191,7 @@ class CompiledFunction:
         self.options = options
         self.report: Report | None = None
         self._entries: list[_Entry] = []
+        self._planned: dict[str, _Entry] = {}
         self._last: _Entry | None = None
 
     @property
@@ -181,35 +211,43 @@ class CompiledFunction:
         """Run the loop; the result has the structure that the function returns."""
         roots = walk(self.fn, args, kwargs)
         entry = self._find(roots)
-        fresh = entry is None
         if entry is None:
-            entry = self._trace(args, kwargs, roots)
-        elif entry.loops:
+            return self._record(args, kwargs, roots)
+        if entry.loops:
             self._fit(entry, roots)
+        call = _Call(self, entry, roots)
         try:
-            return self._run(entry, roots, fresh)
+            return self._run(call)
         except Stale:
-            return self._again(args, kwargs, entry)
+            if entry in self._entries:
+                self._entries.remove(entry)
+        _give_back(entry, roots, call.drawer)
+        return self._record(args, kwargs, walk(self.fn, args, kwargs))
 
-    def _again(self, args: Any, kwargs: Any, stale: _Entry) -> Any:
-        """The iterables gave something else than the trace saw: trace this call anew."""
-        if stale in self._entries:
-            self._entries.remove(stale)
-        roots = walk(self.fn, args, kwargs)
-        entry = self._trace(args, kwargs, roots)
-        try:
-            return self._run(entry, roots, True)
-        except Stale as e:
-            raise MlcError(
-                f"an iterable changes from one iteration over it to the next: {e}",
-                loc=entry.program.loc, advice="pass a list, or a loader that can be iterated twice",
-            ) from e  # fmt: skip
+    def _record(self, args: Any, kwargs: Any, roots: Roots) -> Any:
+        """The function runs for real; what is compiled from that must reproduce it."""
+        with progress(f"compiling {getattr(self.fn, '__name__', 'a function')}") as say:
+            say("recording")
+            seen = observe(self.fn, args, kwargs, roots)
+            try:
+                entry = self._compile(seen.recording, roots, say)
+                result = self._run(_Call(self, entry, roots, seen), seen)
+            except BaseException:
+                seen.undo()
+                raise
+        for w in entry.program.warnings:
+            warnings.warn(MlcWarning(w), stacklevel=3)
+        if seen.recording.reusable:
+            self._entries.insert(0, entry)
+            del self._entries[_MOST:]
+        seen.release()
+        return result
 
-    def _run(self, entry: _Entry, roots: Roots, fresh: bool) -> Any:
-        state = torch.get_rng_state()
-        call = _Call(self, entry, roots, fresh)
+    def _run(self, call: _Call, seen: Observation | None = None) -> Any:
+        entry = call.entry
         self._last = entry
         entry.calls += 1
+        states = _states(entry)
         metas = call.metas()
         try:
             if torch.is_grad_enabled() and metas and entry.executor.stages.cotangents:
@@ -217,11 +255,11 @@ class CompiledFunction:
             else:
                 outs = call.run()
         except BaseException as e:
-            torch.set_rng_state(state)
+            RandomWatch.put(states)
             if not _refused_memory(e) or entry.smaller:
                 raise
             self._shrink(entry)
-            return self._run(entry, roots, fresh)
+            return self._run(_Call(self, entry, call.roots, seen), seen)
         rec = entry.recording
         leaves = [_leaf(x, outs) for x in rec.out_leaves]
         return pytree.tree_unflatten(leaves, rec.out_spec)
@@ -235,7 +273,7 @@ class CompiledFunction:
         more = longer(entry.loops, lambda s: _iterable(entry, roots, s), entry.fitting)
         if not more:
             return
-        made = planned_again(entry.program, entry.plan, {**entry.fitting, **more}, self.options, entry.smaller)
+        made = planned_again(entry.program, entry.plan, {**entry.fitting, **more}, _planning(self.options), entry.smaller)
         if made is not None:
             entry.program, entry.plan, needed = made
             entry.executor = Executor(stages_for(entry.program, entry.plan), entry.plan.backend)
@@ -254,9 +292,9 @@ class CompiledFunction:
         """Plan again for half the memory, or for as little as can be."""
         budget = entry.plan.peak_bytes // 2
         try:
-            entry.plan = make_plan(entry.program, **{**self.options, "memory": max(budget, 1)})
+            entry.plan = make_plan(entry.program, **{**_planning(self.options), "memory": max(budget, 1)})
         except BudgetError as why:
-            entry.plan = make_plan(entry.program, **{**self.options, "memory": why.least})
+            entry.plan = make_plan(entry.program, **{**_planning(self.options), "memory": why.least})
         entry.executor = Executor(stages_for(entry.program, entry.plan), entry.plan.backend)
         entry.smaller = True
         warnings.warn(
@@ -273,13 +311,16 @@ class CompiledFunction:
                 return entry
         return None
 
-    def _trace(self, args: Any, kwargs: Any, roots: Roots) -> _Entry:
-        with progress(f"compiling {getattr(self.fn, '__name__', 'a function')}") as say:
-            say("tracing")
-            rec = record(self.fn, args, kwargs, roots)
-            program = build_program(rec, self.options.get("stop_gradient", "all"))
+    def _compile(self, rec: Recording, roots: Roots, say: Callable[[str], None]) -> _Entry:
+        """A program and its plan; a plan made before for an equal program serves again."""
+        program = build_program(rec, self.options.get("stop_gradient", "all"))
+        key = digest(program)
+        before = self._planned.get(key)
+        if before is not None and not before.smaller:
+            plan, executor = before.plan, Executor(stages_for(program, before.plan), before.plan.backend)
+        else:
             say("planning")
-            plan = make_plan(program, **self.options)
+            plan = make_plan(program, **_planning(self.options))
             executor = Executor(stages_for(program, plan), plan.backend)
         lengths = {
             s.path: len(s.object) for s in rec.sources
@@ -289,9 +330,28 @@ class CompiledFunction:
         entry = _Entry(roots.key, rec, program, plan, executor, lengths)
         entry.filtered = _filter(roots.key, rec.ignore)
         entry.loops = open_loops(program) if rec.reusable else {}
-        if rec.reusable:
-            self._entries.append(entry)
+        self._planned[key] = entry
         return entry
+
+
+def _planning(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that planning takes."""
+    return {k: v for k, v in options.items() if k != "verify"}
+
+
+_MOST = 16  # recordings kept of one function
+
+
+def _states(entry: _Entry) -> list[Any]:
+    """States of the generators that a program draws from."""
+    return [(None, torch.get_rng_state()), *((g, g.get_state()) for g in entry.recording.generators)]
+
+
+def _give_back(entry: _Entry, roots: Roots, drawer: Drawer) -> None:
+    """Items that a call drew from iterators before it turned out to be another program: they come first now."""
+    for s, src in enumerate(entry.recording.sources):
+        if src.once and src.path is not None and s in drawer.items:
+            roots.drawn[src.path] = [*drawer.items[s], *roots.drawn.get(src.path, [])]
 
 
 def _refused_memory(e: BaseException) -> bool:
@@ -322,8 +382,17 @@ def _fits(entry: _Entry, roots: Roots) -> bool:
 
 def _found(x: External, roots: Roots) -> Tensor:
     """The tensor that now stands where ``x`` stood."""
+    if x.parts:
+        return _whole(_found(x.parts[0], roots), x.held.dtype)
     now = roots.at.get(x.path) if x.path is not None else None
     return x.tensor if now is None else now
+
+
+def _whole(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Everything in the memory of a tensor, as one vector."""
+    s = t.untyped_storage()
+    with torch.no_grad():
+        return torch.empty(0, dtype=dtype, device=t.device).set_(s, 0, (s.nbytes() // dtype.itemsize,), (1,))
 
 
 def _leaf(x: Any, outs: list[Tensor]) -> Any:
@@ -340,12 +409,13 @@ def compile(fn: Callable[..., Any], /) -> CompiledFunction: ...
 def compile(
     fn: None = None, *, memory: int | str | None = None, backend: str = "auto", stop_gradient: str = "all",
     flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None,
+    verify: str | None = "values",
 ) -> Callable[[Callable[..., Any]], CompiledFunction]: ...  # fmt: skip
 
 
 def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
-            flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None
-            ) -> Any:  # fmt: skip
+            flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None,
+            verify: str | None = "values") -> Any:  # fmt: skip
     """Compile a training loop so that its result can be differentiated through the training.
 
     Args:
@@ -368,6 +438,8 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             that keeping a byte is worth, float; 0 keeps all that saves time), ``"slots"`` (sets of states kept per
             loop, or None: all), ``"parts"`` (micro-batches), ``"offload"`` (bytes from which on what a step saves
             rests on the host, or None: never).
+        verify: What the first call of a program compares with the real run of the function: ``"values"`` (results and
+            final states), ``"gradient"`` (one directional difference of the gradient, too) or None.
 
     Returns:
         A :class:`CompiledFunction` (or a decorator, when called without ``fn``).
@@ -380,6 +452,9 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
         levers=levers,
     )  # fmt: skip
     check_options(options)
+    if verify not in ("values", "gradient", None):
+        raise PlanError(f"verify={verify!r}", advice='use "values", "gradient" or None')
+    options["verify"] = verify
     if fn is None:
         return lambda f: CompiledFunction(f, options)
     return CompiledFunction(fn, options)

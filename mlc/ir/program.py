@@ -97,6 +97,7 @@ class Program(Shown):
         flows: See :class:`Flow`.
         notes: What a reader should know (what was not rolled, what is traced anew).
         loc: Where the function is defined.
+        warnings: What the user is warned of when it is first called.
         binding: Run-time information of the tracer (not printed, not compared).
     """
 
@@ -108,6 +109,7 @@ class Program(Shown):
     flows: tuple[Flow, ...] = ()
     notes: tuple[str, ...] = ()
     loc: Loc | None = None
+    warnings: tuple[str, ...] = ()
     binding: Any = field(default=None, repr=False)
 
     @property

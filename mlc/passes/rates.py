@@ -1,6 +1,6 @@
 """Rates of a device: how fast it multiplies matrices, moves bytes, draws special functions and starts an operator.
 
-Measured once per device, torch version and thread count (well under a second) and kept in the user's cache folder,
+Measured once per device, torch version and thread count (about two seconds, said on stderr) and kept in the user's cache folder,
 so that the same plan comes out again; ``MLC_RATES`` names another file.  The model they feed is a roofline
 (Williams et al. 2009): an operator takes its start plus the larger of its arithmetic and its traffic.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,7 @@ def _rates(kind: str, index: int, threads: int) -> Rates:
             return found
     except (OSError, ValidationError):
         pass
+    print("mlc: measuring how fast this device is (once, about two seconds)", file=sys.stderr)
     measured = _measure(device)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +140,8 @@ def _start(device: torch.device) -> float:
 def _strain(device: torch.device, r: Rates) -> float:
     """A stack of residual layers, (1024, 128) with 512 inside, everything held, over its roofline."""
     n, d, k, layers = 1024, 128, 512, 12
-    x, up, down = (torch.randn(*s, device=device) for s in ((n, d), (d, k), (k, d)))
+    own = torch.Generator(device).manual_seed(0)  # the user's generator stays where it is
+    x, up, down = (torch.randn(*s, device=device, generator=own) for s in ((n, d), (d, k), (k, d)))
     a: Any = torch.ops.aten
 
     def call() -> object:
@@ -162,11 +165,14 @@ def _special(device: torch.device, dtype: torch.dtype) -> float:
     return n / _seconds(device, [lambda: torch.ops.aten.tanh.default(a)])
 
 
-def _seconds(device: torch.device, calls: list[Callable[[], object]], times: int = 9) -> float:
-    """Least seconds of a call among several; of short ones, and on a GPU, in a queue of calls."""
-    rounds = max(1, 20 // len(calls))
-    found = []
-    for _ in range(times + 1):
+def _seconds(device: torch.device, calls: list[Callable[[], object]]) -> float:
+    """Least seconds of a call among several; of short ones, and on a GPU, in a queue of calls.
+
+    Takes about ``_PATIENCE`` seconds, however slow the device is.
+    """
+    found: list[float] = []
+    rounds, end = 1, time.perf_counter() + _PATIENCE
+    while len(found) < 10 and (len(found) < 2 or time.perf_counter() < end):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         began = time.perf_counter()
@@ -175,5 +181,10 @@ def _seconds(device: torch.device, calls: list[Callable[[], object]], times: int
                 call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        found.append((time.perf_counter() - began) / (rounds * len(calls)))
+        took = time.perf_counter() - began
+        found.append(took / (rounds * len(calls)))
+        rounds = max(1, min(20 // len(calls), int(_PATIENCE / 8 / max(found[-1] * len(calls), 1e-9))))
     return min(found)  # what the device can do; others on the machine only add to it
+
+
+_PATIENCE = 0.12

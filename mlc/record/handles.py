@@ -13,7 +13,7 @@ __all__ = ["Handle", "Storage"]
 class Storage:
     """One memory of the recorded program: its current value and how often it was written."""
 
-    __slots__ = ("copied", "external", "leaf", "var", "version")
+    __slots__ = ("born", "copied", "external", "leaf", "soft", "updated", "var", "version")
 
     def __init__(self, var: Var, external: Any = None) -> None:
         self.var = var
@@ -21,6 +21,9 @@ class Storage:
         self.external = external
         self.copied = False  # of a differentiable copy (mlc.clone): its steps are followed at every depth
         self.leaf = False  # memory of a leaf that requires grad: each value it takes is one to differentiate by
+        self.soft = False  # an inner gradient taken without create_graph
+        self.updated = False  # written after the place that made it was left: state, not a passing value
+        self.born: Any = None  # the place that made it: loop iterations, and how often gradients were switched on or off
 
 
 class Handle:

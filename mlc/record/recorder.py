@@ -143,6 +143,16 @@ class Recorder(Values, TorchDispatchMode):
             try_types(func, fargs, fkwargs)
         return out
 
+    def plain(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Record an operator as it stands, whatever is special about it."""
+        with torch.utils._python_dispatch._disable_current_modes(), self.fake_mode:
+            out = func(*map_tensors(args, self.twin), **map_tensors(kwargs, self.twin))
+        return self._plain(func, schema_of(func), args, kwargs, out)
+
+    def differentiated(self, *tensors: Tensor | None) -> bool:
+        """Whether any of these depends on something that is differentiated."""
+        return any(t is not None and self.value(self.handle(t)).mask for t in tensors)
+
     def scalar(self, t: Tensor) -> Any:
         """A Python number read from a tensor."""
         raise CaptureError("a Python number is read from a tensor", loc=self.locate()[0])

@@ -27,16 +27,28 @@ def _batch_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """Train-mode batch norm: the pure normalisation, then the running statistics as ordinary in-place updates."""
     x, weight, bias, mean, var, training, momentum, eps = args[:8]
     with rec.active():
+        if not training and rec.differentiated(mean, var):
+            return _by_running_statistics(x, weight, bias, mean, var, eps)
         if not training:
             return _plain(rec, _A.native_batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps), {})
         out = _plain(rec, _A.native_batch_norm.default, (x, weight, bias, None, None, True, momentum, eps), {})
         if mean is not None:
             with torch.no_grad():
                 dims = [d for d in range(x.dim()) if d != 1]
-                mean.mul_(1 - momentum).add_(out[1].to(mean.dtype), alpha=momentum)
+                mean.mul_(1 - momentum).add_(x.mean(dims).to(mean.dtype), alpha=momentum)
                 spread = torch.var(x, dims, correction=1).to(var.dtype)
                 var.mul_(1 - momentum).add_(spread, alpha=momentum)
     return out
+
+
+def _by_running_statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+                           ) -> Any:  # fmt: skip
+    """Eval-mode batch norm spelt out: PyTorch's own has no derivative by the statistics."""
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    out = (x - mean.view(shape)) * (var + eps).rsqrt().view(shape)
+    out = out if weight is None else out * weight.view(shape)
+    out = out if bias is None else out + bias.view(shape)
+    return out, x.new_empty(0), x.new_empty(0)
 
 
 def _batch_norm_like(mean_at: int | None, extra: bool = False) -> Handler:
@@ -99,12 +111,7 @@ def _grouped_mm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _plain(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    from mlc.ir.inplace import schema_of
-    from mlc.ir.trees import map_tensors
-
-    with torch.utils._python_dispatch._disable_current_modes(), rec.fake_mode:
-        out = func(*map_tensors(args, rec.twin), **map_tensors(kwargs, rec.twin))
-    return rec._plain(func, schema_of(func), args, kwargs, out)
+    return rec.plain(func, args, kwargs)
 
 
 def _dropout(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:

@@ -88,6 +88,8 @@ class Recording:
     stops: list[Eqn] = field(default_factory=list)
     ignore: set[Path] = field(default_factory=set)
     arg_names: tuple[str, ...] = ()
+    decisions: list[tuple[int, Any, str, Loc | None]] = field(default_factory=list)
+    generators: list[torch.Generator] = field(default_factory=list)
 
     @property
     def handed(self) -> frozenset[int]:
@@ -240,17 +242,28 @@ def _finish(tracer: Tracer, fn: Any, out: Any, roots: Roots, watch: Watch, sourc
     n_outputs = len(results)
     effects = _effects(tracer, roots, watch, results)
     reusable, notes = _reuse(sources)
-    code = getattr(fn, "__code__", None) or getattr(getattr(fn, "__func__", None), "__code__", None)
-    loc = Loc(code.co_filename, code.co_firstlineno, code.co_name) if code is not None else None
+    loc = place_of(fn)
     grad_guards = [(roots.tensors.get(id(t)), t, none) for t, none in tracer.grad_reads.values()]
     return Recording(
         tracer.builder.eqns, list(tracer.externals.values()), results, n_outputs, spec, out_leaves, effects,
         sources.all, tracer.steps, roots, reusable, notes, tracer.guards, grad_guards,
-        getattr(fn, "__name__", "program"), loc, tracer.stop_log, set(), _arg_names(code),
+        getattr(fn, "__name__", "program"), loc, tracer.stop_log, set(), arg_names(fn),
     )  # fmt: skip
 
 
-def _arg_names(code: Any) -> tuple[str, ...]:
+def _code_of(fn: Any) -> Any:
+    return getattr(fn, "__code__", None) or getattr(getattr(fn, "__func__", None), "__code__", None)
+
+
+def place_of(fn: Any) -> Loc | None:
+    """Where a function is defined."""
+    code = _code_of(fn)
+    return Loc(code.co_filename, code.co_firstlineno, code.co_name) if code is not None else None
+
+
+def arg_names(fn: Any) -> tuple[str, ...]:
+    """Names of a function's parameters."""
+    code = _code_of(fn)
     return tuple(code.co_varnames[: code.co_argcount]) if code is not None else ()
 
 

@@ -59,6 +59,7 @@ class Roots:
     schedulers: dict[Path, Any] = field(default_factory=dict)
     modules: dict[Path, nn.Module] = field(default_factory=dict)
     volatile: dict[Path, Any] = field(default_factory=dict)
+    drawn: dict[Path, list[Any]] = field(default_factory=dict)
 
 
 class _Walker:

@@ -94,27 +94,34 @@ class Sources:
     def iterate(self, source: int, make: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """Draw items for real and tell the tracer of each."""
         self.tracer.place()  # a loop over it begins anew: without this, one inner loop runs on through the outer one
-        return self._items(source, make)
-
-    def _items(self, source: int, make: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         src = self.all[source]
         visit = len(src.visits)
         src.visits.append(([], False))
-        items = src.visits[visit][0]
         self.check_random()
+        before = self.tracer.before_item()
         with _disable_current_modes():
             it = make()
         self._random = _python_random()
+        self.tracer.after_item((source, visit, -1), before)
+        return self._items(source, visit, it)
+
+    def _items(self, source: int, visit: int, it: Iterator[Any]) -> Iterator[Any]:
+        src = self.all[source]
+        items = src.visits[visit][0]
         while True:
             self.check_random()
+            before = self.tracer.before_item()
+            key = (source, visit, len(items))
             try:
                 with _disable_current_modes():
                     item = next(it)
             except StopIteration:
                 self._random = _python_random()
+                self.tracer.after_item(key, before)
                 src.visits[visit] = (items, True)
                 return
             self._random = _python_random()
+            self.tracer.after_item(key, before)
             self._watch(src, source, visit, len(items))
             items.append(item)
             src.mixed |= not _plain(item)
@@ -218,6 +225,8 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
     def iterate(loader: Any) -> Any:
         if not active():
             return original_iter(loader)
+        if sources.tracer.real and loaders.get(id(loader)) is None and not _rooted(loader.dataset, sources, loaders):
+            return original_iter(loader)  # over tensors that the call made: its items are picked by recorded operators
         source = source_of(loader)
         if loaders.get(id(loader)) is None and not _rooted(loader.dataset, sources, loaders):
             sources.all[source].mixed = True

@@ -10,25 +10,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mlc.ir.builder import Builder
-from mlc.ir.core import Eqn, Stop, Var
+from mlc.ir.core import Alias, Eqn, Stop, Var
 
 __all__ = ["Reach"]
 
 
 class Reach:
-    """Dependence of values on leaf values, for gradients taken at one loop depth.
+    """Dependence of values on leaf values, for gradients taken in one number of declared levels.
 
     Args:
         builder: The recording; equations are only ever added to it.
         bits: One bit for each leaf value, given before it is first read or not at all.
         depth: Stops of this level or a smaller one hold (and those without a level).
+        through: Whether stops of levels let everything pass: what the gradient through the loop would see.
     """
 
-    def __init__(self, builder: Builder, bits: Mapping[Var, int], depth: int) -> None:
+    def __init__(self, builder: Builder, bits: Mapping[Var, int], depth: int, through: bool = False) -> None:
         self.builder = builder
         self._bits = bits
         self._depth = depth
+        self._through = through
         self._found: dict[Var, int] = {}
+        self._beyond: dict[Var, int] = {}
         self._seen = 0
 
     def among(self, losses: Sequence[Var], targets: Sequence[Var]) -> set[Var]:
@@ -47,17 +50,38 @@ class Reach:
                 out.add(v)
         return out | self._walk(losses, odd) if odd else out
 
+    def bits(self, losses: Sequence[Var]) -> int:
+        """Leaf values that any of the losses depends on."""
+        self._advance()
+        reached = 0
+        for v in losses:
+            reached |= self._of(v)
+        return reached
+
+    def beyond(self, losses: Sequence[Var]) -> int:
+        """Leaf values that a loss depends on by a way that PyTorch's own graph does not have."""
+        self._advance()
+        reached = 0
+        for v in losses:
+            reached |= self._beyond.get(v, 0)
+        return reached
+
     def _advance(self) -> None:
         eqns = self.builder.eqns
         for i in range(self._seen, len(eqns)):
             e = eqns[i]
-            bits = 0
+            bits = more = 0
             if self._passes(e):
                 for v in e.inputs:
                     if v.type.is_float:
                         bits |= self._of(v)
+                        more |= self._beyond.get(v, 0)
+                if isinstance(e.op, Alias) and e.tag == "clone" or isinstance(e.op, Stop):
+                    more |= bits
             for o in e.outs:
                 self._found[o] = (bits | self._bits.get(o, 0)) if o.mask else 0
+                if more and o.mask:
+                    self._beyond[o] = more
         self._seen = len(eqns)
 
     def _of(self, v: Var) -> int:
@@ -68,7 +92,7 @@ class Reach:
 
     def _passes(self, e: Eqn) -> bool:
         if isinstance(e.op, Stop):
-            return e.op.level is not None and e.op.level > self._depth
+            return e.op.level is not None and (self._through or e.op.level > self._depth)
         return not e.impure
 
     def _walk(self, losses: Sequence[Var], targets: set[Var]) -> set[Var]:

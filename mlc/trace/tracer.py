@@ -41,9 +41,11 @@ class External:
     path: tuple[Any, ...] | None
     var: Var
     handle: Handle
-    fake: FakeTensor
+    fake: Any
     written: bool = False
     read: Loc | None = None
+    held: Any = None
+    parts: tuple[External, ...] = ()
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Tracer(Recorder):
 
     current: ClassVar[Tracer | None] = None
     stops = True
+    real = False
 
     def __init__(self, paths: dict[int, tuple[Any, ...]]) -> None:
         super().__init__(merge=False)
@@ -78,6 +81,7 @@ class Tracer(Recorder):
         self.grad_eqns: list[Eqn] = []
         self.leaves: dict[int, Tensor] = {}
         self.guards: list[Guard] = []
+        self.decisions: list[tuple[Var, Any, str, Loc | None]] = []
         self._fakes: dict[int, FakeTensor] = {}
         self._by_storage: dict[int, External] = {}
         self._reach: dict[int, Reach] = {}
@@ -350,6 +354,13 @@ class Tracer(Recorder):
         return p
 
     # ---- draws
+
+    def before_item(self) -> Any:
+        """An iterable of the user's is about to run."""
+        return None
+
+    def after_item(self, key: tuple[int, int, int], before: Any) -> None:
+        """An iterable of the user's ran: item ``key[2]`` of its iteration ``key[1]`` (-1: the iteration began)."""
 
     def seed(self, value: int) -> None:
         """``torch.manual_seed`` in the loop."""

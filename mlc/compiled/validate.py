@@ -1,0 +1,112 @@
+"""Translation validation: what was compiled must reproduce what the recorded run computed.
+
+The compiled program runs from the state before the call, on the items that were drawn, with the generators as they
+were; its results, final states and generators are compared with the real ones, to the rounding of their type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlc.errors import VerifyError
+from mlc.runtime.feeds import Drawer
+from mlc.trace.iterables import batch_tensors
+from mlc.trace.observe import Observation
+
+__all__ = ["Redrawn", "compare"]
+
+# Largest difference that summation order explains after many steps, relative to the largest element.
+_TOLERANCE = {
+    torch.float64: 1e-7, torch.float32: 5e-3, torch.complex128: 1e-7, torch.complex64: 5e-3,
+    torch.float16: 0.2, torch.bfloat16: 0.5,
+}  # fmt: skip
+
+
+class Redrawn(Drawer):
+    """Gives the items of the recorded run again, and moves the generator as the iterables then did."""
+
+    def __init__(self, seen: Observation) -> None:
+        self._states = seen.observer.item_states
+        sources = seen.recording.sources
+
+        def open_source(source: int, visit: int) -> Iterator[Any]:
+            return self._again(source, visit, sources[source].visits[visit][0])
+
+        super().__init__(open_source, batch_tensors)
+
+    def _again(self, source: int, visit: int, items: Sequence[Any]) -> Iterator[Any]:
+        self._move((source, visit, -1))
+        for k, item in enumerate(items):
+            self._move((source, visit, k))
+            yield item
+        self._move((source, visit, len(items)))
+
+    def _move(self, key: tuple[int, int, int]) -> None:
+        state = self._states.get(key)
+        if state is not None:
+            torch.set_rng_state(state)
+
+
+def compare(seen: Observation, results: Sequence[Any], where: Callable[[int], Any]) -> None:
+    """Compare the results of the compiled program with those of the recorded run.
+
+    Raises:
+        VerifyError: with the first result that differs and the line that made it.
+    """
+    for i, (mine, real) in enumerate(zip(results, seen.reals, strict=True)):
+        if not isinstance(real, Tensor):
+            continue
+        err = difference(mine, real)
+        if err is not None:
+            raise VerifyError(
+                f"the compiled program does not reproduce the run: result {i} {err}; no number of it is given out",
+                loc=where(i),
+                advice="this is a fault of mlc: call the function without mlc and report it; verify=None skips the "
+                "comparison",
+            )  # fmt: skip
+    for i, outcome, what, loc in seen.recording.decisions:
+        if not same(results[i], outcome, loose=True):
+            raise VerifyError(
+                f"the compiled program does not reproduce {what} that the run read here", loc=loc,
+                advice="this is a fault of mlc: call the function without mlc and report it",
+            )  # fmt: skip
+
+
+def difference(mine: Tensor, real: Tensor) -> str | None:
+    """How two tensors differ beyond rounding; None when they do not."""
+    if mine.shape != real.shape or mine.dtype != real.dtype:
+        return f"has type {mine.dtype} {tuple(mine.shape)}, not {real.dtype} {tuple(real.shape)}"
+    a, b = mine.detach(), real.detach()
+    if not b.numel():
+        return None
+    tolerance = _TOLERANCE.get(b.dtype)
+    if tolerance is None:
+        return None if torch.equal(a, b) else "has other values"
+    nan_a, nan_b = torch.isnan(a), torch.isnan(b)
+    if not torch.equal(nan_a, nan_b):
+        return "is not a number in other places"
+    a, b = torch.where(nan_a, 0, a), torch.where(nan_b, 0, b)
+    same_infinite = torch.isinf(b) & (a == b)
+    a, b = torch.where(same_infinite, 0, a), torch.where(same_infinite, 0, b)
+    scale = float(b.abs().max())
+    err = float((a - b).abs().max())
+    bound = tolerance * max(scale, torch.finfo(b.dtype).tiny ** 0.5 if b.dtype.is_floating_point else 1e-30)
+    return None if err <= bound else f"differs by {err:.3g} where the largest element is {scale:.3g}"
+
+
+def same(found: Any, outcome: Any, *, loose: bool = False) -> bool:
+    """Whether a program found again what the recorded run decided on."""
+    if isinstance(outcome, Tensor):
+        if loose:
+            return difference(found, outcome.detach()) is None
+        return bool(torch.equal(found.detach(), outcome))
+    value = found.item()
+    if value == outcome or (value != value and outcome != outcome):
+        return True
+    if not loose or isinstance(outcome, (bool, int)):
+        return False
+    return bool(abs(value - outcome) <= _TOLERANCE.get(found.dtype, 0.0) * max(abs(outcome), 1e-12))

@@ -1,0 +1,278 @@
+"""Gradients that the user's loop takes: PyTorch computes them, the recording gets one first-class ``grad`` each.
+
+Which leaves ``backward()`` reaches, whether a gradient is None, what is accumulated where: PyTorch's own doing, looked
+at afterwards.  What PyTorch's graph does not have is a way through an inner training that the user declared
+(``mlc.level``, ``mlc.clone``); such a gradient is computed from the recording, at once, so that the run goes on with
+the right numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mlc.errors import CaptureError
+from mlc.ir.core import Eqn, Grad, Var
+from mlc.ir.types import TensorType
+from mlc.trace.reach import Reach
+
+if TYPE_CHECKING:
+    from mlc.trace.observer import Observer
+
+__all__ = ["Gradients"]
+
+_BASE: Any = torch._C.TensorBase
+
+
+class Gradients:
+    """Takes and records the gradients of one run."""
+
+    def __init__(self, observer: Observer, original: Callable[..., Any]) -> None:
+        self.observer = observer
+        self.original = original
+        self._reach: dict[tuple[int, bool], Reach] = {}
+        self._older: dict[int, list[Var]] = {}  # values that a leaf had before
+        self._last: dict[int, Var] = {}
+
+    # ---- backward() and grad()
+
+    def run(self, outputs: Any, grad_tensors: Any, keep_graph: Any = False, create_graph: Any = False,
+            inputs: Any = (), allow_unreachable: bool = True, accumulate_grad: bool = False, **kw: Any) -> Any:  # fmt: skip
+        """In the place of autograd's engine."""
+        ob = self.observer
+        ob.next_stretch()
+        losses = [t for t in outputs]
+        wrt = list(inputs) or self._leaves(losses)
+        self._refuse_hooks([*losses, *wrt])
+        before = [(t, t.grad) for t in wrt] if accumulate_grad else []
+        for t, g in before:
+            ob.keep_grad(t)
+            if g is not None:
+                ob.will_write(g)
+                self._noted(t)
+        given = tuple(wrt) if accumulate_grad and not inputs and ob.outer_nodes else tuple(inputs)
+        with ob.pause():
+            found = None
+            if wrt or not accumulate_grad:
+                found = self.original(
+                    outputs, grad_tensors, keep_graph, create_graph, given,
+                    allow_unreachable=allow_unreachable, accumulate_grad=accumulate_grad, **kw,
+                )  # fmt: skip
+        ob.next_stretch()
+        if accumulate_grad:
+            self._accumulated(losses, grad_tensors, before, create_graph)
+            return found
+        return self._taken(losses, grad_tensors, wrt, found, create_graph)
+
+    def _noted(self, t: Tensor) -> None:
+        """``backward`` reads what ``.grad`` was before the call."""
+        self.observer.read_grad(t)
+
+    def _refuse_hooks(self, tensors: Iterable[Tensor]) -> None:
+        for t in tensors:
+            if t._backward_hooks:
+                ob = self.observer
+                ob.refusal = ob.refusal or CaptureError(
+                    "backward hooks cannot be traced: what they do to the gradient is not an equation of the program",
+                    loc=ob.place(), advice="change the gradient after backward() instead, in the loop itself",
+                )  # fmt: skip
+                raise ob.refusal
+
+    def _leaves(self, losses: Sequence[Tensor]) -> list[Tensor]:
+        """Leaves of PyTorch's graph, up to graphs that were there before the call."""
+        stop = self.observer.outer_nodes
+        found: dict[int, Tensor] = {}
+        seen: set[Any] = set()
+        todo = []
+        for t in losses:
+            if t.grad_fn is not None:
+                todo.append(t.grad_fn)
+            elif t.requires_grad:
+                found[id(t)] = t
+        while todo:
+            node = todo.pop()
+            if node in seen or node in stop:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if leaf is not None:
+                found[id(leaf)] = leaf
+            todo.extend(n for n, _ in node.next_functions if n is not None)
+        order = {id(t): i for i, t in enumerate(self.observer.leaves.values())}
+        return sorted(found.values(), key=lambda t: order.get(id(t), len(order)))
+
+    # ---- recording
+
+    def _pairs(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None]) -> list[tuple[Var, Var]]:
+        ob = self.observer
+        pairs = []
+        for t, s in zip(losses, seeds, strict=True):
+            if not t.requires_grad:
+                continue
+            if s is None:
+                with torch.no_grad(), ob.active():
+                    s = torch.ones_like(t)
+            pairs.append((ob.read(t, True), ob.read(s, False)))
+        return pairs
+
+    def _equation(self, pairs: list[tuple[Var, Var]], targets: list[Var]) -> list[Var]:
+        """One ``grad`` equation; its results."""
+        ob = self.observer
+        loc, site = ob.locate()
+        mask = 0
+        for v, _ in pairs:
+            mask |= v.mask
+        outs = tuple(Var(v.type, mask) for v in targets)
+        args = (*[v for v, _ in pairs], *targets, *[s for _, s in pairs])
+        eqn = Eqn(Grad(len(pairs), len(targets), ob.depth()), args, outs, (), loc, "grad", site)
+        if targets:
+            ob.builder.append(eqn)
+            ob.grad_eqns.append(eqn)
+        return list(outs)
+
+    def reach(self, through: bool = False) -> Reach:
+        """Dependence for gradients taken here."""
+        ob = self.observer
+        key = (ob.depth(), through)
+        known = self._reach.get(key)
+        if known is None or known.builder is not ob.builder:
+            known = Reach(ob.builder, ob._bit_of, ob.depth(), through)
+            if not ob.nested:
+                self._reach[key] = known
+        return known
+
+    def _values(self, t: Tensor, losses: Sequence[Var], reached: int) -> list[Var]:
+        """Values of a target that the losses depend on: the present one, and earlier ones of a leaf written since."""
+        ob = self.observer
+        now = ob.read(t, True) if t.requires_grad else ob.current(t)
+        out = [now] if self.reach().among(losses, [now]) else []
+        if t.is_leaf and t.requires_grad:
+            last = self._last.get(id(t))
+            older = self._older.setdefault(id(t), [])
+            if last is not None and last is not now and last not in older:
+                older.append(last)
+            self._last[id(t)] = now
+            if not out:
+                out = [v for v in reversed(older) if ob._bit_of.get(v, 0) & reached]
+        return out
+
+    def _gradients(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], wrt: Sequence[Tensor]
+                   ) -> tuple[list[Var | None], list[bool]]:  # fmt: skip
+        """The value of each gradient (None: no path), and whether it goes ways that PyTorch's graph does not have."""
+        ob = self.observer
+        pairs = self._pairs(losses, seeds)
+        values = [v for v, _ in pairs]
+        reach = self.reach()
+        reached, beyond = reach.bits(values), reach.beyond(values)
+        groups = [self._values(t, values, reached) for t in wrt]
+        outs = iter(self._equation(pairs, [v for g in groups for v in g]))
+        found: list[Var | None] = []
+        for g in groups:
+            parts = [next(outs) for _ in g]
+            total = parts[0] if parts else None
+            for p in parts[1:]:
+                (total,) = ob._emit(torch.ops.aten.add.Tensor, (total, p), (p.type,))
+            found.append(total)
+        more = [any(ob._bit_of.get(v, 0) & beyond for v in g) for g in groups]
+        lost = self.reach(through=True).beyond(values) & ~beyond
+        for g, total in zip(groups, found, strict=True):
+            if total is not None and ob._bit_of.get(g[0], 0) & lost:
+                ob.dropped[total] = (tuple(values), g[0], ob.place())
+        return found, more
+
+    def _taken(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], wrt: Sequence[Tensor], found: Any,
+               create_graph: bool) -> Any:  # fmt: skip
+        """What ``autograd.grad`` gave."""
+        ob = self.observer
+        values, more = self._gradients(losses, seeds, wrt)
+        found = list(found)
+        for i, v in enumerate(values):
+            if v is None and found[i] is not None:
+                self._zero(found[i])
+            elif v is not None:
+                if more[i]:
+                    found[i] = ob.evaluate(v)
+                found[i] = self._bound(found[i], v, create_graph)
+        return tuple(found)
+
+    def _zero(self, g: Tensor) -> None:
+        """PyTorch has a path that carries nothing (through integers, or an input that a rule ignores)."""
+        self.observer.zero(g)
+
+    def _bound(self, g: Tensor | None, v: Var, create_graph: bool) -> Tensor:
+        """The gradient as a tensor with a memory of its own, laid out as the program has it."""
+        ob = self.observer
+        ty = v.type
+        assert isinstance(ty, TensorType)
+        with ob.pause(), torch.set_grad_enabled(create_graph):
+            if g is None:
+                g = torch.zeros(ty.shape, dtype=ty.dtype, device=ty.device)
+            if ob.memories.find(g) is not None or (g._is_view() and not g.is_contiguous()):
+                g = g.clone()
+            if g.stride() != ty.stride and 0 not in ty.stride:
+                g = _laid_out(g, ty)
+        h = ob.bind(g, v)
+        h.storage.soft = not create_graph
+        return g
+
+    def _accumulated(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None],
+                     before: Sequence[tuple[Tensor, Tensor | None]], create_graph: bool) -> None:  # fmt: skip
+        """What ``backward()`` did to ``.grad``."""
+        ob = self.observer
+        wrt = [t for t, _ in before]
+        values, more = self._gradients(losses, seeds, wrt)
+        for (t, old), v, beyond in zip(before, values, more, strict=True):
+            ob.set_grad(t)
+            now = t.grad
+            if v is None:
+                if old is None and now is not None:
+                    self._zero(now)
+                continue
+            if beyond:
+                now = self._set_beyond(t, old, ob.evaluate(v))
+            if now is None:
+                now = torch.zeros_like(t)
+                _BASE.grad.__set__(t, now)
+            if old is None:
+                self._hold(t, now, v, create_graph)
+                continue
+            total = ob.add(ob.current(old), v)
+            if now is old:
+                ob.write(old, total)
+            else:
+                ob.bind(now, total).storage.soft = not create_graph
+
+    def _set_beyond(self, t: Tensor, old: Tensor | None, g: Tensor) -> Tensor:
+        with self.observer.pause(), torch.no_grad():
+            if old is None or t.grad is not old:
+                _BASE.grad.__set__(t, g if old is None else old + g)
+            else:
+                raise CaptureError(
+                    "a gradient through an inner training is added to a .grad that is there already",
+                    loc=self.observer.place(), advice="call zero_grad() before backward()",
+                )  # fmt: skip
+        now = t.grad
+        assert now is not None
+        return now
+
+    def _hold(self, t: Tensor, g: Tensor, v: Var, create_graph: bool) -> None:
+        ob = self.observer
+        ty = v.type
+        assert isinstance(ty, TensorType)
+        if ob.memories.find(g) is not None:
+            with ob.pause(), torch.set_grad_enabled(create_graph):
+                g = g.clone()
+                _BASE.grad.__set__(t, g)
+        if g.stride() != ty.stride and 0 not in ty.stride and g.dtype == ty.dtype:
+            with ob.pause(), torch.set_grad_enabled(create_graph):
+                g = _laid_out(g, ty)
+                _BASE.grad.__set__(t, g)
+        h = ob.bind(g, v)
+        h.storage.soft = not create_graph
+
+
+def _laid_out(g: Tensor, ty: TensorType) -> Tensor:
+    return torch.empty_strided(ty.shape, ty.stride, dtype=g.dtype, device=g.device).copy_(g)

@@ -1,0 +1,241 @@
+"""What is replaced in torch while the user's function really runs, and put back afterwards.
+
+Almost everything is PyTorch's own.  Only what does not pass the dispatcher is looked at here: gradients, reads of
+``.grad``, numbers that Python takes in bulk, hooks, optimizer steps, seeds.  Other threads keep the original.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from mlc.errors import CaptureError
+from mlc.trace.customs import apply_custom
+from mlc.trace.gradients import Gradients
+from mlc.trace.observer import Observer
+from mlc.trace.optimizers import after_step, before_step
+from mlc.trace.patches import _set
+
+__all__ = ["intercepted"]
+
+_BASE: Any = torch._C.TensorBase
+Active = Callable[[], bool]
+
+
+def running(observer: Observer) -> Active:
+    """Whether the user's code runs on this thread, observed."""
+    me = threading.get_ident()
+
+    def active() -> bool:
+        return threading.get_ident() == me and not observer.paused and torch._C._len_torch_dispatch_stack() > 0
+
+    return active
+
+
+def _engine(ob: Observer, active: Active) -> Any:
+    original = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+    gradients = Gradients(ob, original)
+    ob.gradients = gradients
+
+    def run(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in outputs if isinstance(t, Tensor))
+        if not active() or wrapped:
+            return original(outputs, *args, **kwargs)
+        return gradients.run(outputs, *args, **kwargs)
+
+    return run
+
+
+def _grad(ob: Observer, active: Active) -> property:
+    base = _BASE.grad
+
+    def get(t: Tensor) -> Any:
+        if active():
+            ob.read_grad(t)
+        return base.__get__(t)
+
+    def put(t: Tensor, value: Any) -> None:
+        if active():
+            ob.set_grad(t)
+        base.__set__(t, value)
+
+    def drop(t: Tensor) -> None:
+        put(t, None)
+
+    return property(get, put, drop)
+
+
+def _data(ob: Observer, active: Active) -> property:
+    base = _BASE.data
+
+    def get(t: Tensor) -> Any:
+        d = base.__get__(t)
+        if active() and t.layout is torch.strided:
+            ob.cut_tensors[d] = ob.cut_of(t) or ob.place()
+        return d
+
+    def put(t: Tensor, value: Tensor) -> None:
+        if active() and t.layout is torch.strided and value.layout is torch.strided:
+            ob.rebind(t, value)
+        base.__set__(t, value)
+
+    return property(get, put)
+
+
+def _texts(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
+    def quietly(original: Any) -> Any:
+        def run(t: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if not active():
+                return original(t, *args, **kwargs)
+            with ob.pause():
+                return original(t, *args, **kwargs)
+
+        return run
+
+    yield Tensor, "__repr__", quietly(Tensor.__repr__)
+    yield Tensor, "__format__", quietly(Tensor.__format__)
+
+
+def _bulk(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
+    """Values that leave for Python or NumPy as a whole."""
+
+    def escaping(original: Any, what: str) -> Any:
+        def run(t: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if active() and t.layout is torch.strided:
+                with ob.pause():
+                    value = t.detach().clone()
+                ob.guard(t, value, what)
+            return original(t, *args, **kwargs)
+
+        return run
+
+    yield Tensor, "tolist", escaping(_BASE.tolist, "a list of numbers")
+    yield Tensor, "numpy", escaping(_BASE.numpy, "a NumPy array")
+    yield Tensor, "__array__", escaping(Tensor.__array__, "a NumPy array")
+
+
+def _deepcopy(ob: Observer, active: Active) -> Any:
+    original = Tensor.__deepcopy__
+
+    def copy(t: Tensor, memo: Any) -> Any:
+        plain = type(t) in (Tensor, nn.Buffer) and t.is_leaf and t.layout is torch.strided
+        if not active() or not plain or id(t) in memo:
+            return original(t, memo)
+        new = t.detach().clone(memory_format=torch.preserve_format).requires_grad_(t.requires_grad)
+        if vars(t):
+            new.__dict__.update(vars(t))
+        if isinstance(t, nn.Buffer):
+            new = nn.Buffer(new, persistent=t.persistent)
+        memo[id(t)] = new
+        return new
+
+    return copy
+
+
+def _seed(ob: Observer, active: Active, original: Any) -> Any:
+    def manual_seed(seed: Any) -> Any:
+        out = original(seed)
+        if active():
+            ob.seed(int(seed))
+            ob.random.left(None)
+        return out
+
+    return manual_seed
+
+
+def _checkpoint(active: Active, original: Any) -> Any:
+    def run(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if not active():
+            return original(function, *args, **kwargs)
+        for k in ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop"):
+            kwargs.pop(k, None)
+        return function(*args, **kwargs)
+
+    return run
+
+
+def _zero_grad(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
+    """``zero_grad()`` is a statement about gradients, whatever they were."""
+
+    def zero(original: Any, params: Callable[[Any], Iterator[Tensor]]) -> Any:
+        def run(self: Any, set_to_none: bool = True) -> None:
+            if active() and set_to_none:
+                for p in params(self):
+                    ob.set_grad(p)
+            original(self, set_to_none)
+
+        return run
+
+    def of_optimizer(o: Any) -> Iterator[Tensor]:
+        return (p for g in o.param_groups for p in g["params"])
+
+    yield torch.optim.Optimizer, "zero_grad", zero(torch.optim.Optimizer.zero_grad, of_optimizer)
+    yield nn.Module, "zero_grad", zero(nn.Module.zero_grad, lambda m: m.parameters())
+
+
+def _refused(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
+    def refuse(original: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if active():
+                raise CaptureError(
+                    "backward hooks cannot be traced: what they do to the gradient is not an equation of the program",
+                    loc=ob.place(), advice="change the gradient after backward() instead, in the loop itself",
+                )  # fmt: skip
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in ("register_hook", "register_post_accumulate_grad_hook"):
+        yield Tensor, name, refuse(getattr(Tensor, name))
+    for name in ("register_full_backward_hook", "register_full_backward_pre_hook", "register_backward_hook"):
+        yield nn.Module, name, refuse(getattr(nn.Module, name))
+
+
+@contextlib.contextmanager
+def intercepted(ob: Observer) -> Iterator[Active]:
+    """Install the replacements for the time of a run."""
+    active = running(ob)
+    base = torch.autograd.function._SingleLevelFunction  # below Function.apply, which users keep references to
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return super(base, cls).apply(*args, **kwargs)
+
+    def custom(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if not active():
+            return apply(cls, *args, **kwargs)
+        return apply_custom(ob, cls, apply, args, kwargs)
+
+    with contextlib.ExitStack() as stack:
+
+        def put(owner: Any, name: str, value: Any) -> None:
+            stack.enter_context(_set(owner, name, value))
+
+        utils = sys.modules.get("transformers.utils.import_utils")
+        if hasattr(utils, "is_torchdynamo_compiling"):  # it asks before it looks at the values of tensors
+            put(utils, "is_torchdynamo_compiling", lambda: True)
+        put(torch.autograd, "_engine_run_backward", _engine(ob, active))
+        put(base, "apply", classmethod(custom))
+        put(Tensor, "grad", _grad(ob, active))
+        put(Tensor, "data", _data(ob, active))
+        put(Tensor, "__deepcopy__", _deepcopy(ob, active))
+        for make in (_texts, _bulk, _zero_grad, _refused):
+            for owner, name, value in make(ob, active):
+                put(owner, name, value)
+        run = _checkpoint(active, torch.utils.checkpoint.checkpoint)
+        put(torch.utils.checkpoint, "checkpoint", run)
+        seed = _seed(ob, active, torch.random.manual_seed)
+        for owner in (torch, torch.random):
+            put(owner, "manual_seed", seed)
+        pre = register_optimizer_step_pre_hook(before_step(ob, active))
+        stack.callback(pre.remove)
+        post = register_optimizer_step_post_hook(after_step(ob, active))
+        stack.callback(post.remove)
+        yield active
