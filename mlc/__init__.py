@@ -33,6 +33,7 @@ from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to s
 from mlc.passes.plan import Plan
 from mlc.runtime.recording import recording
 from mlc.trace.clone import clone
+from mlc.trace.levels import level
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "clone",
     "compile",
     "draw",
+    "level",
     "plan",
     "recording",
     "trace",

@@ -27,7 +27,7 @@ from mlc.api import plain
 from mlc.check.limitations import customs, cutting, precision, through_updates
 from mlc.check.report import CheckReport, Difference, MetaError, Tolerances, best_pair, relative
 from mlc.check.sandbox import Sandbox, convert
-from mlc.check.unroll import Unroll
+from mlc.check.recorded import Recorded
 from mlc.compiled.compiled import CompiledFunction
 from mlc.errors import MlcError, PlanError
 from mlc.passes.options import parse_memory
@@ -253,8 +253,8 @@ class _Examination:
         at = {e.var: i for i, e in enumerate(self.rec.externals)}
         leaves = [inputs[at[v]] for v in self.vars]
         try:
-            unroll = Unroll(self.rec, self.stop)
-            outs = self._picked(unroll.run(inputs))
+            unroll = Recorded(self.rec, self.stop)
+            outs = self._picked(unroll.run(inputs, self.rec.results))
             loss = self._loss(outs)
             found = torch.autograd.grad(loss, leaves, allow_unused=True)
         except (RuntimeError, NotImplementedError) as e:
@@ -277,8 +277,8 @@ class _Examination:
 
     def _frozen(self) -> Callable[[Callable[[], None] | None], list[Tensor]]:
         """The recording as a function of the meta-parameters, stopped values fixed."""
-        base = Unroll(self.rec, self.stop)
-        base.run(self._inputs())
+        base = Recorded(self.rec, self.stop)
+        base.run(self._inputs(), self.rec.results)
         values = dict(base.stopped)
 
         def run(move: Callable[[], None] | None) -> list[Tensor]:
@@ -286,7 +286,7 @@ class _Examination:
             if move is not None:
                 move()
             inputs = [e.tensor.detach().clone().requires_grad_(e.tensor.requires_grad) for e in self.rec.externals]
-            return [t.detach() for t in self._picked(Unroll(self.rec, self.stop, values).run(inputs))]
+            return [t.detach() for t in self._picked(Recorded(self.rec, self.stop, values).run(inputs, self.rec.results))]
 
         return run
 

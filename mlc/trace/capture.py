@@ -166,7 +166,7 @@ def record(
         watch.restore()
         tracer.sites.end()
     after = walk(fn, args, kwargs)
-    host.ignore = _changed(roots, after)
+    host.ignore = changed(roots, after)
     _clean(tracer)
     return host
 
@@ -202,7 +202,7 @@ def _explain(e: Exception, tracer: Tracer) -> CaptureError:
     return CaptureError(f"{type(e).__name__} while tracing: {text}", loc=loc, advice=advice)
 
 
-def _changed(before: Roots, after: Roots) -> set[Path]:
+def changed(before: Roots, after: Roots) -> set[Path]:
     """Paths of Python state that the traced body itself changed (other than optimizers' and schedulers')."""
     a = {k[0]: k[1:] for k in before.key}
     b = {k[0]: k[1:] for k in after.key}

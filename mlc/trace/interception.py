@@ -145,7 +145,8 @@ def _seed(ob: Observer, active: Active, original: Any) -> Any:
         out = original(seed)
         if active():
             ob.seed(int(seed))
-            ob.random.left(None)
+            with ob.pause():
+                ob.random.left(None)
         return out
 
     return manual_seed

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from mlc.ir.core import Var
-from mlc.trace.capture import Effect, Recording, Ref, arg_names, place_of
+from mlc.trace.capture import Effect, Recording, Ref, arg_names, changed, place_of
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
 from mlc.trace.inputs import Roots, walk
 from mlc.trace.interception import intercepted
@@ -123,11 +123,12 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
             ob.sites.end()
             if ob.refusal is not None:
                 raise ob.refusal
-            calm = ob.random.undisturbed()
-            end = ob.random.states()
+            with ob.pause():
+                calm, end = ob.random.undisturbed(), ob.random.states()
             narrow_counts(ob)
             found = _Finish(ob, roots, watch).finish(fn, out, sources, calm)
     start = list(ob.random.start.values())
+    found[0].ignore = changed(roots, walk(fn, args, kwargs))
     return Observation(found[0], out, found[1], ob, watch, (start, end))
 
 

@@ -68,6 +68,7 @@ class Observer(Cuts, Tracer):
         self.random = RandomWatch()
         self.random_is_data = False
         self.item_states: dict[tuple[int, int, int], Tensor] = {}
+        self.drawn_items: dict[tuple[int, int], list[list[Tensor]]] = {}
         self.reordered = False
         self._opened: dict[tuple[int, int], Tensor] = {}
         self.dropped: dict[Var, Any] = {}  # gradients that pass no update, as in PyTorch, where more was there to follow
@@ -359,16 +360,25 @@ class Observer(Cuts, Tracer):
         loc, site = self.locate()
         outs = tuple(Var(TensorType.of(t)) for t in tensors)
         self.builder.append(Eqn(Draw(source, visit), (), outs, (), loc, "draw", site))
+        self.drawn_items.setdefault((source, visit), []).append(list(tensors))
         for t, v in zip(tensors, outs, strict=True):
             self.draw_tensor(t, v)
 
     def before_item(self) -> Any:
         """As :meth:`Tracer.before_item`."""
-        return self.random.continues(None), torch.get_rng_state()
+        with self.pause():
+            return self.random.continues(None), torch.get_rng_state()
+
+    def items(self, source: int, visit: int, k: int) -> list[Tensor]:
+        """Tensors of an item that the run drew."""
+        return self.drawn_items[source, visit][k]
 
     def after_item(self, key: tuple[int, int, int], before: Any) -> None:
         """As :meth:`Tracer.after_item`: an iterable that draws moves the generator as it does at a later call."""
-        continues, state = before
+        with self.pause():
+            self._moved(key, *before)
+
+    def _moved(self, key: tuple[int, int, int], continues: bool, state: Tensor) -> None:
         now = torch.get_rng_state()
         if not torch.equal(state, now):
             self.item_states[key] = now

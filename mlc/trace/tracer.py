@@ -81,10 +81,15 @@ class Tracer(Recorder):
         self.grad_eqns: list[Eqn] = []
         self.leaves: dict[int, Tensor] = {}
         self.guards: list[Guard] = []
+        self.declared: list[str] = []  # names of the levels (:func:`mlc.level`) that are open
         self.decisions: list[tuple[Var, Any, str, Loc | None]] = []
         self._fakes: dict[int, FakeTensor] = {}
         self._by_storage: dict[int, External] = {}
         self._reach: dict[int, Reach] = {}
+
+    def depth(self) -> int:
+        """How many declared levels (:func:`mlc.level`) are open."""
+        return len(self.declared)
 
     # ---- places
 

@@ -1,13 +1,14 @@
-"""The plain unroll: the flat recording of a call, run eagerly under PyTorch's own autograd.
+"""The plain unroll: a flat recording, run eagerly under PyTorch's own autograd.
 
-A referee that shares the recording with the compiler, but none of its passes, rules or stages: operators are
+A referee (and the way to values that PyTorch's own graph does not have while the loop is recorded) that shares the
+recording with the compiler, but none of its passes, rules or stages: operators are
 differentiated by PyTorch, inner gradients by ``torch.autograd.grad(create_graph=True)``, nothing is rolled,
 saved or recomputed by us.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,8 +31,6 @@ from mlc.ir.core import (
 )
 from mlc.ir.types import TensorType
 from mlc.runtime.interpreter import run_random
-from mlc.trace.capture import Recording
-from mlc.trace.iterables import batch_tensors
 
 __all__ = ["Unroll"]
 
@@ -42,7 +41,8 @@ class Unroll:
     """Runs a recording eagerly.
 
     Args:
-        rec: The recording.
+        eqns: The equations of the recording.
+        given: The values that it takes from outside.
         stop: Meaning of stops, ``"all"`` or ``"inner"`` (see :func:`mlc.compile`).
         frozen: Values to use for stops instead of computing them (for differences).
 
@@ -51,33 +51,34 @@ class Unroll:
         taking: The inner gradient being taken, None for the outermost.
     """
 
-    def __init__(self, rec: Recording, stop: str = "all", frozen: dict[Eqn, Tensor] | None = None) -> None:
-        self.rec = rec
+    def __init__(self, eqns: Sequence[Eqn], given: Sequence[Var], stop: str = "all",
+                 frozen: dict[Eqn, Tensor] | None = None) -> None:  # fmt: skip
+        self.eqns = eqns
+        self.given = given
         self.stop = stop
         self.frozen = frozen or {}
         self.stopped: dict[Eqn, Tensor] = {}
         self.taking: Eqn | None = None
         self._owner = _owners(rec.eqns) if stop == "inner" else {}
         self._targets = {v for e in rec.eqns if isinstance(e.op, Grad) for v in _parts(e)[1]}
-        self._iterators: dict[tuple[int, int], Iterator[Any]] = {}
 
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Results of the recording, connected to autograd.
+    def run(self, inputs: Sequence[Tensor], results: Sequence[Var]) -> list[Tensor]:
+        """Values of the recording, connected to autograd.
 
         Args:
-            inputs: One tensor per external of the recording; those to differentiate require grad.
+            inputs: One tensor per value from outside; those to differentiate require grad.
+            results: The values wanted.
         """
-        self._iterators.clear()
         self.stopped.clear()
         env: dict[Var, Any] = {}
         with torch.enable_grad():
-            for ext, t in zip(self.rec.externals, inputs, strict=True):
-                env[ext.var] = self._define(ext.var, t, ())
-            for e in self.rec.eqns:
+            for given, t in zip(self.given, inputs, strict=True):
+                env[given] = self._define(given, t, ())
+            for e in self.eqns:
                 args = [env[v] for v in e.inputs]
                 for v, t in zip(e.outs, self._eqn(e, env), strict=True):
                     env[v] = self._define(v, t, args)
-        return [env[v] for v in self.rec.results]
+        return [env[v] for v in results]
 
     def _define(self, v: Var, t: Tensor, args: Sequence[Any]) -> Tensor:
         """The tensor of a value: an object of its own, a leaf where a gradient is taken by it."""
@@ -94,7 +95,7 @@ class Unroll:
         if isinstance(op, Stop):
             return [self._stop(e, env[e.args[0]])]
         if isinstance(op, Draw):
-            return self._draw(op)
+            return self.draw(op)
         return _apply(e, env)
 
     def _stop(self, e: Eqn, x: Tensor) -> Tensor:
@@ -115,11 +116,9 @@ class Unroll:
         assert isinstance(e.op, Stop) and isinstance(self.taking.op, Grad)
         return e.op.level is not None and e.op.level <= self.taking.op.depth
 
-    def _draw(self, op: Draw) -> list[Tensor]:
-        key = (op.source, op.visit)
-        if key not in self._iterators:
-            self._iterators[key] = iter(self.rec.sources[op.source].object)
-        return batch_tensors(next(self._iterators[key]))
+    def draw(self, op: Draw) -> list[Tensor]:
+        """The next item of an iterable."""
+        raise NotImplementedError
 
     def _grad(self, e: Eqn, env: dict[Var, Any]) -> list[Tensor]:
         losses, wrt, seeds = ([env[v] for v in part] for part in _parts(e))
