@@ -15,6 +15,7 @@ from torch import Tensor
 from mlc.errors import VerifyError
 from mlc.runtime.feeds import Drawer
 from mlc.trace.iterables import batch_tensors
+from mlc.trace.evaluate import Replay
 from mlc.trace.observe import Observation
 
 __all__ = ["Redrawn", "compare"]
@@ -57,6 +58,8 @@ def compare(seen: Observation, results: Sequence[Any], where: Callable[[int], An
     Raises:
         VerifyError: with the first result that differs and the line that made it.
     """
+    if seen.observer.trail is not None:
+        print(first_difference(seen))
     for i, (mine, real) in enumerate(zip(results, seen.reals, strict=True)):
         if not isinstance(real, Tensor):
             continue
@@ -74,6 +77,27 @@ def compare(seen: Observation, results: Sequence[Any], where: Callable[[int], An
                 f"the compiled program does not reproduce {what} that the run read here", loc=loc,
                 advice="this is a fault of mlc: call the function without mlc and report it",
             )  # fmt: skip
+
+
+def first_difference(seen: Observation) -> str:
+    """The first equation of the recording that does not compute what the run computed (for builders of mlc).
+
+    Needs a run under ``MLC_TRAIL=1``, which keeps every value.
+    """
+    trail = seen.observer.trail
+    assert trail is not None
+    externals = seen.recording.externals
+    inputs = [seen.initial(x).clone().requires_grad_(x.tensor.requires_grad) for x in externals]
+    seen.observer.random.put(seen.random[0])
+    eqns = seen.recording.eqns
+    wanted = [v for e in eqns for v in e.outs if v in trail]
+    found = Replay(seen.observer, tuple(eqns), externals).run(inputs, wanted)
+    made = {v: e for e in eqns for v in e.outs}
+    for v, t in zip(wanted, found, strict=True):
+        err = difference(t, trail[v])
+        if err is not None:
+            return f"{made[v].op} at {made[v].loc}: {err}"
+    return "the recording reproduces the run: a pass changed it"
 
 
 def difference(mine: Tensor, real: Tensor) -> str | None:

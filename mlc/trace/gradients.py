@@ -59,13 +59,36 @@ class Gradients:
             if wrt or not accumulate_grad:
                 found = self.original(
                     outputs, grad_tensors, keep_graph, create_graph, given,
-                    allow_unreachable=allow_unreachable, accumulate_grad=accumulate_grad, **kw,
+                    allow_unreachable=allow_unreachable or ob.farther, accumulate_grad=accumulate_grad, **kw,
                 )  # fmt: skip
         ob.next_stretch()
         if accumulate_grad:
+            if not inputs:
+                before += self._farther(losses, grad_tensors, wrt)
             self._accumulated(losses, grad_tensors, before, create_graph)
             return found
-        return self._taken(losses, grad_tensors, wrt, found, create_graph)
+        taken = self._taken(losses, grad_tensors, wrt, found, create_graph)
+        if not allow_unreachable and any(g is None for g in taken):
+            raise RuntimeError(
+                "One of the differentiated Tensors appears to not have been used in the graph. Set allow_unused=True if "
+                "this is the desired behavior."
+            )
+        return taken
+
+    def _farther(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], known: Sequence[Tensor]
+                 ) -> list[tuple[Tensor, Tensor | None]]:  # fmt: skip
+        """Leaves that the losses reach only through a training that the user declared, with their ``.grad``."""
+        ob = self.observer
+        if not ob.farther:
+            return []
+        pairs = self._pairs(losses, seeds)
+        beyond = self.reach().beyond([v for v, _ in pairs])
+        have = {id(t) for t in known}
+        more = [t for t in ob.leaves.values() if id(t) not in have and t.requires_grad and t.is_leaf]
+        found = [t for t in more if ob._bit_of.get(ob.read(t, True), 0) & beyond]
+        for t in found:
+            ob.keep_grad(t)
+        return [(t, t.grad) for t in found]
 
     def _noted(self, t: Tensor) -> None:
         """``backward`` reads what ``.grad`` was before the call."""

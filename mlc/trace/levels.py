@@ -39,6 +39,7 @@ def level(name: str, response: Any = None) -> Iterator[None]:
         yield
         return
     tracer.declared.append(name)
+    tracer.farther = True
     try:
         yield
     finally:

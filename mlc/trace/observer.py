@@ -12,6 +12,7 @@ that a call that fails leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class Observer(Cuts, Tracer):
         self.frozen: list[tuple[str, Loc | None]] = []  # results taken as data: what, where
         self.outer_nodes: set[Any] = set()  # of graphs that were there before the call
         self.leaf_values: Any = WeakIdKeyDictionary()  # leaves that share a memory with what they were cut from
+        self.trail: dict[Var, Tensor] | None = {} if os.environ.get("MLC_TRAIL") else None  # what the run computed
         self.rebound: dict[int, Tensor] = {}  # tensors whose .data was set
         self.gradients: Any = None
         self.refusal: CaptureError | None = None  # the first one: it stands, whatever the user's code does with it
@@ -317,8 +319,17 @@ class Observer(Cuts, Tracer):
             mem.layouts[lay].leaf = olds[lay].leaf
             storage.external.written = True
 
+    def value(self, h: Handle) -> Var:
+        """As :meth:`Values.value`; derived anew in every iteration, as the user's code does."""
+        if h.chain:
+            h.cached = None
+        return super().value(h)
+
     def bind(self, t: Tensor, var: Var) -> Handle:
         """A fresh tensor holds ``var``."""
+        if self.trail is not None:
+            with self.pause():
+                self.trail[var] = t.detach().clone()
         storage = Storage(var)
         storage.born = self.region()
         return self.memories.of(t).root(layout_of(t), storage)
@@ -451,6 +462,9 @@ class Observer(Cuts, Tracer):
             return t
         super()._inplace(func, s, args, kwargs)
         func(*args, **kwargs)
+        if self.trail is not None:
+            with self.pause():
+                self.trail[self.current(t)] = t.detach().clone()
         return t
 
     def _fix(self, t: Tensor, value: Tensor) -> None:
@@ -559,7 +573,10 @@ class Observer(Cuts, Tracer):
         v = self.value(self.handle(t))
         if t.requires_grad and t.is_leaf:
             v = self.read(t, False)
+        self.farther = True
+        before, self.tag = self.tag, "clone"
         (new,) = self._emit(Alias(), (v,), (v.type,))
+        self.tag = before
         with self.pause(), torch.no_grad():
             c: Tensor = t.detach().clone(memory_format=torch.preserve_format)
             if TensorType.of(c) != v.type:

@@ -59,8 +59,8 @@ class Unroll:
         self.frozen = frozen or {}
         self.stopped: dict[Eqn, Tensor] = {}
         self.taking: Eqn | None = None
-        self._owner = _owners(rec.eqns) if stop == "inner" else {}
-        self._targets = {v for e in rec.eqns if isinstance(e.op, Grad) for v in _parts(e)[1]}
+        self._owner = _owners(eqns) if stop == "inner" else {}
+        self._targets = {v for e in eqns if isinstance(e.op, Grad) for v in _parts(e)[1]}
 
     def run(self, inputs: Sequence[Tensor], results: Sequence[Var]) -> list[Tensor]:
         """Values of the recording, connected to autograd.

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
+import mlc
+
 from tests.numerics.models import Meta, draw, mlp, task, train_loss, val_loss
 from tests.numerics.program import Program, Setup, Suite, check_compiled, check_reference
 from tests.numerics.reference import Learner
@@ -177,10 +179,11 @@ def nested(inner_cls, inner_given, middle_cls, middle_given, custom=False) -> Se
         for _ in range(2):
             model.load_state_dict(start)
             opt = inner_cls(model.parameters(), **inner_given)
-            for x, y in batches:
-                opt.zero_grad()
-                train_loss(model, weigh, x, y).backward()
-                opt.step()
+            with mlc.level("inner"):
+                for x, y in batches:
+                    opt.zero_grad()
+                    train_loss(model, weigh, x, y).backward()
+                    opt.step()
             top.zero_grad()
             middle_loss(model, meta, val).backward()
             top.step()
