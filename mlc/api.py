@@ -13,6 +13,7 @@ from mlc.passes.plan import Plan
 from mlc.passes.planner import make_plan
 from mlc.trace.build import build_program
 from mlc.trace.capture import record
+from mlc.trace.observe import observe
 
 __all__ = ["plain", "plan", "trace"]
 
@@ -24,14 +25,17 @@ def plain(fn: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], dict[st
     return (fn.fn, args, fn.options) if isinstance(fn, CompiledFunction) else (fn, args, {})
 
 
-def trace(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Program:
-    """Trace one call without running it.
+def trace(fn: Callable[..., Any], *args: Any, fake: bool = False, **kwargs: Any) -> Program:
+    """Trace one call.
 
-    Nothing of the user's changes, random generators included; only a generator given as argument is advanced.
+    The function runs for real while it is recorded; afterwards everything of the user's is put back, random generators
+    included; only a generator given as argument is advanced.
 
     Args:
         fn: A training loop, compiled or not.
         *args: Its arguments.
+        fake: Trace on fake tensors, without running: for models that do not fit here. What needs the value of a tensor
+            is refused then.
         **kwargs: Its keyword arguments.
 
     Returns:
@@ -41,7 +45,13 @@ def trace(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Program:
         CaptureError: when something in the loop cannot be represented exactly.
     """
     fn, args, _ = plain(fn, args)
-    return build_program(record(fn, args, kwargs))
+    if fake:
+        return build_program(record(fn, args, kwargs))
+    seen = observe(fn, args, kwargs)
+    seen.undo()
+    program = build_program(seen.recording)
+    seen.release()
+    return program
 
 
 def plan(

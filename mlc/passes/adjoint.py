@@ -13,13 +13,14 @@ in reverse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from mlc.ir.builder import Builder
-from mlc.ir.core import Alias, Eqn, Grad, Region, Stop, Var
+from mlc.ir.core import Alias, Eqn, Grad, Loop, Region, Stop, Var
 from mlc.passes.forward import pushforward
-from mlc.passes.reverse import Passing, active_vars, pull_eqn, pullback
+from mlc.passes.reverse import Deeper, Inside, Passing, active_vars, pull_eqn, pullback
 from mlc.passes.rules import NoRule
 
 __all__ = ["GradRecord", "Policy", "Tape", "lower_grads"]
@@ -35,12 +36,21 @@ class Policy:
         stop: ``"all"``: a stop holds at every level; ``"inner"``: only for the gradient it stands in.
         note: Called with (gradient equation, reason) when a gradient falls back to reverse over reverse.
         reverse: Inner gradients that are differentiated in reverse over reverse whatever the mode.
+        depth: How many declared levels the gradient that is being lowered was taken in; -1: the hypergradient.
     """
 
     mode: str = "mixed"
     stop: str = "all"
     note: Callable[[Eqn, str], None] = field(default=lambda e, why: None)
     reverse: frozenset[Eqn] = frozenset()
+    depth: int = -1
+
+    @property
+    def through(self) -> Inside:
+        """Which stops this gradient passes inside loops."""
+        if self.depth < 0:
+            return True if self.stop == "inner" else "inner"
+        return Deeper(self.depth, self.stop == "inner")
 
 
 @dataclass
@@ -52,7 +62,7 @@ class GradRecord:
     seeds: list[Var]
     slice: list[Eqn]
     cut: frozenset[Eqn]
-    inside: bool | str
+    policy: Policy
 
 
 class Tape:
@@ -64,7 +74,6 @@ class Tape:
         self.policy = policy
         self.records: dict[Eqn, GradRecord] = {}
         self.owned: set[Eqn] = set()
-        self.inside: bool | str = True if policy.stop == "inner" else "inner"
         self._reverse_over = reverse_over | policy.reverse | _inner_gradients(region)
         start = len(b.eqns)
         saved = saved or {}
@@ -86,8 +95,12 @@ class Tape:
         losses, rest = args[: op.n_loss], args[op.n_loss :]
         wrt, seeds = rest[: op.n_wrt], rest[op.n_wrt :]
         cut = self._cuts(losses, wrt, op.depth)
-        rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, self.inside), cut, self.inside)
+        own = replace(self.policy, depth=op.depth)
+        rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, own.through), cut, own)
         mixed = self.policy.mode == "mixed" and e not in self._reverse_over
+        if mixed and _stops_in_loops(rec.slice, op.depth):
+            self.policy.note(e, "a loop that it goes through holds constants of its own")
+            mixed = False
         known = mixed and all(v in saved for v in e.outs)
         values = [saved[v] for v in e.outs] if known else lower_grad(b, rec)
         if mixed:
@@ -113,17 +126,20 @@ class Tape:
 
     def outer_cut(self) -> frozenset[Eqn]:
         """The stops that hold for the gradient of the whole region."""
-        stops = [e for e in self.eqns if isinstance(e.op, Stop) and not e.op.inner]
-        if self.policy.stop == "all":
-            return frozenset(stops)
-        return frozenset(e for e in stops if e not in self.owned)
+        depth = self.policy.depth
+        stops = [e for e in self.eqns if isinstance(e.op, Stop)]
+        soft = {e for e in stops if e.op.inner and e.op.level <= depth}  # type: ignore[union-attr, operator]
+        hard = {e for e in stops if not e.op.inner}  # type: ignore[union-attr]
+        if self.policy.stop != "all":
+            hard -= self.owned
+        return frozenset(soft | hard)
 
     def pull(self, seeds: dict[Var, Var], wrt: Sequence[Var]) -> dict[Var, Var]:
         """Cotangents of ``wrt`` given those of results (all are values of the builder)."""
         b = self.b
         cut = self.outer_cut()
         passing = frozenset(e for e in self.eqns if isinstance(e.op, Stop) and e not in cut)
-        active = active_vars(self.eqns, wrt, through_stops=Passing(passing, self.inside))
+        active = active_vars(self.eqns, wrt, through_stops=Passing(passing, self.policy.through))
         cts = {v: c for v, c in seeds.items() if v in active}
         for e in reversed(self.eqns):
             if not any(v in cts for v in e.outs):
@@ -153,9 +169,14 @@ class Tape:
             v for v in dict.fromkeys(v for e in rec.slice for v in e.inputs)
             if v in active and v not in roots and (v not in inside or v in stopped)
         ]  # fmt: skip
-        found = pullback(
-            b, rec.slice, _seeds(b, rec), [*dict.fromkeys(rec.wrt), *others], cut=rec.cut, inside=rec.inside
-        )
+        with _taking(b, rec.policy):
+            self._mixed(rec, directions, roots, others, cts, active)
+
+    def _mixed(self, rec: GradRecord, directions: dict[Var, Var], roots: list[Var], others: list[Var],
+               cts: dict[Var, Var], active: set[Var]) -> None:  # fmt: skip
+        b = self.b
+        inside = rec.policy.through
+        found = pullback(b, rec.slice, _seeds(b, rec), [*dict.fromkeys(rec.wrt), *others], cut=rec.cut, inside=inside)
         targets = [v for v in (*roots, *others) if v in found and v in active]
         seeded = [s for s in rec.seeds if s in active]
         fence = {*roots, *others, *rec.seeds}
@@ -227,7 +248,25 @@ def _ancestors(b: Builder, of: Sequence[Var], fence: set[Var]) -> list[Eqn]:
     return [b.eqns[i] for i in sorted(seen)]
 
 
-def _slice(b: Builder, losses: list[Var], wrt: list[Var], cut: frozenset[Eqn], inside: bool | str) -> list[Eqn]:
+@contextlib.contextmanager
+def _taking(b: Builder, policy: Policy) -> Iterator[None]:
+    """While an inner gradient is lowered or pushed, loops hold the stops that it holds."""
+    before, b.policy = b.policy, policy
+    try:
+        yield
+    finally:
+        b.policy = before
+
+
+def _stops_in_loops(eqns: Sequence[Eqn], depth: int) -> bool:
+    """Whether a loop on the way holds constants for a gradient that the hypergradient passes: these are inputs of the
+    loss that its mixed product does not have."""
+    bodies = [e.op.body for e in eqns if isinstance(e.op, Loop)]
+    stops = [e.op for b in bodies for e in b.walk() if isinstance(e.op, Stop)]
+    return any(s.level is not None and s.level <= depth for s in stops)
+
+
+def _slice(b: Builder, losses: list[Var], wrt: list[Var], cut: frozenset[Eqn], inside: Inside) -> list[Eqn]:
     """Equations between ``wrt`` and ``losses``, stops on the way included."""
     back = _ancestors(b, losses, set())
     here = frozenset(e for e in back if isinstance(e.op, Stop) and e not in cut)
@@ -237,7 +276,8 @@ def _slice(b: Builder, losses: list[Var], wrt: list[Var], cut: frozenset[Eqn], i
 
 def lower_grad(b: Builder, rec: GradRecord) -> list[Var]:
     """The gradient as ordinary equations (first order); zeros where the loss does not depend on a value."""
-    found = pullback(b, rec.slice, _seeds(b, rec), rec.wrt, cut=rec.cut, inside=rec.inside)
+    with _taking(b, rec.policy):
+        found = pullback(b, rec.slice, _seeds(b, rec), rec.wrt, cut=rec.cut, inside=rec.policy.through)
     return [found[v] if v in found else b.zero(v.type) for v in rec.wrt]
 
 

@@ -15,7 +15,7 @@ from mlc.ir.core import Eqn, Grad, Loop, Region, Stop, Var, elem_type
 from mlc.ir.types import SeqType
 from mlc.passes.adjoint import FallBack, Policy, Tape
 from mlc.passes.forward import pushforward
-from mlc.passes.reverse import loop_activity
+from mlc.passes.reverse import loop_activity, passes
 
 __all__ = ["add_sequences", "map_bodies", "nested_gradients", "pull_loop", "push_loop"]
 
@@ -75,10 +75,6 @@ def augment(b: Builder, e: Eqn, values: Sequence[Var]) -> tuple[Eqn, dict[Var, V
     return e, {v: known[v] for v in values}
 
 
-def _through(policy: Policy) -> bool | str:
-    return True if policy.stop == "inner" else "inner"
-
-
 def add_sequences(b: Builder, a: Var, c: Var) -> Var:
     """Elementwise sum of two sequences of one length."""
     t = a.type
@@ -102,7 +98,7 @@ def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None
     """Reverse rule of a loop: adds a loop in the opposite direction and cotangents of its inputs to ``cts``."""
     policy = b.policy
     p = _Parts(b.current(e))
-    carried, _ = loop_activity(b.current(e), active, _through(policy))
+    carried, _ = loop_activity(b.current(e), active, policy.through)
     consts = [i for i, v in enumerate(p.consts) if v in active]
     seqs = [i for i, v in enumerate(p.seqs) if v in active]
     given = [i for i, v in enumerate(p.emitted) if v in cts]
@@ -191,7 +187,7 @@ def push_loop(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
 
     p = _Parts(b.current(e))
     given = {v for v in (*p.init, *p.consts, *p.seqs) if v in tan}
-    carried, _ = loop_activity(b.current(e), given, _through(b.policy))
+    carried, _ = loop_activity(b.current(e), given, b.policy.through)
     consts = [i for i, v in enumerate(p.consts) if v in tan]
     seqs = [i for i, v in enumerate(p.seqs) if v in tan]
     inner = Builder(policy=b.policy)
@@ -202,12 +198,12 @@ def push_loop(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     states = {v: inner.input(v.type) for v in p.in_carry}
     env.update(states)
     t_seq = [inner.input(elem_type(tan[p.seqs[i]].type)) for i in seqs]
-    tape = Tape(inner, p.op.body, env, Policy("reverse", b.policy.stop))
+    tape = Tape(inner, p.op.body, env, Policy("reverse", b.policy.stop, depth=b.policy.depth))
     start = {env[p.in_carry[i]]: t for i, t in zip(carried, t_carry, strict=True)}
     start.update((env[p.in_const[i]], t) for i, t in zip(consts, t_const, strict=True))
     start.update((env[p.in_seq[i]], t) for i, t in zip(seqs, t_seq, strict=True))
-    deep = b.policy.stop == "inner"
-    found = pushforward(inner, tape.eqns, start, passes=lambda x: deep or (isinstance(x.op, Stop) and x.op.inner))
+    through = b.policy.through
+    found = pushforward(inner, tape.eqns, start, passes=lambda x: isinstance(x.op, Stop) and passes(x, through))
     emits = [i for i, v in enumerate(p.emit) if env[v] in found]
     outs = [found[env[p.next[i]]] if env[p.next[i]] in found else inner.zero(p.next[i].type) for i in carried]
     outs += [found[env[p.emit[i]]] for i in emits]

@@ -15,25 +15,35 @@ from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, V
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.rules import NoRule, differentiable_outs, reverse_rule
 
-__all__ = ["Passing", "active_vars", "dependence", "loop_activity", "pull_eqn", "pullback"]
+__all__ = ["Deeper", "Inside", "Passing", "active_vars", "dependence", "loop_activity", "passes", "pull_eqn", "pullback"]
 
 
 @dataclass(frozen=True)
 class Passing:
-    """Which stops let a derivative pass: these of the region itself, and all or the inner ones inside its loops."""
+    """Which stops let a derivative pass: these of the region itself, and some inside its loops."""
 
     here: frozenset[Eqn]
-    inside: bool | str
+    inside: Inside
 
 
-Through: TypeAlias = "Passing | bool | str"
+@dataclass(frozen=True)
+class Deeper:
+    """Stops that a gradient taken in ``depth`` declared levels passes: those of deeper levels, ``hard`` ones if so."""
+
+    depth: int
+    hard: bool = False
+
+
+Inside: TypeAlias = "Deeper | bool | str"
+Through: TypeAlias = "Passing | Inside"
 
 
 def active_vars(eqns: Iterable[Eqn], wrt: Iterable[Var], *, through_stops: Through = False,
                 ) -> set[Var]:  # fmt: skip
     """Values that depend on ``wrt`` differentiably (``wrt`` included).
 
-    ``through_stops`` tells which stops let a derivative pass: none, all, ``"inner"`` ones, or some.
+    ``through_stops`` tells which stops let a derivative pass: none, all, ``"inner"`` ones, or some
+    (:class:`Deeper`, :class:`Passing`).
     """
     return set(dependence(eqns, dict.fromkeys(wrt, 1), through_stops=through_stops))
 
@@ -50,7 +60,7 @@ def dependence(eqns: Iterable[Eqn], marks: Mapping[Var, int], *, through_stops: 
         for v in e.inputs:
             if v in found:
                 bits |= found[v]
-        if not bits or e.impure or (isinstance(e.op, Stop) and not _passes(e, through_stops)):
+        if not bits or e.impure or (isinstance(e.op, Stop) and not passes(e, through_stops)):
             continue
         if isinstance(e.op, Loop):
             found.update(_loop_results(e, found, through_stops))
@@ -101,16 +111,20 @@ def loop_activity(e: Eqn, active: set[Var], through: Through) -> tuple[list[int]
     return sorted(carries), set(inside)
 
 
-def _passes(e: Eqn, through: Through) -> bool:
+def passes(e: Eqn, through: Through) -> bool:
+    """Whether a derivative passes a stop."""
     if isinstance(through, bool):
         return through
-    if isinstance(through, str):
-        return isinstance(e.op, Stop) and e.op.inner
-    return e in through.here
+    if isinstance(through, Passing):
+        return e in through.here
+    assert isinstance(e.op, Stop)
+    if isinstance(through, Deeper):
+        return through.hard if e.op.level is None else e.op.level > through.depth
+    return e.op.inner
 
 
 def pullback(b: Builder, eqns: Sequence[Eqn], seeds: dict[Var, Var], wrt: Sequence[Var],
-             *, cut: frozenset[Eqn] | None = None, inside: bool | str = False) -> dict[Var, Var]:  # fmt: skip
+             *, cut: frozenset[Eqn] | None = None, inside: Inside = False) -> dict[Var, Var]:  # fmt: skip
     """Vector-Jacobian product over ``eqns`` (equations of ``b``, in order).
 
     Args:

@@ -54,9 +54,10 @@ def build_program(rec: Recording, stop: str = "all") -> Program:
     inputs = tuple(Input(n, _role(e), e.var.type, e.path) for n, e in zip(names, externals, strict=True))
     notes = tuple(dict.fromkeys([*rec.notes, *rolled.notes]))
     program = Program(rec.function, region, inputs, rec.n_outputs, notes=notes, loc=rec.loc, binding=rec)
-    notes += _diagnose(program, stop)
+    more, warnings = _diagnose(program, stop)
+    notes += more
     levels, flows = find_levels(program, [(type(s.optimizer).__name__, s.loc) for s in rec.steps])
-    return replace(program, levels=levels, flows=flows, notes=notes)
+    return replace(program, levels=levels, flows=flows, notes=notes, warnings=(*rec.warnings, *warnings))
 
 
 def _name(rec: Recording, path: Any, i: int) -> str:
@@ -152,8 +153,12 @@ def _reopen(region: Region, opened: dict[Var, Eqn]) -> Region:
 # ---- meta-parameters and their paths
 
 
-def _diagnose(program: Program, stop: str) -> tuple[str, ...]:
-    """Errors and notes about meta-parameters without a path, or with a path that is cut."""
+def _diagnose(program: Program, stop: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Notes and warnings about meta-parameters without a path, or with a path that is cut.
+
+    Raises:
+        CaptureError: when no meta-parameter has a path to the result.
+    """
     region, metas = program.region, program.metas
     if not metas:
         raise CaptureError(
@@ -169,17 +174,25 @@ def _diagnose(program: Program, stop: str) -> tuple[str, ...]:
         every = [e for e, bits in cuts_of if bits]
         raise _no_path(program, [program.inputs[i].name for i in metas], every)
     notes: list[str] = []
+    lost: dict[str, list[str]] = {}
     for k, i in enumerate(metas):
         cuts = [e for e, bits in cuts_of if bits >> k & 1]
+        name = program.inputs[i].name
         if reached >> k & 1:
-            notes += [f"one path of {program.inputs[i].name} is cut at {c.loc}" for c in cuts if c.loc is not None]
-        elif cuts and all(c.tag == "copy" for c in cuts):
-            notes.append(f"{program.inputs[i].name} is copied by deepcopy: its gradient is None (mlc.clone keeps it)")
+            notes += [f"one path of {name} is cut at {c.loc}" for c in cuts if c.loc is not None]
         elif cuts:
-            raise _no_path(program, [program.inputs[i].name], cuts)
+            copied = all(c.tag == "copy" for c in cuts)
+            where = next((str(c.loc) for c in cuts if c.loc is not None), "the loop")
+            why = f"it is copied by deepcopy at {where} (mlc.clone keeps the path)" if copied else f"it is cut at {where}"
+            lost.setdefault(why, []).append(name)
         else:
-            notes.append(f"{program.inputs[i].name} is read but does not reach the result: its gradient is None")
-    return tuple(dict.fromkeys(notes))
+            notes.append(f"{name} is read but does not reach the result: its gradient is None")
+    warned = [f"the gradient of {_names(names)} will be None: {why}" for why, names in lost.items()]
+    return tuple(dict.fromkeys([*notes, *warned])), tuple(warned)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _union(marks: Mapping[Var, int], vs: Iterable[Var]) -> int:
@@ -202,7 +215,7 @@ def _cuts(region: Region, marks: dict[Var, int]) -> list[tuple[Eqn, int]]:
 
 
 def _no_path(program: Program, names: list[str], cuts: list[Eqn]) -> CaptureError:
-    which = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    which = _names(names)
     loc = next((c.loc for c in cuts if c.loc is not None), program.loc)
     if cuts:
         return CaptureError(

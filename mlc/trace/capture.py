@@ -90,6 +90,7 @@ class Recording:
     arg_names: tuple[str, ...] = ()
     decisions: list[tuple[int, Any, str, Loc | None]] = field(default_factory=list)
     generators: list[torch.Generator] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def handed(self) -> frozenset[int]:

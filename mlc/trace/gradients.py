@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mlc.errors import CaptureError
-from mlc.ir.core import Eqn, Grad, Var
+from mlc.ir.core import Eqn, Grad, Stop, Var
 from mlc.ir.types import TensorType
 from mlc.trace.reach import Reach
 
@@ -203,7 +203,7 @@ class Gradients:
         lost = self.reach(through=True).beyond(values) & ~beyond
         for g, total in zip(groups, found, strict=True):
             if total is not None and ob._bit_of.get(g[0], 0) & lost:
-                ob.dropped[total] = (tuple(values), g[0], ob.place())
+                ob.dropped[total] = (tuple(values), g[0], ob.place(), ob.depth())
         return found, more
 
     def _taken(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], wrt: Sequence[Tensor], found: Any,
@@ -295,6 +295,39 @@ class Gradients:
                 _BASE.grad.__set__(t, g)
         h = ob.bind(g, v)
         h.storage.soft = not create_graph
+
+    # ---- ways that were not followed
+
+    def dropped_ways(self, live: set[Var]) -> list[str]:
+        """Warnings: gradients that the result needs, which stop at a training as in PyTorch though more was there."""
+        ob = self.observer
+        found: dict[str, None] = {}
+        for out, (losses, target, loc, depth) in ob.dropped.items():
+            if out in live:
+                update = self._update_between(losses, ob._bit_of[target], depth)
+                found[
+                    f"the gradient taken at {loc} stops at the update at {update}, as in PyTorch: what was trained there "
+                    f"is a constant for it. To let it go through that training, put the training into "
+                    f'`with mlc.level("inner"):`; to keep this meaning without a warning, detach what was trained'
+                ] = None
+        return list(found)
+
+    def _update_between(self, losses: Sequence[Var], bit: int, depth: int) -> Any:
+        """The line of an update on the way from the losses to a value."""
+        ob = self.observer
+        through = self._reach[depth, True]
+        seen: set[Var] = set()
+        todo = list(losses)
+        while todo:
+            v = todo.pop()
+            e = ob.builder.producer(v)
+            if v in seen or e is None or not through.bits([v]) & bit:
+                continue
+            seen.add(v)
+            if isinstance(e.op, Stop) and e.op.level is not None and e.op.level <= depth:
+                return e.loc
+            todo.extend(e.inputs)
+        return "an earlier line"
 
 
 def _laid_out(g: Tensor, ty: TensorType) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,6 +149,20 @@ def _undo(ob: Observer, watch: Watch) -> None:
         _BASE.grad.__set__(t, g)
 
 
+def roots_generators(roots: Roots) -> Iterator[torch.Generator]:
+    """Generators that can be found again at a later call."""
+    return (g for g in roots.objects.values() if isinstance(g, torch.Generator))
+
+
+def _needed(ob: Observer, results: Sequence[Var]) -> set[Var]:
+    """Values that what the function returns is computed from."""
+    live = set(results)
+    for e in reversed(ob.builder.eqns):
+        if any(v in live for v in e.outs):
+            live.update(e.inputs)
+    return live
+
+
 class _Finish:
     """Results and effects of a run, while its tensors are still known."""
 
@@ -174,10 +188,11 @@ class _Finish:
             decisions.append((len(self.results) - 1, outcome, what, loc))
         reusable, notes = self.reuse(sources, calm)
         grads = [(self.roots.tensors.get(id(t)), t, none) for t, none in ob.grad_reads.values()]
+        warned = ob.gradients.dropped_ways(_needed(ob, self.results[:n_outputs]))
         recording = Recording(
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,
             sources.all, ob.steps, self.roots, reusable, notes, [], grads, getattr(fn, "__name__", "program"),
-            place_of(fn), ob.stop_log, set(), arg_names(fn), decisions,
+            place_of(fn), ob.stop_log, set(), arg_names(fn), decisions, list(roots_generators(self.roots)), warned,
         )  # fmt: skip
         return recording, self.reals
 
