@@ -6,9 +6,10 @@ See :mod:`mlc.trace.numbers` for the number that users meet; this module is what
 from __future__ import annotations
 
 import contextlib
+import decimal
 import numbers
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeGuard
 
 import torch
@@ -39,13 +40,15 @@ CLASSES: list[tuple[type, type[Linked]]] = []  # filled by mlc.trace.numbers: ty
 class Linked:
     """A value of Python and the 0-d tensor that holds it in the recording of a ledger."""
 
-    __slots__ = ("__weakref__", "_at", "_tensor", "ledger", "pinned", "value")
+    __slots__ = ("__weakref__", "_at", "_tensor", "ledger", "pinned", "shown", "value")
     value: Any
     ledger: Ledger | None
     pinned: bool  # whether its exact value is guarded already
+    shown: bool  # whether a text of it was made
 
     def __init__(self, value: Any, tensor: Tensor | None, ledger: Ledger | None, at: int | None = None) -> None:
-        self.value, self.ledger, self._tensor, self._at, self.pinned = value, ledger, tensor, at, False
+        self.value, self.ledger, self._tensor, self._at = value, ledger, tensor, at
+        self.pinned = self.shown = False
         key = id(self)
         living[key] = weakref.ref(self, lambda _: living.pop(key, None))
 
@@ -109,9 +112,19 @@ def pin(x: Linked, what: str) -> Any:
     return x.value
 
 
+@contextlib.contextmanager
+def unseen() -> Iterator[None]:
+    """Read tensors without being recorded.
+
+    No torch functions either: under a mode even ``TensorBase.item`` looks up ``torch.Tensor.item``, which is replaced.
+    """
+    with torch._C.DisableTorchFunction(), _disable_current_modes():
+        yield
+
+
 def same(t: Tensor, value: Any) -> bool:
     """Whether a tensor of the recording holds a number (read without being recorded)."""
-    with _disable_current_modes():
+    with unseen():
         held = BASE.item(t.detach())
     if isinstance(value, (float, complex)):
         near = abs(held - value) <= 1e-12 * abs(value)
@@ -206,3 +219,18 @@ def compare(question: Callable[[Any, Any], Any], a: Linked, b: Any) -> Any:
             kind = torch.float64
         decide(lambda x, y: question(*together(x, y, kind)), bool(outcome), "a branch", a, b)
     return outcome
+
+
+def read_back(text: str) -> None:
+    """A text becomes a number again (``float(f"{loss:.3f}")``): guard the numbers that it can be a text of."""
+    try:
+        d = decimal.Decimal(text.strip())
+    except decimal.InvalidOperation:
+        return
+    step = 0.51 * 10.0 ** int(d.as_tuple().exponent) if d.is_finite() else 0.0
+    for ref in list(living.values()):
+        x = ref()
+        if x is None or not x.shown or not isinstance(x.value, (int, float)):
+            continue
+        if abs(x.value - float(d)) <= step or (x.value != x.value and d.is_nan()) or x.value == float(d):
+            pin(x, "a text that is read as a number")

@@ -23,6 +23,7 @@ from mlc.trace.numbertypes import StandIn
 
 __all__ = ["NumberMode", "answer"]
 
+_FALLBACK = (NoTensor, RuntimeError, TypeError)  # the plain number then gives the result, or eager PyTorch's own error
 _NATIVE = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
@@ -40,6 +41,8 @@ class NumberMode(TorchFunctionMode):
 
 def _enter(func: Any, types_: Any, args: Any, kwargs: Any, mode: NumberMode | None) -> Any:
     """Run a function of torch that is written in Python with the mode on inside it."""
+    if not func.__module__.startswith("torch"):  # a replacement of ours: it calls the original itself
+        return func(*args, **kwargs)
     redispatch = getattr(torch.overrides, "redispatch_function", None)
     if redispatch is None:  # before PyTorch 2.13
         return func(
@@ -60,10 +63,10 @@ def answer(func: Any, types_: Any, args: Any, kwargs: Any, mode: NumberMode | No
     handler = HANDLERS.get(name) or HANDLERS.get(name.removesuffix("_"))
     known = isinstance(func, _NATIVE) or (isinstance(func, OpOverloadPacket) and str(func).startswith("aten."))
     if known and handler is not None:
-        with contextlib.suppress(NoTensor):
+        with contextlib.suppress(*_FALLBACK):
             return handler(func, name, list(args), dict(kwargs))
     if known and name.startswith("_foreach_"):
-        with contextlib.suppress(NoTensor):
+        with contextlib.suppress(*_FALLBACK):
             return _foreach(func, name, list(args), dict(kwargs))
     return func(*pinned(args, f"an argument of {name}"), **pinned(kwargs, f"an argument of {name}"))
 

@@ -54,9 +54,24 @@ def _replacements() -> Iterator[tuple[Any, str, Callable[..., Any]]]:
     for name in ("c_make_encoder", "_make_iterencode"):
         if getattr(encoder, name, None) is not None:
             yield encoder, name, _encoder(getattr(encoder, name))
+    for module, cls, names in _SINKS:
+        sink: Any = sys.modules.get(module)
+        sink = getattr(sink, cls, None) if cls else sink
+        for name in names:
+            if hasattr(sink, name):
+                yield sink, name, _written(getattr(sink, name), None)
     for name in ("_save", "_legacy_save"):
         if hasattr(torch.serialization, name):
             yield torch.serialization, name, _written(getattr(torch.serialization, name), 0)
+
+
+_SINKS = (
+    ("torch.utils.tensorboard.writer", "SummaryWriter", ("add_scalar", "add_scalars", "add_hparams", "add_histogram")),
+    ("tensorboardX.writer", "SummaryWriter", ("add_scalar", "add_scalars", "add_hparams", "add_histogram")),
+    ("wandb.sdk.wandb_run", "Run", ("log",)),
+    ("mlflow", "", ("log_metric", "log_metrics", "log_param", "log_params")),
+)
+"""Loggers that turn what they are given into arrays: they only write it (module, class, methods)."""
 
 
 def _read(x: Any) -> Any:
@@ -135,11 +150,12 @@ def _summary(name: str, original: Callable[..., Any], link: Callable[[Tensor], T
     return call
 
 
-def _written(original: Callable[..., Any], at: int) -> Callable[..., Any]:
-    """A function that writes its argument number ``at``."""
+def _written(original: Callable[..., Any], at: int | None) -> Callable[..., Any]:
+    """A function that writes its argument number ``at`` (all of them: None)."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return original(*(observed(a) if i == at else a for i, a in enumerate(args)), **kwargs)
+        given = (observed(a) if at in (None, i) else a for i, a in enumerate(args))
+        return original(*given, **({k: observed(v) for k, v in kwargs.items()} if at is None else kwargs))
 
     return call
 

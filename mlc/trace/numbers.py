@@ -15,14 +15,12 @@ Once the recording is over (:func:`mlc.trace.numberend.retire`) it is an ordinar
 
 from __future__ import annotations
 
-import dis
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from mlc.trace.numberlinks import (
     BASE,
@@ -36,13 +34,13 @@ from mlc.trace.numberlinks import (
     number,
     pin,
     test,
+    unseen,
 )  # fmt: skip
 from mlc.trace.numberrules import ARITHMETIC, COMPARISON, TESTS, UFUNCS, UNARY, Rule, rounding
+from mlc.trace.numbertext import formats
 
 __all__ = ["Ledger", "Number", "escape", "numbers_of", "take"]
 
-_OPERATORS: Any = dis._nb_ops  # type: ignore[attr-defined]
-_REMAINDERS = {i for i, (_, symbol) in enumerate(_OPERATORS) if symbol in ("%", "%=")}
 _STANDS_FOR = {"FloatNumber": float, "IntNumber": int, "BoolNumber": bool, "ComplexNumber": complex}
 
 
@@ -70,12 +68,15 @@ class Number(Linked, metaclass=_Kind):
         return type(self.value)
 
     def __repr__(self) -> str:
+        self.shown = True
         return repr(self.value)
 
     def __str__(self) -> str:
+        self.shown = True
         return str(self.value)
 
     def __format__(self, spec: str) -> str:
+        self.shown = True
         return format(self.value, spec)
 
     def hex(self) -> str:
@@ -100,10 +101,10 @@ class Number(Linked, metaclass=_Kind):
         return bool(self.value)
 
     def __float__(self) -> float:
-        return float(self.value if _formats() else pin(self, "a Python float"))
+        return float(_observed(self, "a Python float"))
 
     def __int__(self) -> int:
-        return int(self.value if _formats() else pin(self, "a Python int"))
+        return int(_observed(self, "a Python int"))
 
     def __complex__(self) -> complex:
         return complex(pin(self, "a Python complex number"))
@@ -187,7 +188,7 @@ class IntNumber(Number):
     __slots__ = ()
 
     def __index__(self) -> int:
-        return int(self.value if _formats() else pin(self, "an index"))
+        return int(_observed(self, "an index"))
 
     def __invert__(self) -> Any:
         return apply(UNARY["invert"], self)
@@ -216,7 +217,7 @@ def numbers_of(t: Tensor, ledger: Ledger) -> Any:
         kind = torch.float64
     else:
         kind = torch.bool if t.dtype == torch.bool else torch.int64
-    with _disable_current_modes():
+    with unseen():
         values = BASE.tolist(t.detach())
     flat = ledger.link(lambda x: x.detach().reshape(-1).to(kind, copy=True), t)
     if flat is None:
@@ -236,19 +237,17 @@ def take(t: Tensor, ledger: Ledger) -> Any:
 
 def escape(t: Tensor, ledger: Ledger, what: str = "a NumPy array") -> None:
     """The values of ``t`` leave the recording (``.numpy()``): later calls must find all of them the same."""
-    with _disable_current_modes():
+    with unseen():
         copy = t.detach().clone()
     ledger.guard(t.detach(), copy, what)
 
 
-def _formats() -> bool:
-    """Whether the caller of the caller is a ``"..." % value`` expression (logging): that only observes.
-
-    Numbers, arrays and tensors on the left of ``%`` do not come this way: they meet ``__rmod__`` and its kin.
-    """
-    f = sys._getframe(2)
-    code, at = f.f_code.co_code, f.f_lasti
-    return dis.opname[code[at]] == "BINARY_OP" and code[at + 1] in _REMAINDERS
+def _observed(x: Number, what: str) -> Any:
+    """The value for C code: guarded, unless the code that called only formats a text."""
+    if not formats(sys._getframe(2)):
+        return pin(x, what)
+    x.shown = True
+    return x.value
 
 
 def _foreign(f: Callable[[Any, Any], Any], x: Number, other: Any, swap: bool = False) -> Any:

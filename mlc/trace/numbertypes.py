@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.trace.numberlinks import Linked, alive, apply, constant, plain
+from mlc.trace.numberlinks import Linked, alive, apply, constant, plain, read_back
 from mlc.trace.numberrules import UNARY, Form, Rule, cast
 
 __all__ = ["StandIn", "conversions", "linked_max", "linked_min"]
@@ -46,6 +46,8 @@ class StandIn(type):
                 x = x.item()  # a number if the tensor is recorded
             if alive(x):
                 return cls.convert(x)
+            if isinstance(x, str):
+                read_back(x)
             args = (plain(x),)
         return real(*args, **kwargs)
 

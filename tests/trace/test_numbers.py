@@ -255,3 +255,34 @@ def test_after_the_recording_it_is_a_plain_number():
     assert type(v + n) is float and v < n and [1, 2, 3, 4][n] == 4 and f"{v:.1f}" == "0.5" and {v: 1}[0.5] == 1
     assert torch.ones(2).mul(v).tolist() == [0.5, 0.5] and type(max(1, 2 * n)) is int
     assert ledger.guards == []
+
+
+def test_only_a_text_on_the_left_of_percent_is_formatting():
+    ledger = FakeLedger()
+    v, n, fmt, name = ledger.number(0.5), ledger.number(3), "%.1f", "loss"
+
+    class Log:
+        fmt = "%.2f"
+
+        def line(self, x):
+            return self.fmt % x
+
+    texts = ["%d" % n, fmt % v, f"{name} %.1f" % v, b"%d" % n, Log().line(v)]  # noqa: UP031
+    texts += ["%s %.1f" % (name, abs(-v)), "%(a).1f" % {"a": v}]  # noqa: UP031
+    assert texts == ["3", "0.5", "loss 0.5", b"3", "0.50", "loss 0.5", "0.5"]
+    assert not [g for g in ledger.guards if g[2] != "a branch"]
+    assert (np.ones(1) % [v])[0] == 0 and ledger.outcomes()[-1] == 0.5
+    w = ledger.number(0.25)
+    text = (fmt if name else "%s") % w
+    assert text == "0.2" and ledger.outcomes()[-1] == 0.25  # not certainly a text: guarded
+
+
+def test_numpy_makes_arrays_of_the_plain_type():
+    ledger = FakeLedger()
+    v, n, b = ledger.number(0.5), ledger.number(3), ledger.number(True)
+    for got, want in (([v, 1], [0.5, 1]), ([n, 2], [3, 2]), ([b], [True]), ([[v, n]], [[0.5, 3]]), (v, 0.5), (n, 3)):
+        for make in (np.array, np.asarray):
+            a, w = make(got), make(want)
+            assert a.dtype == w.dtype and a.shape == w.shape and (a == w).all()
+    assert np.full(2, v).dtype == np.float64 and np.arange(4)[n] == 3
+    assert set(ledger.outcomes()) == {0.5, True, 3}
