@@ -232,7 +232,7 @@ def numbers_of(t: Tensor, ledger: Ledger) -> Any:
 
 def take(t: Tensor, ledger: Ledger) -> Any:
     """``t.item()`` of a tensor of one element, of any number of dimensions."""
-    return numbers_of(t.reshape(()), ledger)
+    return numbers_of(t.detach().reshape(()), ledger)
 
 
 def escape(t: Tensor, ledger: Ledger, what: str = "a NumPy array") -> None:
