@@ -280,11 +280,11 @@ def _is_librarys(x: Any) -> bool:
 
 
 def _remembered(f: Any) -> list[Any]:
-    """Results that an ``lru_cache`` holds."""
+    """Results (and keys) that an ``lru_cache`` holds: a bounded one in links of its own, another in its dict."""
     out: list[Any] = []
-    for table in gc.get_referents(f):
-        if type(table) is dict and table is not f.__dict__:
-            for v in table.values():
-                inner = gc.get_referents(v) if type(v).__name__ == "_lru_list_elem" else [v]
-                out += [x for x in inner if type(x).__name__ not in ("_lru_list_elem", "_lru_cache_wrapper")]
+    for x in gc.get_referents(f):
+        if type(x) is dict:
+            out += [v for v in x.values() if x is not f.__dict__ and type(v).__name__ != "_lru_list_elem"]
+        elif not isinstance(x, (type, *CALLABLES)):
+            out.append(x)
     return out

@@ -77,6 +77,7 @@ class Roots:
         bindings: Globals, cells and class attributes that were read: ``(path, owner, name)``.
         shared: Paths of the tensors in one memory, by the memory's identity.
         arrays: NumPy arrays by path.
+        drawing: Identities of objects that only data is drawn with (samplers, what iterators hold).
         keep: What must stay alive so that identities mean something.
     """
 
@@ -97,6 +98,7 @@ class Roots:
     bindings: list[tuple[Path, Any, str]] = field(default_factory=list)
     shared: dict[int, list[Path]] = field(default_factory=dict)
     arrays: dict[Path, Any] = field(default_factory=dict)
+    drawing: set[int] = field(default_factory=set)
     keep: list[Any] = field(default_factory=list)
 
 
@@ -120,6 +122,8 @@ class Walker:
             self.r.paths[id(x)] = path
             self.r.places[path] = x
             self.r.visited.append((path, x))
+            if self.quiet:
+                self.r.drawing.add(id(x))
             self.r.keep.append(x)
 
     def visit(self, x: Any, path: Path, depth: int = 0) -> None:
@@ -260,6 +264,7 @@ class Walker:
         """A loader is drawn from anew at every call: what it draws with is found, but does not count."""
         self.r.loaders[id(x)] = path
         self.r.objects[path] = x
+        self.r.drawing.add(id(x))
         fields = self.view.attrs(x)
         self.note(path, type(x), fields.get("batch_size"), fields.get("drop_last"))
         self.visit(fields.get("dataset"), (*path, "dataset"), depth)
@@ -338,6 +343,7 @@ class Walker:
             self.note(path, "iterator")
             if not self.quiet:
                 self.r.iterators[path] = x
+                self.r.drawing.add(id(x))
             self.quiet += 1
             if not is_opaque(x):
                 self.fields(x, path, depth)

@@ -9,6 +9,8 @@ statement starts.
 from __future__ import annotations
 
 import dis
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +31,7 @@ class Names:
         chains: A global name and the attributes that follow it at once; ``import x`` gives ``("import x", ...)``.
         loads: Attributes that are loaded, and constant strings that could be names of some (``getattr``).
         reads: Variables and attributes whose value goes somewhere.
+        called: Attributes that are loaded to be called at once: no place of a number or container is meant.
         grown: Those that ``+=`` or ``-=`` changes.
         stored: Attributes and globals that are set.
         all: Whether it may read every attribute of an object (``vars``, ``__dict__``, ``asdict``).
@@ -37,6 +40,7 @@ class Names:
     chains: tuple[tuple[str, ...], ...]
     loads: frozenset[str]
     reads: frozenset[str]
+    called: frozenset[str]
     grown: frozenset[str]
     stored: frozenset[str]
     all: bool
@@ -60,10 +64,17 @@ def _is_attribute(i: dis.Instruction) -> bool:
     return i.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 
 
+def _is_method(i: dis.Instruction) -> bool:
+    return i.opname == "LOAD_METHOD" or (
+        i.opname in ("LOAD_ATTR", "LOAD_SUPER_ATTR") and sys.version_info >= (3, 12) and bool((i.arg or 0) & 1)
+    )
+
+
 def _owners(code: list[dis.Instruction]) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
     """Starts of statements whose first name is only an owner, and of those that grow a value."""
     owners, grown = set(), set()
     methods: dict[tuple[int, int], str] = {}
+    calls = Counter(_start(i) for i in code if i.opname == "CALL")
     for i, after in zip(code, [*code[1:], None], strict=True):
         at = _start(i)
         if at is None:
@@ -74,8 +85,8 @@ def _owners(code: list[dis.Instruction]) -> tuple[set[tuple[int, int]], set[tupl
             owners.add(at)
         elif _is_attribute(i):
             methods[at] = i.argval
-        elif i.opname == "CALL" and after is not None and after.opname == "POP_TOP" and methods.get(at) in _GROWING:
-            owners.add(at)
+        elif i.opname == "CALL" and methods.get(at) in _GROWING and after is not None and after.opname == "POP_TOP":
+            owners |= {at} if calls[at] == 1 else set()  # x.setdefault(k, []).append(v) reads x
     other = {_start(i) for i in code if i.opname == "BINARY_OP" and (i.arg or 0) >= 13 and i.arg not in _INPLACE}
     return owners - other - grown, grown
 
@@ -111,6 +122,7 @@ def names(code: CodeType) -> Names:
     steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "PRECALL", "EXTENDED_ARG")]
     owners, grown = _owners(steps)
     reads: set[str] = set()
+    called: set[str] = set()
     grows: set[str] = set()
     loads: set[str] = set()
     for i in steps:
@@ -121,13 +133,14 @@ def names(code: CodeType) -> Names:
         if at in grown:
             grows.update(found)
         elif at not in owners or at is None:
-            reads.update(found)
+            (called if _is_method(i) else reads).update(found)
     text = {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()}
     chains = {*_chains(steps)}
     if "globals" in code.co_names:
         chains |= {(c,) for c in text}
     stored = {i.argval for i in steps if i.opname in ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "DELETE_ATTR")}
     return Names(
-        tuple(sorted(chains)), frozenset(loads | text), frozenset(reads | text), frozenset(grows), frozenset(stored),
+        tuple(sorted(chains)), frozenset(loads | text), frozenset(reads | text), frozenset(called), frozenset(grows),
+        frozenset(stored),
         not _DYNAMIC.isdisjoint(code.co_names),
     )  # fmt: skip

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
 
-import numpy as np
 from torch.autograd.function import FunctionCtx
 
 from mlc.trace.frames import is_user_code
@@ -74,13 +73,9 @@ class Reads:
         self._users: dict[int, tuple[CodeType, dict[str, Any]]] = {}
         self._selves: dict[int, dict[int, Any]] = {}
         self._functions: list[types.FunctionType] = []
-        self._old = np.empty(0, dtype=np.int64)
         self._outer: Any = None
 
     def __enter__(self) -> Reads:
-        objects = gc.get_objects()
-        self._old = np.sort(np.fromiter(map(id, objects), dtype=np.int64, count=len(objects)))
-        del objects
         self._outer = sys.getprofile()
         sys.setprofile(self._profile())
         return self
@@ -136,19 +131,15 @@ class Reads:
 
     # ---- afterwards
 
-    def _was_there(self, x: Any) -> bool:
-        at = np.searchsorted(self._old, id(x))
-        return bool(at < len(self._old) and self._old[at] == id(x))
-
     def found(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
-              before: View | None = None) -> Found:  # fmt: skip
+              before: View) -> Found:  # fmt: skip
         """What ran, with the functions and objects that no path leads to.
 
         Args:
             fn: The function that ran under this context.
             args: Its positional arguments.
             kwargs: Its keyword arguments.
-            before: The world before the run.
+            before: The :class:`~mlc.trace.world.World` made before the run.
         """
         users = sorted(self._users.values(), key=lambda c: _order(c[0]))
         known = [names(c) for c, _ in users]
@@ -162,15 +153,15 @@ class Reads:
         executed = frozenset(c for c, _ in users)
         found = Found(tuple(users), executed, loads, libraries=kept, dynamic=dynamic)
         roots = walk(fn, args, kwargs, found, before)
-        functions = self._closures(roots.paths)
+        functions = self._closures(roots.paths, before)
         objects = tuple(
             x for key in map(id, (c for c, _ in users)) for x in self._selves[key].values()
-            if id(x) not in roots.paths and self._was_there(x)
+            if id(x) not in roots.paths and before.was_there(x)
         )  # fmt: skip
         unique = tuple({id(x): x for x in objects}.values())
         return Found(tuple(users), executed, loads, functions, unique, kept, dynamic)
 
-    def _closures(self, reached: dict[int, Any]) -> tuple[types.FunctionType, ...]:
+    def _closures(self, reached: dict[int, Any], before: View) -> tuple[types.FunctionType, ...]:
         """Functions with values of their own that ran, were there before and are reached by no path."""
         made = {c for code, _ in self._users.values() for c in code.co_consts if isinstance(c, CodeType)}
         codes = [c for c, _ in self._users.values() if c.co_freevars and c not in made]
@@ -178,7 +169,7 @@ class Reads:
             return ()
         return tuple(
             f for f in gc.get_referrers(*codes)
-            if isinstance(f, types.FunctionType) and id(f) not in reached and self._was_there(f)
+            if isinstance(f, types.FunctionType) and id(f) not in reached and before.was_there(f)
         )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ __all__ = ["MISSING", "View", "digest", "fields_of", "is_opaque", "is_user_class
 
 MISSING = object()
 WHOLE = 64 << 20  # bytes of an array up to which all of it is hashed at every call
+_CHUNK = 1 << 20
 _OPEN = {"types", "collections", "dataclasses", "functools", "argparse", "array", "random", "__main__", "string", "abc"}
 _CLOSED = ("torch._C", "torch._dynamo", "torch._inductor", "torch._ops", "torch.autograd", "torch.backends",
            "torch.cuda", "torch.fx", "torch.profiler", "_thread")  # fmt: skip
@@ -105,7 +106,8 @@ def digest(a: np.ndarray[Any, Any]) -> Any:
     flat = a if a.flags.c_contiguous else np.ascontiguousarray(a)
     if not flat.size:
         return 0
-    return hash(memoryview(flat.reshape(-1).view(np.uint8).data).toreadonly())
+    data = memoryview(flat.reshape(-1).view(np.uint8).data)
+    return hash(tuple(hash(data[i : i + _CHUNK].tobytes()) for i in range(0, len(data), _CHUNK)))
 
 
 class View:
@@ -134,6 +136,10 @@ class View:
         """Type (None when not strided), ``requires_grad``, whether a leaf, ``grad``."""
         kind = TensorType.of(t) if t.layout is torch.strided else None
         return kind, t.requires_grad, t.is_leaf, t.grad if t.is_leaf else None
+
+    def was_there(self, x: Any) -> bool:
+        """Whether an object existed before the call; nothing is known of that now."""
+        return False
 
     def digest(self, a: np.ndarray[Any, Any]) -> Any:
         """What stands for the content of an array."""
