@@ -19,33 +19,37 @@ def leaves(x: Any, path: tuple[Any, ...], depth: int = 0) -> Iterator[tuple[tupl
     """Tensors in an item with their paths, in a fixed order; attributes are read from ``__dict__`` and slots."""
     if isinstance(x, Tensor):
         yield path, x
+    elif depth > _DEEP:
+        return
     elif isinstance(x, (list, tuple)):
         for i, v in enumerate(x):
-            yield from leaves(v, (*path, i), depth)
+            yield from leaves(v, (*path, i), depth + 1)
     elif isinstance(x, dict):
         for k, v in x.items():
-            yield from leaves(v, (*path, k), depth)
-    elif depth < _DEEP and not callable(x) and type(x).__module__ != "builtins" and not is_opaque(x):
+            yield from leaves(v, (*path, k), depth + 1)
+    elif not callable(x) and type(x).__module__ != "builtins" and not is_opaque(x):
         for k, v in fields_of(x).items():
             yield from leaves(v, (*path, "." + k), depth + 1)
 
 
-def signature(x: Any) -> Any:
+def signature(x: Any, depth: int = 0) -> Any:
     """Structure of a batch: containers and types of tensors; None when it holds anything else."""
     if isinstance(x, Tensor):
         return None if x.requires_grad or isinstance(x, nn.Parameter) else (TensorType.of(x),)
+    if depth > _DEEP:
+        return None
     if isinstance(x, (list, tuple)) and x:
-        parts = [signature(v) for v in x]
+        parts = [signature(v, depth + 1) for v in x]
         return None if None in parts else (type(x), *parts)
     if isinstance(x, dict) and x:
-        return _named(dict, x)
+        return _named(dict, x, depth + 1)
     if hasattr(type(x), "__dataclass_fields__"):
-        return _named(type(x), fields_of(x))
+        return _named(type(x), fields_of(x), depth + 1)
     return None
 
 
-def _named(cls: type, fields: dict[Any, Any]) -> Any:
-    items = [(k, signature(v)) for k, v in fields.items()]
+def _named(cls: type, fields: dict[Any, Any], depth: int) -> Any:
+    items = [(k, signature(v, depth)) for k, v in fields.items()]
     return None if any(s is None for _, s in items) else (cls, *items)
 
 

@@ -12,6 +12,7 @@ watched (:class:`~mlc.trace.reads.Reads`), only code that ran counts: the same p
 from __future__ import annotations
 
 import enum
+import functools
 import random
 import types
 from collections import deque
@@ -75,7 +76,6 @@ class Roots:
         paths: The reverse of ``places`` and ``at``, by identity.
         visited: Every mutable object found, with its path; what a world remembers.
         bindings: Globals, cells and class attributes that were read: ``(path, owner, name)``.
-        shared: Paths of the tensors in one memory, by the memory's identity.
         arrays: NumPy arrays by path.
         drawing: Identities of objects that only data is drawn with (samplers, what iterators hold).
         keep: What must stay alive so that identities mean something.
@@ -96,10 +96,18 @@ class Roots:
     paths: dict[int, Path] = field(default_factory=dict)
     visited: list[tuple[Path, Any]] = field(default_factory=list)
     bindings: list[tuple[Path, Any, str]] = field(default_factory=list)
-    shared: dict[int, list[Path]] = field(default_factory=dict)
     arrays: dict[Path, Any] = field(default_factory=dict)
     drawing: set[int] = field(default_factory=set)
     keep: list[Any] = field(default_factory=list)
+
+    @functools.cached_property
+    def shared(self) -> dict[int, list[Path]]:
+        """Paths of the tensors that lie in one memory, by the memory's identity (asked for when recording only)."""
+        out: dict[int, list[Path]] = {}
+        for path, t in self.at.items():
+            if t.layout is torch.strided and type(t) in (Tensor, nn.Parameter):
+                out.setdefault(t.untyped_storage()._cdata, []).append(path)
+        return out
 
 
 class Walker:
@@ -203,8 +211,6 @@ class Walker:
         self.r.keep.append(t)
         self.r.tensors[id(t)] = self.r.paths[id(t)] = path
         self.r.at[path] = t
-        if t.layout is torch.strided and type(t) in (Tensor, nn.Parameter):
-            self.r.shared.setdefault(t.untyped_storage()._cdata, []).append(path)
 
     def module(self, m: nn.Module, path: Path, depth: int) -> None:
         """A module: parameters, buffers, children, then what else it has; hooks that run."""
@@ -221,7 +227,7 @@ class Walker:
                 self.visit(v, (*path, n), depth)
         for hooks in _HOOKS:
             table = fields.get(hooks)
-            if isinstance(table, (dict, set)):
+            if isinstance(table, (dict, set)) and (table or self.follow.found is None):
                 self.hold(table, (*path, "." + hooks))
                 if isinstance(table, dict) and table:
                     self.note(path, hooks, len(self.view.body(table)))

@@ -65,7 +65,9 @@ def is_opaque(x: Any) -> bool:
     """Whether an object is left alone: locks, files, weak references, running code, most of the standard library."""
     cls = type(x)
     home = cls.__module__ or ""
-    return isinstance(x, _ALONE) or home.split(".")[0] in _LIBRARY or home.startswith(_CLOSED)
+    if isinstance(x, (types.FunctionType, *_ALONE)):
+        return not isinstance(x, types.FunctionType)
+    return (home.split(".")[0] in _LIBRARY or home.startswith(_CLOSED)) and not is_user_class(cls)
 
 
 def is_user_module(m: types.ModuleType) -> bool:

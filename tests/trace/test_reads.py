@@ -178,7 +178,9 @@ def test_what_runs_is_followed(kind: str, load: Any) -> None:
 
 
 def test_code_that_did_not_run_does_not_count(load: Any) -> None:
-    m = load("reads_branch", "def other(x):\n    return x * U\ndef outer(x, flag):\n    return other(x) if flag else x * S")
+    m = load(
+        "reads_branch", "def other(x):\n    return x * U\ndef outer(x, flag):\n    return other(x) if flag else x * S"
+    )
     w = watch(m.outer, torch.ones(2), False)
     m.U = 7.0
     assert w.again()
