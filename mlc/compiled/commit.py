@@ -19,7 +19,7 @@ from mlc.trace.inputs import Path, Roots
 from mlc.trace.state import Change, Fresh, Known, New
 from mlc.trace.trees import blank
 from mlc.trace.view import MISSING, fields_of
-from mlc.trace.world import bind, refill, set_field
+from mlc.trace.world import bind, dict_kind, refill, set_field
 
 __all__ = ["Builder", "commit", "storages"]
 
@@ -129,7 +129,9 @@ def commit(effects: Sequence[Effect | Change], results: Sequence[Any], roots: Ro
     owned = set(kept)
     build = Builder(results, roots, owned)
     cells: dict[Any, Any] = (
-        {path: owner for path, owner, _ in roots.bindings} if any(e.kind == "cell" for e in effects) else {}
+        {path: owner for path, owner, _ in roots.bindings}
+        if any(isinstance(e.owner, types.CellType) for e in effects)
+        else {}
     )
     with torch.no_grad():
         ready = []
@@ -137,7 +139,8 @@ def commit(effects: Sequence[Effect | Change], results: Sequence[Any], roots: Ro
             value = build.of(e.value)
             if e.kind not in ("copy", "add"):
                 value = own(value, owned) if isinstance(e.value, Ref) else value
-            target = cells.get(e.path, e.owner) if e.kind == "cell" else _owner(e.owner, e.path, roots)
+            cell = isinstance(e.owner, types.CellType)
+            target = cells.get(e.path, e.owner) if cell else _owner(e.owner, e.path, roots)
             ready.append((e, target, value))
         for e, target, value in ready:
             _apply(e, target, value, build, roots)
@@ -159,7 +162,7 @@ def _apply(e: Effect | Change, target: Any, value: Any, build: Builder, roots: R
     elif e.kind == "append":
         _append(target, value)
     elif e.kind == "content":
-        refill(target, value)
+        refill(target, dict(value) if isinstance(target, dict) else value)
     elif e.kind == "add":
         _count(target, e.key, value)
     elif e.kind == "buffers":
@@ -181,7 +184,7 @@ def _parameter(e: Effect | Change, p: Any, build: Builder, roots: Roots) -> Any:
 
 
 def _set_item(target: Any, key: Any, value: Any) -> None:
-    kind: Any = dict if isinstance(target, dict) else list
+    kind: Any = dict_kind(target) if isinstance(target, dict) else list
     kind.__setitem__(target, key, value)
 
 
@@ -199,6 +202,8 @@ def _count(target: Any, key: tuple[str, Any], value: tuple[Any, Any]) -> None:
     if how == "attr":
         now = (target.__dict__ if isinstance(target, type) else fields_of(target)).get(name, 0)
         set_field(target, name, now + (new - old))
+    elif how == "cell":
+        bind(target, "", target.cell_contents + (new - old))
     else:
         now = target.get(name, 0) if isinstance(target, dict) else target[name]
         _set_item(target, name, now + (new - old))
@@ -208,7 +213,7 @@ def _delete(target: Any, how: str, key: Any) -> None:
     if how == "attr":
         set_field(target, key, MISSING)
     else:
-        dict.pop(target, key, None)
+        dict_kind(target).pop(target, key, None)
 
 
 def own(value: Any, owned: set[int]) -> Any:

@@ -107,7 +107,8 @@ class _Comparison:
         change = Change(owner, self._path(owner) if path is None else path, kind, key, made)
         self.out.all.append(change)
         if len(self.trees.odd) > odd:
-            at = (*(change.path or ("?",)), key if key is not None else "")
+            last = () if key is None else (f".{key}" if kind == "attr" else key,)
+            at = (*(change.path or ("?",)), *last)
             self.out.odd.append(place(at, self.parameters))
         return change
 
@@ -122,17 +123,18 @@ class _Comparison:
         self.out.ignored.add(path)
         return True
 
-    def _set(self, owner: Any, how: str, key: Any, old: Any, new: Any, at: Path | None, use: str) -> None:
-        """An attribute, entry or binding that holds something else now."""
+    def _set(self, owner: Any, how: str, key: Any, old: Any, new: Any, at: Path | None, use: str,
+             path: Path | None = None) -> None:  # fmt: skip
+        """An attribute, entry or binding (``at``) that holds something else now; ``path``: of its owner."""
         number = type(new) in _NUMBERS and (type(old) in _NUMBERS or old is MISSING)
         built = new is not MISSING and isinstance(self.trees.of(new), New)
         if use == "grown" and number:
             base = 0 if old is MISSING else old
-            self._add(owner, "add", (how, key), (self.trees.of(new), base), tree=False)
+            self._add(owner, "add", (how, key), (self.trees.of(new), base), tree=False, path=path)
         elif new is MISSING:
-            self._add(owner, "delete", (how, key), None)
+            self._add(owner, "delete", (how, key), None, path=path)
         else:
-            self._add(owner, how, key, new)
+            self._add(owner, how, key, new, path=path)
         if at is None:
             return
         free = (use == "grown" and number) or (use == "written" and not (old is MISSING and built))
@@ -144,6 +146,9 @@ class _Comparison:
     def _body(self, x: Any, old: Any) -> None:
         path = self._path(x)
         use = self.uses.of(path, None, x)
+        if isinstance(x, dict) and not _in_order(x, old):
+            self._add(x, "content", None, [(self.trees.of(k), self.trees.of(v)) for k, v in x.items()])
+            return
         if isinstance(x, dict):
             for k in [*old, *(k for k in x if k not in old)]:
                 was, now = old.get(k, MISSING), x.get(k, MISSING) if k in x else MISSING
@@ -198,16 +203,9 @@ class _Comparison:
             return
         use = self.uses.of(path, name, owner, now, old)
         if isinstance(owner, CellType):
-            self._add(owner, "cell", None, now, path=path)
-            if use == "written":
-                self._ignore(path)
-            elif type(now) in (int, float, str, bool):
-                self.out.counters.append(place(path, self.parameters))
-            return
-        n = len(self.out.all)
-        self._set(owner, "item", name, old, now, path, use)
-        for change in self.out.all[n:]:
-            change.path = path[:2]
+            self._set(owner, "cell", None, old, now, path, use, path)
+        else:
+            self._set(owner, "item", name, old, now, path, use, path[:2])
 
     def _optimizer(self, o: Any) -> None:
         before, path = self.world.attrs(o), self._path(o)
@@ -244,14 +242,24 @@ class _Comparison:
 
     def _tensor(self, facts: Any) -> None:
         t = facts.t
+        grad = facts.leaf and t.is_leaf and t.grad is not facts.grad
+        early = grad and t.grad is not None and t.grad.dtype != t.dtype  # it was set before the type changed
+        if early:
+            self._add(t, "grad", None, t.grad)
         if facts.moved():
             self._add(t, "data", None, self.trees.fresh(t), tree=False)
         if facts.leaf and t.is_leaf and t.requires_grad != facts.requires_grad:
             self._add(t, "requires_grad", None, t.requires_grad)
-        if facts.leaf and t.is_leaf and t.grad is not facts.grad:
+        if grad and not early:
             self._add(t, "grad", None, t.grad)
         if facts.hooked():
             self.out.odd.append(place((*(self._path(t) or ("?",)), ".hooks"), self.parameters))
+
+
+def _in_order(now: Any, old: Any) -> bool:
+    """Whether a dict is the old one without some entries and with others at the end."""
+    kept = [k for k in old if k in now]
+    return all(a is b or a == b for a, b in zip(kept, now, strict=False))
 
 
 def _entries(o: Any, name: str, default: Any) -> Any:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import builtins
 import functools
 import gc
+import os
+import sys
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -184,10 +186,15 @@ class Follower:
             else:
                 self.chain(scope, chain, depth)
 
+    def _environment(self) -> None:
+        """Variables of the environment whose names the code holds."""
+        for name in sorted(self.loads & os.environ.keys()):
+            if (id(os), name) not in self._done:
+                self._done.add((id(os), name))
+                self.w.note(("environ", name), os.environ[name])
+
     def _imported(self, chain: tuple[str, ...], scope: dict[str, Any], depth: int) -> None:
         """``import a.b`` and ``from a import b`` within a function."""
-        import sys
-
         name = chain[0].removeprefix("import ")
         package = scope.get("__package__") or ""
         for full in (name, f"{package}.{name}" if name else package):
@@ -201,6 +208,8 @@ class Follower:
         """A global and the attributes loaded from it."""
         name, *rest = chain
         value = self.w.view.bound(scope, name)
+        if value is os.environ or (value is os and rest and rest[0] in ("environ", "getenv")):
+            self._environment()
         path: Path = ("globals", self._scope(scope), name)
         if isinstance(value, types.ModuleType):
             self._binding(path, scope, name, depth)

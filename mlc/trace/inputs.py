@@ -201,8 +201,7 @@ class Walker:
             return
         self.know(t, path)
         kind, requires_grad, leaf, grad = self.view.facts(t)
-        if kind is not None:
-            self.note(path, kind, requires_grad, leaf)
+        self.note(path, kind or type(t), requires_grad, leaf)
         if grad is not None and id(grad) not in self.r.tensors:
             self.know(grad, (*path, ".grad"))
 

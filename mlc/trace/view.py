@@ -14,11 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from mlc.ir.types import TensorType
 from mlc.trace.frames import _is_user_file
 
-__all__ = ["MISSING", "View", "digest", "fields_of", "is_opaque", "is_user_class", "is_user_module", "slots_of"]
+__all__ = [
+    "MISSING",
+    "View",
+    "digest",
+    "fields_of",
+    "is_opaque",
+    "is_user_class",
+    "is_user_module",
+    "slots_of",
+    "type_of",
+]
 
 MISSING = object()
 WHOLE = 64 << 20  # bytes of an array up to which all of it is hashed at every call
@@ -42,6 +53,11 @@ def slots_of(cls: type) -> list[str]:
             private = n.startswith("__") and not n.endswith("__")
             out.append(f"_{c.__name__.lstrip('_')}{n}" if private else n)
     return out
+
+
+def type_of(t: Tensor) -> TensorType | None:
+    """Type of a strided tensor; None for other layouts and for parameters without a shape yet."""
+    return TensorType.of(t) if t.layout is torch.strided and not is_lazy(t) else None
 
 
 def fields_of(x: Any) -> dict[str, Any]:
@@ -136,8 +152,7 @@ class View:
 
     def facts(self, t: Tensor) -> tuple[Any, bool, bool, Tensor | None]:
         """Type (None when not strided), ``requires_grad``, whether a leaf, ``grad``."""
-        kind = TensorType.of(t) if t.layout is torch.strided else None
-        return kind, t.requires_grad, t.is_leaf, t.grad if t.is_leaf else None
+        return type_of(t), t.requires_grad, t.is_leaf, t.grad if t.is_leaf else None
 
     def was_there(self, x: Any) -> bool:
         """Whether an object existed before the call; nothing is known of that now."""

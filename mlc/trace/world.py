@@ -24,19 +24,24 @@ from torch import Tensor, nn
 
 from mlc.ir.types import TensorType
 from mlc.trace.inputs import Path, Roots
-from mlc.trace.view import MISSING, WHOLE, View, digest, fields_of, is_opaque, slots_of
+from mlc.trace.view import MISSING, WHOLE, View, digest, fields_of, is_opaque, slots_of, type_of
 
-__all__ = ["Facts", "World", "refill", "set_field"]
+__all__ = ["Facts", "World", "bind", "dict_kind", "refill", "set_field"]
 
 _BODIES = (dict, list, set, deque, bytearray)
 _FLAGS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _ARRAYS = 4 * WHOLE  # bytes of arrays that are copied, all together
 
 
+def dict_kind(x: dict[Any, Any]) -> Any:
+    """Whose methods change a dict without code of the user's (an ``OrderedDict`` keeps a list beside)."""
+    return OrderedDict if isinstance(x, OrderedDict) else dict
+
+
 def refill(x: Any, content: Any) -> None:
     """Make ``content`` the content of a container, without code of the user's."""
     if isinstance(x, dict):
-        kind: Any = OrderedDict if isinstance(x, OrderedDict) else dict
+        kind = dict_kind(x)
         kind.clear(x)
         for k, v in content.items():
             kind.__setitem__(x, k, v)
@@ -92,6 +97,7 @@ class Facts:
     """A tensor as it was, but for its elements."""
 
     t: Tensor
+    cls: Any
     type: TensorType | None
     requires_grad: bool
     leaf: bool
@@ -103,10 +109,10 @@ class Facts:
     @staticmethod
     def of(t: Tensor) -> Facts:
         """Facts about a tensor; of odd kinds only what can be asked."""
-        ordinary = t.layout is torch.strided and not t.is_inference() and type(t) in (Tensor, nn.Parameter)
+        ordinary = type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided and not t.is_inference()
         hooks = tuple(None if h is None else list(h.items()) for h in (getattr(t, n, None) for n in _FLAGS))
         return Facts(
-            t, TensorType.of(t) if t.layout is torch.strided else None, t.requires_grad, t.is_leaf,
+            t, type(t), type_of(t), t.requires_grad, t.is_leaf,
             t.grad if t.is_leaf else None, t._version if ordinary else 0, t.detach() if ordinary else None, hooks,
         )  # fmt: skip
 
@@ -127,6 +133,9 @@ class Facts:
     def restore(self) -> None:
         """As it was; elements must have been put back before, for the version to mean something."""
         t = self.t
+        if type(t) is not self.cls:  # a lazy parameter that got its shape
+            t.data = torch.empty(0, dtype=t.dtype, device=t.device)
+            t.__class__ = self.cls
         if self.leaf and not t.is_leaf and t._base is None:
             t.detach_()  # an in-place operation made it part of a graph
         if self.moved():
@@ -159,6 +168,7 @@ class World(View):
         self.bindings: dict[tuple[int, str], tuple[Path, Any, str, Any]] = {}
         self.tensors: dict[int, Facts] = {}
         self.arrays: dict[int, tuple[Any, Any, Any]] = {}
+        self._classes: dict[int, type] = {}
         self._states: list[tuple[Callable[[Any], Any], Any]] = []
         self._room = _ARRAYS
         for path, owner, name in roots.bindings:
@@ -173,6 +183,7 @@ class World(View):
         self._there = np.sort(np.fromiter(map(id, objects), dtype=np.int64, count=len(objects)))
 
     def _remember(self, x: Any) -> None:
+        self._classes[id(x)] = type(x)
         if isinstance(x, _BODIES):
             self.bodies[id(x)] = (x, copy.copy(x) if type(x) in _BODIES else _plain(x))
         elif isinstance(x, np.ndarray):
@@ -261,6 +272,8 @@ class World(View):
             if body_differs(x, old):
                 refill(x, old)
         for x, attrs in self.fields.values():
+            if type(x) is not self._classes[id(x)]:
+                x.__class__ = self._classes[id(x)]
             now = dict(x.__dict__) if isinstance(x, type) else fields_of(x)
             for name in {*now, *attrs}:
                 value = attrs.get(name, MISSING)

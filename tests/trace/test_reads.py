@@ -43,7 +43,7 @@ def outer(x):
     "method": f"class A:\n    def step(self, x):\n        {BODY}\na = A()\ndef outer(x):\n    return a.step(x)",
     "made inside": f"class A:\n    def step(self, x):\n        {BODY}\ndef outer(x):\n    return A().step(x)",
     "static": f"class A:\n    @staticmethod\n    def step(x):\n        {BODY}\ndef outer(x):\n    return A.step(x)",
-    "property": f"""
+    "property": """
 class A:
     @property
     def k(self): return S * T
@@ -93,7 +93,7 @@ def outer(x):
     "alias of a module": "import {helper}\ndef outer(x):\n    h = {helper}\n    return x.sum() * h.S * h.T",
     "module's numbers": "import {helper}\ndef outer(x):\n    return x.sum() * {helper}.S * {helper}.T",
     "dict": "CONF = {'s': S, 't': T}\ndef outer(x):\n    return x.sum() * CONF['s'] * CONF['t']",
-    "hook": f"""
+    "hook": """
 net = nn.Linear(2, 2)
 def hook(m, i, o):
     return o * S * T

@@ -3,12 +3,12 @@
 import array
 import collections
 import dataclasses
+import functools
 import random
 import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,35 +16,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
-from torch.optim import SGD, Adam
+from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 
 from mlc.trace.inputs import walk
-from mlc.trace.view import fields_of
 from mlc.trace.world import World
-
-
-class Base:
-    __slots__ = ("__hidden", "a", "b")
-
-    def __init__(self) -> None:
-        self.a, self.__hidden = [1], {"h": 1}
-
-    def touch(self) -> None:
-        self.a.append(2)
-        self.b = 3
-        self.__hidden["h"] = 2
-        self.__hidden = {}
-
-
-class Slotted(Base):
-    __slots__ = ("c",)
-
-
-class Both(Slotted):
-    def __init__(self) -> None:
-        super().__init__()
-        self.d: Any = {"x": 1}
+from tests.trace.graphs import Both, Slotted, graph, link, picture, unlink
 
 
 class Weird:
@@ -70,32 +47,6 @@ class Weird:
         return 1
 
 
-def picture(x: Any, seen: dict[int, int] | None = None) -> Any:
-    """Everything about an object graph, identities of the objects included."""
-    seen = {} if seen is None else seen
-    if isinstance(x, torch.Tensor):
-        hooks = list((x._backward_hooks or {}).items())
-        grad = id(x.grad) if x.is_leaf else 0
-        return (id(x), x.data_ptr(), x.shape, x.stride(), x.requires_grad, x.is_leaf, grad, x._version, hooks)
-    if isinstance(x, (int, float, str, bytes, type(None), types.FunctionType, type, threading.local)):
-        return x
-    if id(x) in seen:
-        return ("again", seen[id(x)])
-    seen[id(x)] = len(seen)
-    if isinstance(x, np.ndarray):
-        return (id(x), x.tobytes())
-    body: Any = None
-    if isinstance(x, dict):
-        body = [(picture(k, seen), picture(v, seen)) for k, v in x.items()]
-    elif isinstance(x, (list, tuple, collections.deque)):
-        body = [picture(v, seen) for v in x]
-    elif isinstance(x, set):
-        body = sorted(map(str, x))
-    elif isinstance(x, bytearray):
-        body = bytes(x)
-    return (id(x), type(x), body, [(k, picture(v, seen)) for k, v in fields_of(x).items()])
-
-
 def check(setup: Callable[[], Any], change: Callable[[Any], Any]) -> None:
     x = setup()
 
@@ -115,7 +66,8 @@ def check(setup: Callable[[], Any], change: Callable[[Any], Any]) -> None:
 def containers() -> Any:
     return {
         "list": [1, [2], {"k": 3}], "dict": collections.OrderedDict(a=1, b=[1]), "set": {1, 2},
-        "deque": collections.deque([1, 2, 3], maxlen=3), "bytes": bytearray(b"abc"), "count": collections.Counter("aab"),
+        "deque": collections.deque([1, 2, 3], maxlen=3), "bytes": bytearray(b"abc"),
+        "count": collections.Counter("aab"),
         "default": collections.defaultdict(list, a=[1]), "tuple": ([1], {2}), "array": np.arange(5),
     }  # fmt: skip
 
@@ -290,72 +242,13 @@ def test_a_world_is_a_view_of_before() -> None:
     assert walk(fn, (state, p), {}).key != first.key
 
 
-class Node:
-    def __init__(self) -> None:
-        self.held: Any = None
-
-
-def graph(rng: random.Random, size: int) -> list[Any]:
-    """Objects that refer to each other in every way, cycles included."""
-    kinds: list[Callable[[], Any]] = [
-        dict, list, set, collections.deque, Node, Slotted, Both, collections.OrderedDict, bytearray,
-        lambda: collections.defaultdict(list), lambda: torch.ones(2), lambda: np.arange(3), lambda: nn.Linear(1, 1),
-        lambda: SGD([torch.ones(1, requires_grad=True)], lr=0.1, momentum=0.9), lambda: types.SimpleNamespace(q=1),
-    ]  # fmt: skip
-    objects = [rng.choice(kinds)() for _ in range(size)]
-    for _ in range(2 * size):
-        link(rng, objects)
-    return objects
-
-
-def link(rng: random.Random, objects: list[Any]) -> None:
-    x, y = rng.choice(objects), rng.choice([*objects, rng.randrange(9), str(rng.random()), None])
-    if isinstance(x, dict):
-        x[rng.randrange(6)] = y
-    elif isinstance(x, (list, collections.deque)):
-        x.append(y)
-    elif isinstance(x, set):
-        x.add(rng.randrange(100))
-    elif isinstance(x, bytearray):
-        x.append(rng.randrange(256))
-    elif isinstance(x, Node):
-        x.held = y
-    elif isinstance(x, (Slotted, Both)):
-        x.b = y
-    elif isinstance(x, types.SimpleNamespace):
-        setattr(x, f"n{rng.randrange(4)}", y)
-    elif isinstance(x, nn.Module) and (isinstance(y, nn.Module) or "kept" not in x._modules):
-        x.kept = y
-
-
-def unlink(rng: random.Random, objects: list[Any]) -> None:
-    x = rng.choice(objects)
-    if isinstance(x, (dict, list, set, collections.deque, bytearray)) and len(x):
-        if rng.random() < 0.3:
-            x.clear()
-        elif isinstance(x, dict):
-            del x[next(iter(x))]
-        else:
-            x.pop()
-    elif isinstance(x, (Slotted, Both)) and hasattr(x, "b"):
-        del x.b
-    elif isinstance(x, np.ndarray):
-        x[0] += 1
-    elif isinstance(x, nn.Linear):
-        x.weight = nn.Parameter(torch.zeros(1, 1))
-    elif isinstance(x, SGD):
-        x.param_groups[0]["lr"] = rng.random()
-        p = x.param_groups[0]["params"][0]
-        p.grad = torch.ones_like(p)
-
-
 @pytest.mark.parametrize("seed", range(40))
 def test_random_graphs(seed: int) -> None:
     rng = random.Random(seed)
 
     def change(objects: list[Any]) -> None:
         for _ in range(30):
-            rng.choice([link, unlink])(rng, objects)
+            rng.choice([functools.partial(link, new=True), unlink])(rng, objects)
 
     check(lambda: graph(rng, 14), change)
 
@@ -385,4 +278,11 @@ def test_arrays_of_python() -> None:
     assert list(x) == [1.0, 2.0]
 
 
-_ = Path
+def test_lazy_modules_are_lazy_again() -> None:
+    m = nn.Sequential(nn.LazyLinear(3), nn.ReLU())
+    world = World(walk(lambda m: None, (m,), {}))
+    m(torch.ones(2, 5))
+    assert type(m[0]) is nn.Linear
+    world.restore()
+    assert type(m[0]) is nn.LazyLinear and isinstance(m[0].weight, nn.UninitializedParameter)
+    assert m(torch.ones(2, 4)).shape == (2, 3)
