@@ -187,6 +187,8 @@ class _Comparison:
 
     def _attributes(self, x: Any, old: dict[str, Any]) -> None:
         now = dict(x.__dict__) if isinstance(x, type) else fields_of(x)
+        if type(x) is not self.world.classes[id(x)]:
+            self.out.odd.append(place((*(self._path(x) or ("?",)), ".__class__"), self.parameters))
         skip = {"param_groups", "state"} if isinstance(x, torch.optim.Optimizer) else set()
         path = self._path(x)
         for name in [*old, *(n for n in now if n not in old)]:

@@ -226,7 +226,7 @@ class Walker:
                 self.visit(v, (*path, n), depth)
         for hooks in _HOOKS:
             table = fields.get(hooks)
-            if isinstance(table, (dict, set)) and (table or self.follow.found is None):
+            if isinstance(table, (dict, set)):
                 self.hold(table, (*path, "." + hooks))
                 if isinstance(table, dict) and table:
                     self.note(path, hooks, len(self.view.body(table)))

@@ -19,7 +19,7 @@ from types import CodeType
 __all__ = ["Names", "names"]
 
 _GROWING = frozenset({"append", "appendleft", "extend", "add"})
-_DYNAMIC = frozenset({"__dict__", "vars", "asdict", "astuple", "__getstate__", "globals", "locals"})
+_DYNAMIC = frozenset({"__dict__", "vars", "__getstate__", "globals", "locals", "eval", "exec", "dumps"})
 _INPLACE = (13, 23)  # += and -=: what they add does not depend on what they add to
 
 
@@ -34,7 +34,7 @@ class Names:
         called: Attributes that are loaded to be called at once: no place of a number or container is meant.
         grown: Those that ``+=`` or ``-=`` changes.
         stored: Attributes and globals that are set.
-        all: Whether it may read every attribute of an object (``vars``, ``__dict__``, ``asdict``).
+        all: Whether it may read every attribute of an object (``vars``, ``__dict__``).
     """
 
     chains: tuple[tuple[str, ...], ...]

@@ -1,12 +1,15 @@
 """What Python really ran during a call, so that what it read can be found again.
 
 While the user's function runs, a profile function notes every code object once: whose code it is, its globals, and
-what ``self`` it got.  Afterwards a :class:`Found` says which code counts; :func:`~mlc.trace.inputs.walk` follows the
-names in it.  Nothing of the user's is replaced or wrapped, and other profilers go on being called.
+what ``self`` it got. Python's collector tells objects made meanwhile from those before. Afterwards a :class:`Found`
+says which code counts; :func:`~mlc.trace.inputs.walk` follows the names in it. Nothing of the user's is replaced or
+wrapped, and other profilers go on being called.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
 import sys
 import types
@@ -20,10 +23,16 @@ from torch.autograd.function import FunctionCtx
 from mlc.trace.frames import is_user_code
 from mlc.trace.inputs import walk
 from mlc.trace.names import names
-from mlc.trace.view import View, is_user_class
+from mlc.trace.view import is_user_class
+from mlc.trace.world import World
 
 __all__ = ["Found", "Reads"]
 
+_COPIERS = {
+    id(f.__code__)
+    for f in (copy.copy, copy.deepcopy, dataclasses.replace, dataclasses.asdict, dataclasses.astuple,
+              getattr(dataclasses, "_asdict_inner", copy.copy), getattr(dataclasses, "_astuple_inner", copy.copy))
+}  # fmt: skip
 _SELVES = 256  # different objects per method that are noted
 
 
@@ -38,6 +47,7 @@ class Found:
         functions: Functions that ran and are reached by no path: closures in objects of C.
         objects: Objects there before the call whose methods ran and that are reached by no path.
         libraries: Code of libraries that ran, by the name of the package.
+        copied: Identities of objects that were copied whole (``copy``, ``dataclasses``): all of them was read.
         dynamic: The code may read every attribute of objects (``vars``).
     """
 
@@ -47,6 +57,7 @@ class Found:
     functions: tuple[types.FunctionType, ...] = ()
     objects: tuple[Any, ...] = ()
     libraries: tuple[tuple[str, frozenset[CodeType]], ...] = ()
+    copied: frozenset[int] = frozenset()
     dynamic: bool = False
 
     def _identity(self) -> tuple[Any, ...]:
@@ -73,15 +84,24 @@ class Reads:
         self._users: dict[int, tuple[CodeType, dict[str, Any]]] = {}
         self._selves: dict[int, dict[int, Any]] = {}
         self._functions: list[types.FunctionType] = []
+        self._copied: set[int] = set()
         self._outer: Any = None
+        self._frozen = False
+        self._made: set[int] | None = None
 
     def __enter__(self) -> Reads:
+        if not gc.get_freeze_count():  # else the user's own frozen objects would be let go at the end
+            gc.freeze()
+            self._frozen = True
         self._outer = sys.getprofile()
         sys.setprofile(self._profile())
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
+        if self._frozen:
+            self._made = set(map(id, gc.get_objects()))
+            gc.unfreeze()
         if self._outer is None:
             return
         if callable(self._outer):
@@ -90,7 +110,7 @@ class Reads:
             self._outer.enable()  # a profiler in C, which is no profile function itself
 
     def _profile(self) -> Callable[[FrameType, str, Any], Any]:
-        seen, users = self._seen, self._users
+        seen, users, copied = self._seen, self._users, self._copied
         outer = self._outer if callable(self._outer) else None
 
         def event(frame: FrameType, what: str, arg: Any) -> None:
@@ -102,7 +122,9 @@ class Reads:
                     if is_user_code(code):
                         users[key] = (code, frame.f_globals)
                         self._selves[key] = {}
-                if key in users and code.co_argcount:
+                if key in _COPIERS:
+                    copied.add(id(frame.f_locals.get(code.co_varnames[0])))
+                elif key in users and code.co_argcount:
                     self._self(key, frame, code)
             if outer is not None:
                 outer(frame, what, arg)
@@ -132,7 +154,7 @@ class Reads:
     # ---- afterwards
 
     def found(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
-              before: View) -> Found:  # fmt: skip
+              before: World) -> Found:  # fmt: skip
         """What ran, with the functions and objects that no path leads to.
 
         Args:
@@ -141,6 +163,7 @@ class Reads:
             kwargs: Its keyword arguments.
             before: The :class:`~mlc.trace.world.World` made before the run.
         """
+        before.made = self._made
         users = sorted(self._users.values(), key=lambda c: _order(c[0]))
         known = [names(c) for c, _ in users]
         libraries: dict[str, set[CodeType]] = {}
@@ -151,7 +174,7 @@ class Reads:
         dynamic = any(n.all for n in known)
         loads = frozenset[str]().union(*(n.loads for n in known))
         executed = frozenset(c for c, _ in users)
-        found = Found(tuple(users), executed, loads, libraries=kept, dynamic=dynamic)
+        found = Found(tuple(users), executed, loads, libraries=kept, copied=frozenset(self._copied), dynamic=dynamic)
         roots = walk(fn, args, kwargs, found, before)
         functions = self._closures(roots.paths, before)
         objects = tuple(
@@ -159,9 +182,9 @@ class Reads:
             if id(x) not in roots.paths and before.was_there(x)
         )  # fmt: skip
         unique = tuple({id(x): x for x in objects}.values())
-        return Found(tuple(users), executed, loads, functions, unique, kept, dynamic)
+        return Found(tuple(users), executed, loads, functions, unique, kept, found.copied, dynamic)
 
-    def _closures(self, reached: dict[int, Any], before: View) -> tuple[types.FunctionType, ...]:
+    def _closures(self, reached: dict[int, Any], before: World) -> tuple[types.FunctionType, ...]:
         """Functions with values of their own that ran, were there before and are reached by no path."""
         made = {c for code, _ in self._users.values() for c in code.co_consts if isinstance(c, CodeType)}
         codes = [c for c, _ in self._users.values() if c.co_freevars and c not in made]

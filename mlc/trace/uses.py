@@ -51,7 +51,12 @@ class Uses:
             owner: The object with the attribute.
             values: What it held and holds: where that is something to call, calls count as reading.
         """
-        if path is None or self._found.dynamic or any(path[: len(p)] == p for p in self._kept):
+        if (
+            path is None
+            or self._found.dynamic
+            or id(owner) in self._found.copied
+            or any(path[: len(p)] == p for p in self._kept)
+        ):
             return "read"
         handles = {name} if name is not None else {self._handle(p) for p in (path, *self.aliases.get(path, ()))}
         if None in handles:

@@ -42,9 +42,15 @@ _ALONE = (weakref.ref, types.BuiltinFunctionType, types.GeneratorType, types.Cor
 _LIBRARY = set(sys.stdlib_module_names) - _OPEN
 
 
+_SLOTS: weakref.WeakKeyDictionary[type, list[str]] = weakref.WeakKeyDictionary()
+
+
 def slots_of(cls: type) -> list[str]:
     """Names of the slots of a class and its bases, as attributes."""
-    out: list[str] = []
+    known = _SLOTS.get(cls)
+    if known is not None:
+        return known
+    out = _SLOTS[cls] = []
     for c in cls.__mro__:
         names = c.__dict__.get("__slots__", ())
         for n in (names,) if isinstance(names, str) else tuple(names):

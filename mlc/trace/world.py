@@ -9,7 +9,6 @@ Linear in the number of objects that the walk found.
 from __future__ import annotations
 
 import copy
-import gc
 import random
 import sys
 import types
@@ -168,9 +167,10 @@ class World(View):
         self.bindings: dict[tuple[int, str], tuple[Path, Any, str, Any]] = {}
         self.tensors: dict[int, Facts] = {}
         self.arrays: dict[int, tuple[Any, Any, Any]] = {}
-        self._classes: dict[int, type] = {}
+        self.classes: dict[int, type] = {}
         self._states: list[tuple[Callable[[Any], Any], Any]] = []
         self._room = _ARRAYS
+        self.made: set[int] | None = None  # objects that the call made, once Reads has seen it
         for path, owner, name in roots.bindings:
             self.bindings[(id(owner), name)] = (path, owner, name, super().bound(owner, name))
         for _, x in roots.visited:
@@ -179,13 +179,14 @@ class World(View):
             for t in roots.at.values():
                 self.tensors[id(t)] = Facts.of(t)
         self._defaults()
-        objects = gc.get_objects()
-        self._there = np.sort(np.fromiter(map(id, objects), dtype=np.int64, count=len(objects)))
 
     def _remember(self, x: Any) -> None:
-        self._classes[id(x)] = type(x)
+        self.classes[id(x)] = type(x)
         if isinstance(x, _BODIES):
-            self.bodies[id(x)] = (x, copy.copy(x) if type(x) in _BODIES else _plain(x))
+            own = type(x) in _BODIES
+            self.bodies[id(x)] = (x, copy.copy(x) if own else _plain(x))
+            if own:
+                return
         elif isinstance(x, np.ndarray):
             self._array(x)
             return
@@ -261,8 +262,7 @@ class World(View):
 
     def was_there(self, x: Any) -> bool:
         """Whether an object that Python's collector knows existed when this was made."""
-        at = int(np.searchsorted(self._there, id(x)))
-        return id(x) in self.roots.paths or (at < len(self._there) and bool(self._there[at] == id(x)))
+        return id(x) in self.roots.paths or (self.made is not None and id(x) not in self.made)
 
     # ---- to put back
 
@@ -272,8 +272,8 @@ class World(View):
             if body_differs(x, old):
                 refill(x, old)
         for x, attrs in self.fields.values():
-            if type(x) is not self._classes[id(x)]:
-                x.__class__ = self._classes[id(x)]
+            if type(x) is not self.classes[id(x)]:
+                x.__class__ = self.classes[id(x)]
             now = dict(x.__dict__) if isinstance(x, type) else fields_of(x)
             for name in {*now, *attrs}:
                 value = attrs.get(name, MISSING)

@@ -129,9 +129,11 @@ def picture(x: Any, ids: bool = True, seen: dict[Any, int] | None = None) -> Any
     seen[id(x)] = len(seen)
     if isinstance(x, torch.Tensor):
         memory = x.data_ptr() if ids else number(x.untyped_storage()._cdata)
-        grad = (id(x.grad) if ids else picture(x.grad, ids, seen)) if x.is_leaf else 0
+        grad = (id(x.grad) if ids else picture(x.grad, ids, seen)) if x.is_leaf else 0 if ids else None
         odd = (x._version, list((x._backward_hooks or {}).items())) if ids else x.detach().reshape(-1).tolist()
-        return (me, type(x), memory, x.dtype, x.shape, x.stride(), x.requires_grad, x.is_leaf, grad, odd)
+        leaf = x.is_leaf or not ids  # a value left in an attribute has no graph at later calls
+        needs = x.requires_grad and (x.is_leaf or ids)
+        return (me, type(x), memory, x.dtype, x.shape, x.stride(), needs, leaf, grad, odd)
     if isinstance(x, np.ndarray):
         return (me, x.tobytes())
     body: Any = None

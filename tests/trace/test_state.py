@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
 
@@ -109,6 +110,14 @@ def freeze(s: Any) -> None:
     s.m.eval()
 
 
+def pruned(s: Any) -> None:
+    step(s)
+    prune.l1_unstructured(s.m[0], "weight", amount=0.5)
+    s.opt.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 0.3})
+    s.opt.param_groups[1]["params"][0].grad = torch.ones(2)
+    s.opt.step()
+
+
 def keep_best(s: Any) -> None:
     step(s)
     s.best = copy.deepcopy(s.m.state_dict())
@@ -117,7 +126,7 @@ def keep_best(s: Any) -> None:
     s.half = s.x[:2]
 
 
-@pytest.mark.parametrize("change", [step, replace_head, freeze, keep_best])
+@pytest.mark.parametrize("change", [step, replace_head, freeze, pruned, keep_best])
 @pytest.mark.parametrize("steps", [0, 2])
 def test_training(change: Callable[[Any], None], steps: int) -> None:
     def setup() -> Any:
@@ -194,6 +203,29 @@ def test_counters_go_on() -> None:
     w.commit(torch.ones(2))
     assert (t.n, t.sums["loss"], t.last) == (12, 4.5, 5.0)
     assert t.log == [3.0] * 4 and list(t.recent) == [4.0, 4.0] and t.names == {"a"}
+
+
+def test_what_is_copied_was_read() -> None:
+    @dataclasses.dataclass
+    class Meter:
+        n: int = 0
+        log: list[int] = dataclasses.field(default_factory=list)
+
+        def up(self) -> None:
+            self.n += 1
+            self.log.append(1)
+
+    copies: list[Callable[[Any], Any]] = [
+        lambda m: None, copy.deepcopy, copy.copy, dataclasses.asdict, lambda m: dataclasses.replace(m),
+    ]  # fmt: skip
+    for k, how in enumerate(copies):
+
+        def fn(m: Meter, how: Any = how) -> Any:
+            m.up()
+            return how(m)
+
+        w = watch(fn, Meter())
+        assert w.again(Meter(5)) == (k == 0)
 
 
 def test_a_log_that_is_made_by_the_call_is_recorded_again() -> None:
