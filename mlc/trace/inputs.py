@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from mlc.trace.batches import is_batch_list, leaves, signature
 from mlc.trace.follow import CALLABLES, Follower
-from mlc.trace.view import View, is_opaque
+from mlc.trace.view import View, digest_of_data, is_opaque
 
 if TYPE_CHECKING:
     from mlc.trace.reads import Found
@@ -323,6 +323,10 @@ class Walker:
                 for leaf, t in leaves(v, (*path, i)):
                     if id(t) not in self.r.tensors:
                         self.know(t, leaf)
+            return
+        data = digest_of_data(body)
+        if data is not None:
+            self.note(path, type(s), len(body), data)
             return
         if len(body) >= _LONG and all(type(v) in _PLAIN for v in body):
             self.note(path, type(s), tuple(body))

@@ -88,7 +88,8 @@ class Uses:
         if known is None:
             codes: set[CodeType] = set()
             for c in cls.__mro__:
-                codes |= self._libraries.get((c.__module__ or "").split(".")[0], frozenset())
+                home = (c.__module__ or "").split(".")[0]
+                codes |= self._libraries.get(home, frozenset()) if home != "torch" else frozenset()
                 for f in vars(c).values():
                     f = getattr(f, "__func__", f)
                     f = f.fget if isinstance(f, property) else f

@@ -182,6 +182,16 @@ def test_sets_long_lists_and_arrays() -> None:
     assert {id(x) for x in roots(a, obj).arrays.values()} == {id(a), id(obj)}
 
 
+def test_long_lists_of_names_and_labels_are_one_entry() -> None:
+    data = [(f"{i}.png", i % 7) for i in range(2000)]
+    key = roots(data).key
+    assert len(key) < 5 and roots(list(data)).key == key
+    data[1500] = ("other.png", 1)
+    assert roots(data).key != key
+    data[3] = ("x", torch.ones(1))  # type: ignore[assignment]
+    assert len(roots(data).at) == 1
+
+
 def test_large_arrays_are_sampled() -> None:
     big = np.zeros((66 << 20) // 8)
     key = roots(big).key
