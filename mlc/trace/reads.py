@@ -86,6 +86,7 @@ class Reads:
         self._functions: list[types.FunctionType] = []
         self._copied: set[int] = set()
         self._outer: Any = None
+        self._event: Any = None
         self._frozen = False
         self._made: set[int] | None = None
 
@@ -94,8 +95,17 @@ class Reads:
             gc.freeze()
             self._frozen = True
         self._outer = sys.getprofile()
-        sys.setprofile(self._profile())
+        self._event = self._profile()
+        sys.setprofile(self._event)
         return self
+
+    def pause(self) -> None:
+        """Let code run unnoticed (the recorder's own, under every operator): that doubles the speed of a recording."""
+        sys.setprofile(None)
+
+    def resume(self) -> None:
+        """Notice again; only between entering and leaving, and where ``pause`` was called."""
+        sys.setprofile(self._event)
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
