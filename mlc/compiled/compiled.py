@@ -30,9 +30,11 @@ from mlc.runtime.call import Executor, Run
 from mlc.runtime.feeds import Drawer, Stale
 from mlc.trace.build import build_program
 from mlc.trace.capture import Recording, Ref
+from mlc.trace.changes import without
 from mlc.trace.inputs import Path, Roots, walk
 from mlc.trace.observe import Observation, observe
 from mlc.trace.randomness import RandomWatch
+from mlc.trace.reads import Found
 from mlc.trace.iterables import batch_tensors
 from mlc.trace.tracer import External
 
@@ -44,13 +46,14 @@ class _Entry:
     """One traced program with everything needed to use it again."""
 
     key: list[Any]
+    found: Found
+    ignored: set[Path]
     recording: Recording
     program: Program
     plan: Plan
     executor: Executor
     lengths: dict[Path, int]
     calls: int = 0
-    filtered: list[Any] = field(default_factory=list)
     smaller: bool = False  # planned again because memory was refused
     loops: dict[int, Group] = field(default_factory=dict)  # open ones, by the iterable that they run over
     fitting: Counts = field(default_factory=dict)  # trips that were found to fit
@@ -118,7 +121,7 @@ class _Call:
         run.results = []
         self.done = run
         self.owner.report = Report.of(entry.plan, run)
-        return [t.detach() for t in seen.reals[: entry.program.n_outputs]]
+        return [_tensor(t) for t in seen.reals[: entry.program.n_outputs]]
 
     def _later(self) -> list[Tensor]:
         entry = self.entry
@@ -155,6 +158,14 @@ class _Call:
         return [by_input.get(i) for i in self.entry.program.metas]
 
 
+def _tensor(real: Any) -> Tensor:
+    """What the run returned, apart from PyTorch's graph of it."""
+    return real.detach() if isinstance(real, Tensor) else torch.tensor(real, dtype=_KINDS.get(type(real), torch.float64))
+
+
+_KINDS = {bool: torch.bool, int: torch.int64, complex: torch.complex128}
+
+
 def _made_at(recording: Recording, i: int) -> Any:
     """The user's line that made a result."""
     v = recording.results[i]
@@ -183,6 +194,8 @@ class CompiledFunction:
         program: The program of the last call (None before the first).
         plan: Its plan.
         report: What the last call measured.
+        recordings: How often the user's function itself ran: at the first call of every structure, and where a later
+            call found something else than a recording had.
     """
 
     def __init__(self, fn: Callable[..., Any], options: dict[str, Any]) -> None:
@@ -190,6 +203,7 @@ class CompiledFunction:
         self.fn = fn
         self.options = options
         self.report: Report | None = None
+        self.recordings = 0
         self._entries: list[_Entry] = []
         self._planned: dict[str, _Entry] = {}
         self._last: _Entry | None = None
@@ -209,10 +223,9 @@ class CompiledFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the loop; the result has the structure that the function returns."""
-        roots = walk(self.fn, args, kwargs)
-        entry = self._find(roots)
+        entry, roots = self._find(args, kwargs)
         if entry is None:
-            return self._record(args, kwargs, roots)
+            return self._record(args, kwargs, {})
         if entry.loops:
             self._fit(entry, roots)
         call = _Call(self, entry, roots)
@@ -221,17 +234,23 @@ class CompiledFunction:
         except Stale:
             if entry in self._entries:
                 self._entries.remove(entry)
-        _give_back(entry, roots, call.drawer)
-        return self._record(args, kwargs, walk(self.fn, args, kwargs))
+        return self._record(args, kwargs, _given_back(entry, roots, call.drawer))
 
-    def _record(self, args: Any, kwargs: Any, roots: Roots) -> Any:
-        """The function runs for real; what is compiled from that must reproduce it."""
+    def _record(self, args: Any, kwargs: Any, drawn: dict[Path, list[Any]]) -> Any:
+        """The function runs for real; what is compiled from that must reproduce it.
+
+        Args:
+            args: Of the call.
+            kwargs: Of the call.
+            drawn: Items that were taken from iterators before it turned out that this call is to be recorded.
+        """
+        self.recordings += 1
         with progress(f"compiling {getattr(self.fn, '__name__', 'a function')}") as say:
             say("recording")
-            seen = observe(self.fn, args, kwargs, roots)
+            seen = observe(self.fn, args, kwargs, drawn)
             try:
-                entry = self._compile(seen.recording, roots, say)
-                result = self._run(_Call(self, entry, roots, seen), seen)
+                entry = self._compile(seen, say)
+                result = self._run(_Call(self, entry, seen.recording.roots, seen), seen)
             except BaseException:
                 seen.undo()
                 raise
@@ -305,14 +324,21 @@ class CompiledFunction:
             stacklevel=4,
         )
 
-    def _find(self, roots: Roots) -> _Entry | None:
+    def _find(self, args: Any, kwargs: Any) -> tuple[_Entry | None, Roots]:
+        """A recording that this call may use, and the call's objects at its places."""
+        walks: dict[Any, Roots] = {}
         for entry in self._entries:
+            roots = walks.get(entry.found)
+            if roots is None:
+                roots = walks[entry.found] = walk(self.fn, args, kwargs, entry.found)
             if _fits(entry, roots):
-                return entry
-        return None
+                return entry, roots
+        return None, Roots()
 
-    def _compile(self, rec: Recording, roots: Roots, say: Callable[[str], None]) -> _Entry:
+    def _compile(self, seen: Observation, say: Callable[[str], None]) -> _Entry:
         """A program and its plan; a plan made before for an equal program serves again."""
+        rec = seen.recording
+        roots = rec.roots
         program = build_program(rec, self.options.get("stop_gradient", "all"))
         key = digest(program)
         before = self._planned.get(key)
@@ -327,8 +353,7 @@ class CompiledFunction:
             if s.path is not None and hasattr(s.object, "__len__") and not s.generic
         }  # fmt: skip
         lengths.update({p: len(b) for p, b in roots.batches.items() if p not in {s.path for s in rec.sources}})
-        entry = _Entry(roots.key, rec, program, plan, executor, lengths)
-        entry.filtered = _filter(roots.key, rec.ignore)
+        entry = _Entry(seen.key, seen.found, seen.ignored, rec, program, plan, executor, lengths)
         entry.loops = open_loops(program) if rec.reusable else {}
         self._planned[key] = entry
         return entry
@@ -347,11 +372,10 @@ def _states(entry: _Entry) -> list[Any]:
     return [(None, torch.get_rng_state()), *((g, g.get_state()) for g in entry.recording.generators)]
 
 
-def _give_back(entry: _Entry, roots: Roots, drawer: Drawer) -> None:
+def _given_back(entry: _Entry, roots: Roots, drawer: Drawer) -> dict[Path, list[Any]]:
     """Items that a call drew from iterators before it turned out to be another program: they come first now."""
-    for s, src in enumerate(entry.recording.sources):
-        if src.once and src.path is not None and s in drawer.items:
-            roots.drawn[src.path] = [*drawer.items[s], *roots.drawn.get(src.path, [])]
+    sources = enumerate(entry.recording.sources)
+    return {src.path: drawer.items[s] for s, src in sources if src.once and src.path is not None and s in drawer.items}
 
 
 def _refused_memory(e: BaseException) -> bool:
@@ -361,13 +385,9 @@ def _refused_memory(e: BaseException) -> bool:
     )
 
 
-def _filter(key: list[Any], ignore: set[Path]) -> list[Any]:
-    return key if not ignore else [k for k in key if k[0] not in ignore and k[0][:-1] not in ignore]
-
-
 def _fits(entry: _Entry, roots: Roots) -> bool:
     rec = entry.recording
-    if _filter(roots.key, rec.ignore) != entry.filtered:
+    if list(without(roots.key, entry.ignored)) != entry.key:
         return False
     for path, n in entry.lengths.items():
         found = roots.batches.get(path, roots.objects.get(path))
@@ -398,7 +418,7 @@ def _whole(t: Tensor, dtype: torch.dtype) -> Tensor:
 def _leaf(x: Any, outs: list[Tensor]) -> Any:
     if not isinstance(x, Ref):
         return x
-    return outs[x.index].item() if x.number else outs[x.index]
+    return x.kind(outs[x.index].item()) if x.number else outs[x.index]
 
 
 @overload

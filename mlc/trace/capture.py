@@ -34,7 +34,7 @@ from mlc.trace.iterables import Source, Sources, loader_patches, substitute
 from mlc.trace.optimizers import narrow_counts, restore_flags
 from mlc.trace.patches import _ours, _set, patched
 from mlc.trace.scalars import TracedScalar
-from mlc.trace.state import Change, Watch
+from mlc.trace.state import Change, Watch, parts
 from mlc.trace.tracer import External, Step, Tracer
 
 __all__ = ["Recording", "record"]
@@ -58,11 +58,12 @@ class Effect:
 
 @dataclass(frozen=True)
 class Ref:
-    """Position of a value among the results of the program; ``number``: as a Python number; ``same``: this object."""
+    """Position of a value among the results of the program; ``number``: as a Python number, of this ``kind``."""
 
     index: int
     number: bool = False
     param: bool = False
+    kind: Any = None
 
 
 @dataclass
@@ -101,11 +102,7 @@ class Recording:
 
 def _refs(value: Any) -> set[int]:
     """Positions of the tensors in a tree of an :class:`Effect`."""
-    if isinstance(value, Ref):
-        return set() if value.number else {value.index}
-    if isinstance(value, dict):
-        return _refs(list(value.values()))
-    return set[int]().union(*map(_refs, value)) if isinstance(value, (list, tuple)) else set()
+    return {x.index for x in parts(value) if isinstance(x, Ref) and not x.number}
 
 
 def _call(tracer: Tracer, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -23,7 +23,7 @@ import torch
 from mlc.ir.types import Loc
 from mlc.trace.modulepaths import ModulePaths
 
-__all__ = ["Site", "Sites", "is_user_code"]
+__all__ = ["Site", "Sites", "is_user_code", "is_user_module"]
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep  # of mlc
 _LIBRARIES = tuple(
@@ -38,6 +38,12 @@ _COROUTINE = 0x20 | 0x80 | 0x100 | 0x200
 def is_user_code(code: CodeType) -> bool:
     """Whether code belongs to the user (not to mlc, an installed package or the standard library)."""
     return _is_user_file(code.co_filename)
+
+
+def is_user_module(m: Any) -> bool:
+    """Whether a module is the user's."""
+    file = getattr(m, "__file__", None)
+    return getattr(m, "__name__", "") == "__main__" or (isinstance(file, str) and _is_user_file(file))
 
 
 @cache

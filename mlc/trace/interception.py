@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from mlc.errors import CaptureError
 from mlc.trace.customs import apply_custom
 from mlc.trace.gradients import Gradients
+from mlc.trace.numbers import escape, numbers_of, take
 from mlc.trace.observer import Observer
 from mlc.trace.optimizers import after_step, before_step
 from mlc.trace.patches import _set
@@ -105,21 +106,28 @@ def _texts(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
 
 
 def _bulk(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
-    """Values that leave for Python or NumPy as a whole."""
+    """Values that leave for Python or NumPy: numbers that know where they came from, arrays that must be found again."""
 
-    def escaping(original: Any, what: str) -> Any:
+    def item(t: Tensor) -> Any:
+        if not active() or t.layout is not torch.strided or t.numel() != 1:
+            return _BASE.item(t)
+        return take(t, ob)
+
+    def tolist(t: Tensor) -> Any:
+        return numbers_of(t, ob) if active() and t.layout is torch.strided else _BASE.tolist(t)
+
+    def escaping(original: Any) -> Any:
         def run(t: Tensor, *args: Any, **kwargs: Any) -> Any:
             if active() and t.layout is torch.strided:
-                with ob.pause():
-                    value = t.detach().clone()
-                ob.guard(t, value, what)
+                escape(t, ob)
             return original(t, *args, **kwargs)
 
         return run
 
-    yield Tensor, "tolist", escaping(_BASE.tolist, "a list of numbers")
-    yield Tensor, "numpy", escaping(_BASE.numpy, "a NumPy array")
-    yield Tensor, "__array__", escaping(Tensor.__array__, "a NumPy array")
+    yield Tensor, "item", item
+    yield Tensor, "tolist", tolist
+    yield Tensor, "numpy", escaping(_BASE.numpy)
+    yield Tensor, "__array__", escaping(Tensor.__array__)
 
 
 def _deepcopy(ob: Observer, active: Active) -> Any:

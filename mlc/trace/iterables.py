@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -76,6 +77,7 @@ class Sources:
         self._loaders = loaders
         self._random = _python_random()
         self.host_random = False
+        self.drawn: dict[Path, list[Any]] = {}  # items that were taken before and come first
         self._locals: dict[tuple[int, int], dict[str, Any]] = {}
 
     def add(self, obj: Any, path: Path | None, *, once: bool = False) -> int:
@@ -200,7 +202,7 @@ class _TracedIterator:
 def substitute(x: Any, path: Path, batches: dict[Path, Any], iterators: dict[Path, Any], sources: Sources) -> Any:
     """Arguments with lists of batches and iterators replaced by ones that tell the tracer."""
     if path in iterators:
-        return _TracedIterator(sources, sources.add(x, path, once=True), x)
+        return _TracedIterator(sources, sources.add(x, path, once=True), itertools.chain(sources.drawn.get(path, ()), x))
     if path in batches:
         cls = _TracedList if isinstance(x, list) else _TracedTuple
         if type(x) in (list, tuple):

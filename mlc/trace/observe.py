@@ -15,17 +15,26 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from mlc.ir.core import Var
-from mlc.trace.capture import Effect, Recording, Ref, arg_names, changed, place_of
+from mlc.trace.capture import Effect, Recording, Ref, arg_names, place_of
+from mlc.trace.changes import Changes, changes, without
+from mlc.trace.frames import is_user_module
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
-from mlc.trace.inputs import Roots, walk
+from mlc.trace.inputs import Path, Roots, walk
 from mlc.trace.interception import intercepted
 from mlc.trace.iterables import Sources, loader_patches, substitute
+from mlc.trace.numberend import retire
+from mlc.trace.numberlinks import Linked, alive
+from mlc.trace.numbermode import NumberMode
+from mlc.trace.numberpatches import followed
+from mlc.trace.numbertypes import conversions, linked_max, linked_min
 from mlc.trace.observer import Observer
 from mlc.trace.optimizers import narrow_counts, restore_flags
 from mlc.trace.patches import _set
 from mlc.trace.randomness import RandomWatch
-from mlc.trace.state import Change, Watch
+from mlc.trace.reads import Found, Reads
+from mlc.trace.state import Change
 from mlc.trace.tracer import External
+from mlc.trace.world import World
 
 __all__ = ["Observation", "observe"]
 
@@ -41,6 +50,10 @@ class Observation:
         out: What the user's function returned.
         reals: The tensor (or number) that the run computed for each result of the recording.
         observer: Keeps what memories held before.
+        world: The user's objects as they were.
+        found: What Python read.
+        key: What must be equal for the recording to be used again.
+        ignored: Places that the call changes without reading them.
         random: States of the generators at the start and at the end of the run.
     """
 
@@ -48,7 +61,10 @@ class Observation:
     out: Any
     reals: list[Any]
     observer: Observer
-    watch: Watch
+    world: World
+    found: Found
+    key: list[Any]
+    ignored: set[Any]
     random: tuple[list[Any], list[Any]]
     items: dict[tuple[int, int], list[Any]] = field(default_factory=dict)
 
@@ -60,6 +76,7 @@ class Observation:
         """The call is over: let go of what only its first run needed."""
         self.observer.snapshots.clear()
         self.observer.memories.clear()
+        self.observer.ended = True
         self.reals = []
         self.out = None
         for src in self.recording.sources:
@@ -67,37 +84,48 @@ class Observation:
 
     def undo(self) -> None:
         """Put everything of the user's back as it was before the call."""
-        _undo(self.observer, self.watch)
+        _undo(self.observer, self.world)
         RandomWatch.put(self.random[0])
 
 
-def observe(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], roots: Roots | None = None
-            ) -> Observation:  # fmt: skip
+def observe(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+            drawn: dict[Path, list[Any]] | None = None) -> Observation:  # fmt: skip
     """Run one call for real and record it.
+
+    Args:
+        fn: The user's function.
+        args: Of the call.
+        kwargs: Of the call.
+        drawn: Items taken from iterators before, which come first.
 
     Raises:
         CaptureError: when something in the loop cannot be represented exactly (nothing of the user's is changed then).
         Exception: what the user's function itself raises.
     """
-    roots = roots or walk(fn, args, kwargs)
+    roots = walk(fn, args, kwargs)
+    roots.drawn = drawn or {}
+    world = World(roots)
     generators = [g for g in roots.objects.values() if isinstance(g, torch.Generator)]
     ob = Observer(roots.tensors, list(roots.at.values()), generators)
     sources = Sources(ob, roots.loaders)
+    sources.drawn = roots.drawn
     sources.known_objects = {id(o) for o in roots.objects.values()} | {id(o) for o in roots.modules.values()}  # type: ignore[attr-defined]
-    watch = Watch(roots)
     try:
-        return _observed(fn, args, kwargs, roots, ob, sources, watch)
+        return _observed(fn, args, kwargs, roots, ob, sources, world)
     except BaseException as e:
         for saved in ob.flags:
             restore_flags(saved)
-        _undo(ob, watch)
+        _undo(ob, world)
         RandomWatch.put(list(ob.random.start.values()))
         if ob.refusal is not None and e is not ob.refusal:
             raise ob.refusal from e
         raise
+    finally:
+        retire(ob)
+        ob.ended = True
 
 
-def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sources: Sources, watch: Watch
+def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sources: Sources, world: World
               ) -> Observation:  # fmt: skip
     with contextlib.ExitStack() as stack:
         put = stack.enter_context
@@ -112,13 +140,16 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
         put(_set(DataLoader, "__iter__", iterate))
         put(_set(DataLoader, "__len__", length))
         put(iterators_elsewhere(fn, roots, sources))
+        put(_optimizers_numbers())
         put(sdpa_kernel(SDPBackend.MATH))
         put(torch.backends.mkldnn.flags(enabled=False))
         put(torch.enable_grad())
         put(eager_dynamo())
         put(current(ob))
-        with ob:
+        with ob, followed(), conversions(_user_modules(fn)), NumberMode():
             out = _call(ob, fn, new_args, new_kwargs)
+        reads = ob.reads
+        with ob:
             sources.check_random()
             ob.sites.end()
             if ob.refusal is not None:
@@ -126,32 +157,50 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
             with ob.pause():
                 calm, end = ob.random.undisturbed(), ob.random.states()
             narrow_counts(ob)
-            found = _Finish(ob, roots, watch).finish(fn, out, sources, calm)
+            with ob.pause():
+                found = reads.found(fn, args, kwargs, world)
+                kept = walk(fn, args, kwargs, found, world)
+            finish = _Finish(ob, kept, world)
+            recording = finish.finish(fn, out, found, sources, calm)
     start = list(ob.random.start.values())
-    found[0].ignore = changed(roots, walk(fn, args, kwargs))
-    return Observation(found[0], out, found[1], ob, watch, (start, end))
+    ignored = finish.changes.ignored
+    key = list(without(kept.key, ignored))
+    return Observation(recording, out, finish.reals, ob, world, found, key, ignored, (start, end))
 
 
 def _call(ob: Observer, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    ob.sites.begin(sys._getframe())
-    return fn(*args, **kwargs)
+    with Reads() as reads:
+        ob.reads = reads
+        ob.sites.begin(sys._getframe())
+        return fn(*args, **kwargs)
 
 
-def _undo(ob: Observer, watch: Watch) -> None:
-    watch.restore()
+def _user_modules(fn: Any) -> list[dict[str, Any]]:
+    """Globals of the user's modules: of the function's own, and of all that are no library."""
+    scopes = [vars(m) for m in list(sys.modules.values()) if is_user_module(m)]
+    own = getattr(getattr(fn, "__func__", fn), "__globals__", None)
+    return scopes if own is None or any(s is own for s in scopes) else [*scopes, own]
+
+
+@contextlib.contextmanager
+def _optimizers_numbers() -> Iterator[None]:
+    """Adafactor takes ``max(1.0, norm.item())``: the link is kept there."""
+    from torch.optim import _adafactor
+
+    scope = vars(_adafactor)
+    scope.update(min=linked_min, max=linked_max)
+    try:
+        yield
+    finally:
+        del scope["min"], scope["max"]
+
+
+def _undo(ob: Observer, world: World) -> None:
     with torch.no_grad():
-        for t in ob.rebound.values():
-            held = next((x.held for x in ob.externals.values() if x.tensor is t), None)
-            if held is not None:
-                _BASE.data.__set__(t, held)
         ob.snapshots.restore()
+    world.restore()
     for t, g in ob.initial_grads.values():
         _BASE.grad.__set__(t, g)
-
-
-def roots_generators(roots: Roots) -> Iterator[torch.Generator]:
-    """Generators that can be found again at a later call."""
-    return (g for g in roots.objects.values() if isinstance(g, torch.Generator))
 
 
 def _needed(ob: Observer, results: Sequence[Var]) -> set[Var]:
@@ -166,21 +215,24 @@ def _needed(ob: Observer, results: Sequence[Var]) -> set[Var]:
 class _Finish:
     """Results and effects of a run, while its tensors are still known."""
 
-    def __init__(self, ob: Observer, roots: Roots, watch: Watch) -> None:
+    def __init__(self, ob: Observer, roots: Roots, world: World) -> None:
         self.ob = ob
         self.roots = roots
-        self.watch = watch
+        self.world = world
+        self.changes = Changes()
         self.results: list[Var] = []
         self.reals: list[Any] = []
-        self.known = {id(x.tensor) for x in ob.externals.values()}
+        self.unknown = False  # something was left that no program has a value for
+        self.by_tensor = {id(x.tensor): x for x in ob.externals.values()}
 
-    def finish(self, fn: Any, out: Any, sources: Sources, calm: bool) -> tuple[Recording, list[Any]]:
-        """The recording, and the real value of each result."""
+    def finish(self, fn: Any, out: Any, found: Found, sources: Sources, calm: bool) -> Recording:
+        """The recording."""
         ob = self.ob
+        self.place_externals()
         leaves, spec = pytree.tree_flatten(out)
         out_leaves = [self.output(x) for x in leaves]
         n_outputs = len(self.results)
-        effects = self.effects()
+        effects = self.effects(fn, found)
         decisions = []
         for var, outcome, what, loc in ob.decisions:
             self.results.append(var)
@@ -189,70 +241,85 @@ class _Finish:
         reusable, notes = self.reuse(sources, calm)
         grads = [(self.roots.tensors.get(id(t)), t, none) for t, none in ob.grad_reads.values()]
         warned = ob.gradients.dropped_ways(_needed(ob, self.results[:n_outputs]))
-        recording = Recording(
+        generators = [g for g in self.roots.objects.values() if isinstance(g, torch.Generator)]
+        return Recording(
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,
             sources.all, ob.steps, self.roots, reusable, notes, [], grads, getattr(fn, "__name__", "program"),
-            place_of(fn), ob.stop_log, set(), arg_names(fn), decisions, list(roots_generators(self.roots)), warned,
+            place_of(fn), ob.stop_log, set(), arg_names(fn), decisions, generators, warned,
         )  # fmt: skip
-        return recording, self.reals
+
+    def place_externals(self) -> None:
+        """Where later calls find the tensors from outside: only where Python itself went."""
+        for x in self.ob.externals.values():
+            if x.path is not None:
+                x.path = self.roots.tensors.get(id(x.tensor))
+                if x.path is None:
+                    self.ob.unplaced.append(x.read)
 
     def output(self, x: Any) -> Any:
         """A leaf of what the function returned."""
-        if not isinstance(x, Tensor):
+        if isinstance(x, Linked):
+            return self.number(x)
+        if not isinstance(x, Tensor) or x.layout is not torch.strided:
+            self.unknown |= isinstance(x, Tensor)
             return x
         return self.ref(x, self.ob.read(x, True))
 
-    def ref(self, x: Tensor, var: Var) -> Ref:
+    def number(self, x: Linked) -> Any:
+        """A number that follows from tensors."""
+        if not alive(x):
+            return x.value
+        ref = self.ref(x.value, self.ob.current(x.tensor))
+        return Ref(ref.index, number=True, kind=type(x.value))
+
+    def ref(self, real: Any, var: Var) -> Ref:
         """A result of the program."""
         self.results.append(var)
-        self.reals.append(x)
-        return Ref(len(self.results) - 1, param=x.requires_grad)
+        self.reals.append(real)
+        return Ref(len(self.results) - 1, param=isinstance(real, Tensor) and real.requires_grad)
 
     def value(self, x: Any) -> Any:
-        """A value that an object of the user's now has."""
-        if isinstance(x, dict):
-            return {k: self.value(v) for k, v in x.items()}
-        if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
-            return type(x)(self.value(v) for v in x)
-        if not isinstance(x, Tensor) or x.layout is not torch.strided or id(x) in self.known:
+        """A tensor that the call made, or a number, that an object of the user's now holds."""
+        if isinstance(x, Linked):
+            return self.number(x)
+        if not isinstance(x, Tensor):
             return x
-        return self.ref(x, self.ob.current(x))
+        if x.layout is not torch.strided:
+            self.unknown = True
+            return x
+        return self.ref(x.detach(), self.ob.current(x))
 
-    def effects(self) -> list[Effect]:
+    def effects(self, fn: Any, found: Found) -> list[Any]:
         """Final values of everything of the user's that the run wrote."""
         ob = self.ob
-        effects: list[Effect] = []
+        effects: list[Any] = []
         for x in list(ob.externals.values()):
-            if id(x.tensor) in ob.rebound and x.path is not None:
-                effects.append(Effect("data", x.tensor, x.path, None, self.ref(x.tensor, ob.current(x.tensor))))
-                x.written = True
-            elif x.written and not x.parts:
+            if x.written and not x.parts:
                 effects.append(Effect("copy", x.tensor, x.path, None, self.ref(x.held, ob.value(ob.handle(x.held)))))
-        by_tensor = {id(x.tensor): x for x in ob.externals.values()}
         for t, g in ob.initial_grads.values():
-            ext = by_tensor.get(id(t))
-            if ext is None:
-                continue
-            if not ext.written:
+            ext = self.by_tensor.get(id(t))
+            if ext is not None and not ext.written and id(t) not in ob.rebound:
                 _BASE.grad.__set__(t, g)  # a meta-parameter: it receives the hypergradient alone
                 if g is not None:
                     ob.snapshots.put(g)
-                continue
-            now = _BASE.grad.__get__(t)
-            effects.append(Effect("grad", t, ext.path, None, None if now is None else self.value(now)))
-        return effects + [self.effect(c) for c in self.watch.changes()]
+        with ob.pause():
+            self.changes = changes(self.world, self.roots, found, arg_names(fn), self.value)
+        return effects + [c for c in self.changes.all if c.kind != "grad" or self.trained(c.owner)]
 
-    def effect(self, c: Change) -> Effect:
-        """A change of Python state."""
-        if c.kind == "state":
-            p, name = c.key
-            return Effect("state", c.owner, c.path, (p, name), self.value(c.value), self.roots.tensors.get(id(p)))
-        return Effect(c.kind, c.owner, c.path, c.key, self.value(c.value))
+    def trained(self, t: Any) -> bool:
+        """Whether the loop writes a tensor (what it only reads is a meta-parameter)."""
+        ext = self.by_tensor.get(id(t))
+        return ext is None or ext.written or id(t) in self.ob.rebound
 
     def reuse(self, sources: Sources, calm: bool) -> tuple[bool, list[str]]:
         """Whether later calls may use this recording, and what a reader should know."""
         ob = self.ob
         notes = []
+        if self.changes.odd or self.unknown:
+            where = ", ".join(self.changes.odd[:3]) or "what the function returns"
+            notes.append(f"recorded anew at every call: {where} holds something that only the loop itself can make")
+        if self.changes.counters:
+            notes.append(f"recorded anew at every call: {', '.join(self.changes.counters[:3])} is read and changed")
         if sources.host_random:
             notes.append("recorded anew at every call: the loop draws from Python's or NumPy's random generator")
         if any(s.mixed for s in sources.all):
@@ -262,5 +329,5 @@ class _Finish:
         if ob.unplaced:
             where = next((str(x) for x in ob.unplaced if x is not None), "the loop")
             notes.append(f"recorded anew at every call: data is made at {where}")
-        return not notes, notes
+        return not [n for n in notes if "is read and changed" not in n], notes
 

@@ -30,6 +30,7 @@ from mlc.record.handles import Handle, Storage
 from mlc.record.memories import Layout, Memories, Memory, layout_of
 from mlc.ir.trees import each_tensor, flatten, map_tensors
 from mlc.trace.cuts import Cuts
+from mlc.trace.numberlinks import Linked
 from mlc.trace.randomness import RandomWatch
 from mlc.trace.snapshots import Snapshots
 from mlc.trace.tracer import External, Tracer
@@ -65,6 +66,8 @@ class Observer(Cuts, Tracer):
         self.trail: dict[Var, Tensor] | None = {} if os.environ.get("MLC_TRAIL") else None  # what the run computed
         self.rebound: dict[int, Tensor] = {}  # tensors whose .data was set
         self.gradients: Any = None
+        self.reads: Any = None
+        self.ended = False
         self.refusal: CaptureError | None = None  # the first one: it stands, whatever the user's code does with it
         self.initial_grads: dict[int, tuple[Tensor, Tensor | None]] = {}
         self.random = RandomWatch()
@@ -521,6 +524,14 @@ class Observer(Cuts, Tracer):
 
     # ---- Python numbers
 
+    def link(self, f: Callable[..., Tensor], *operands: Any) -> Tensor | None:
+        """Run ``f`` on numbers' tensors, recorded (see :class:`~mlc.trace.numberlinks.Ledger`)."""
+        if self.ended:
+            return None
+        given = [x.tensor if isinstance(x, Linked) else x for x in operands]
+        with torch._C.DisableTorchFunction(), torch.no_grad(), self.active():
+            return f(*given)
+
     def scalar(self, t: Tensor) -> Any:
         """C++ or Python asks for the number in a tensor: the real one, which later calls must find again."""
         with self.pause():
@@ -530,7 +541,9 @@ class Observer(Cuts, Tracer):
 
     def guard(self, t: Tensor, outcome: Any, what: str) -> None:
         """Later calls must find the same outcome in ``t``."""
-        var = self.value(self.handle(t))
+        if self.ended:
+            return
+        var = self.current(t)
         self.decisions.append((var, outcome, what, self.place()))
 
     # ---- .grad

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,17 +12,27 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mlc.trace.inputs import Path, Roots
 
-__all__ = ["Change", "Watch"]
+__all__ = ["Change", "Fresh", "Known", "New", "Watch", "parts"]
 
 _MISSING = object()
 
 
 @dataclass
 class Change:
-    """One entry that the loop rebinds: ``owner[kind][key] = value``; ``value`` may hold traced tensors.
+    """One thing that a call left different.
 
-    ``kind`` is ``"attr"`` (an attribute), ``"buffers"``, ``"group"`` (key is (index, name)) or ``"state"``
-    (key is (parameter, name)).
+    ``kind`` says what to do to ``owner`` (found again by ``path``; None: this very object):
+
+    ``"attr"``: set the attribute ``key``. ``"item"``: set the entry ``key`` of a dict or list. ``"append"``: ``value``
+    is a list of new last items. ``"content"``: ``value`` is the whole new content of a list, set, deque, bytearray or
+    array. ``"delete"``: remove ``key``, ``("attr", name)`` or ``("item", k)``. ``"cell"``: set what a cell holds.
+    ``"add"``: add to the number at ``key``, ``("attr", name)`` or ``("item", k)``; ``value`` is the pair of the new
+    and the old number of the recorded call. ``"buffers"``: set a buffer. ``"group"``: key is (index, name).
+    ``"state"``: key is (parameter, name), ``key_path`` the parameter's path. ``"grad"``, ``"requires_grad"``,
+    ``"data"``: of a tensor.
+
+    ``value`` is a tree: constants, what the caller's hook made of tensors and numbers (inside :class:`Fresh`
+    where they are tensors), :class:`Known` and :class:`New`.
     """
 
     owner: Any
@@ -29,6 +40,77 @@ class Change:
     kind: str
     key: Any
     value: Any
+    key_path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """An object that was there before the call: what stands at ``path`` now, or this very object."""
+
+    path: Path | None
+    object: Any
+
+
+@dataclass(eq=False)
+class Fresh:
+    """A tensor that the call made; one node for one tensor, wherever it was put.
+
+    Attributes:
+        value: What the caller's hook made of it.
+        dtype: Its type: results that are computed in another one are converted.
+        parameter: It is an ``nn.Parameter``.
+        requires_grad: It is a leaf that requires grad.
+        grad: Tree of its ``grad``.
+        view: It lies in the memory of a tensor that was there before: ``(Known, shape, stride, offset)``.
+    """
+
+    value: Any
+    dtype: torch.dtype
+    parameter: bool = False
+    requires_grad: bool = False
+    grad: Any = None
+    view: tuple[Known, tuple[int, ...], tuple[int, ...], int] | None = None
+
+
+@dataclass(eq=False)
+class New:
+    """An object that the call made; one node for one object, one object built from it at every call.
+
+    Attributes:
+        cls: Its class.
+        body: Trees of its items; for a dict pairs of key and value. None: it has none.
+        attrs: Trees of its attributes.
+        factory: ``default_factory`` of a ``defaultdict``, ``maxlen`` of a ``deque``.
+    """
+
+    cls: type
+    body: list[Any] | None = None
+    attrs: dict[str, Any] = field(default_factory=dict)
+    factory: Any = None
+
+
+def parts(tree: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """What the caller's hook put into a tree, and constants: its leaves, each node once."""
+    seen = set() if seen is None else seen
+    if isinstance(tree, (Fresh, New)):
+        if id(tree) in seen:
+            return
+        seen.add(id(tree))
+    if isinstance(tree, Fresh):
+        if tree.view is None:
+            yield tree.value
+        yield from parts(tree.grad, seen)
+    elif isinstance(tree, New):
+        yield from parts(tree.body, seen)
+        yield from parts(tree.attrs, seen)
+    elif isinstance(tree, dict):
+        for v in tree.values():
+            yield from parts(v, seen)
+    elif isinstance(tree, (list, tuple)):
+        for v in tree:
+            yield from parts(v, seen)
+    elif not isinstance(tree, Known):
+        yield tree
 
 
 class Watch:

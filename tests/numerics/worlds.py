@@ -101,7 +101,7 @@ class Twins:
     @property
     def traces(self) -> int:
         """How often the body ran in the compiled copy."""
-        return len(self.one.ran)  # type: ignore[attr-defined]
+        return self.compiled.recordings
 
     def call_cached(self) -> None:
         """A call that must not run the user's Python again."""

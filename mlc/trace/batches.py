@@ -1,0 +1,61 @@
+"""Items of data: the tensors in one, and whether a list holds items of one structure (then its length is free)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from mlc.ir.types import TensorType
+from mlc.trace.view import fields_of, is_opaque
+
+__all__ = ["is_batch_list", "leaves", "signature"]
+
+_DEEP = 12
+
+
+def leaves(x: Any, path: tuple[Any, ...], depth: int = 0) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """Tensors in an item with their paths, in a fixed order; attributes are read from ``__dict__`` and slots."""
+    if isinstance(x, Tensor):
+        yield path, x
+    elif depth > _DEEP:
+        return
+    elif isinstance(x, (list, tuple)):
+        for i, v in enumerate(x):
+            yield from leaves(v, (*path, i), depth + 1)
+    elif isinstance(x, dict):
+        for k, v in x.items():
+            yield from leaves(v, (*path, k), depth + 1)
+    elif not callable(x) and type(x).__module__ != "builtins" and not is_opaque(x):
+        for k, v in fields_of(x).items():
+            yield from leaves(v, (*path, "." + k), depth + 1)
+
+
+def signature(x: Any, depth: int = 0) -> Any:
+    """Structure of a batch: containers and types of tensors; None when it holds anything else."""
+    if isinstance(x, Tensor):
+        return None if x.requires_grad or isinstance(x, nn.Parameter) else (TensorType.of(x),)
+    if depth > _DEEP:
+        return None
+    if isinstance(x, (list, tuple)) and x:
+        parts = [signature(v, depth + 1) for v in x]
+        return None if None in parts else (type(x), *parts)
+    if isinstance(x, dict) and x:
+        return _named(dict, x, depth + 1)
+    if hasattr(type(x), "__dataclass_fields__"):
+        return _named(type(x), fields_of(x), depth + 1)
+    return None
+
+
+def _named(cls: type, fields: dict[Any, Any], depth: int) -> Any:
+    items = [(k, signature(v, depth)) for k, v in fields.items()]
+    return None if any(s is None for _, s in items) else (cls, *items)
+
+
+def is_batch_list(s: Any) -> bool:
+    """Whether all items have one structure, of tensors alone."""
+    if isinstance(s, tuple) and isinstance(s[0], Tensor):
+        return False
+    first = signature(s[0])
+    return first is not None and all(signature(v) == first for v in s[1:])
