@@ -35,4 +35,8 @@ KNOWN = {
     "darts": "call 1: CaptureError: a tensor is converted to NumPy while tracing",
     "distill": "call 1: CaptureError: AttributeError while tracing: Can't pickle local object",
     "transformers_loop": "call 1: CaptureError: a Python int depends on the value of a tensor",
+    "accelerate": "call 1 prints 'epoch 0: loss <traced>'",
+    "fabric": "call 1: CaptureError: backward hooks cannot be traced",
+    "lightning_trainer": "call 1: CaptureError: AssertionError while tracing: Mixing fake modes",
+    "transformers_trainer": "call 1: CaptureError: a tensor appeared that mlc did not see being made",
 }

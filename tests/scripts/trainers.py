@@ -103,6 +103,7 @@ def with_transformers(args, model, train_set, val):
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
+        remove_unused_columns=False,
     )
     Weighted(model=model, args=settings, train_dataset=rows).train()
     model.eval()
