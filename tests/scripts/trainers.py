@@ -88,6 +88,7 @@ def with_lightning(args, model, train_set, val):
 
 def with_transformers(args, model, train_set, val):
     from transformers import Trainer, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
 
     class Weighted(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -105,7 +106,9 @@ def with_transformers(args, model, train_set, val):
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-    Weighted(model=model, args=settings, train_dataset=rows).train()
+    trainer = Weighted(model=model, args=settings, train_dataset=rows)
+    trainer.remove_callback(PrinterCallback)  # it prints durations
+    trainer.train()
     model.eval()
     return F.cross_entropy(model(val[0]), val[1])
 
