@@ -150,4 +150,4 @@ def make():
     return {"cfg": Settings(weight_decay=decay, **size, **rates, **steps, **more)}
 
 
-SCRIPT = Script("nanogpt", main, make, lambda a: {"weight_decay": a["cfg"].weight_decay})
+SCRIPT = Script("nanogpt", main, make, lambda a: {"weight_decay": a["cfg"].weight_decay}, slow=True)

@@ -122,4 +122,4 @@ def make():
     return {"args": Settings(lr=0.01, weight_decay=decay, epochs=2, **sizes, **sets)}
 
 
-SCRIPT = Script("vision_transformer", main, make, lambda a: {"weight_decay": a["args"].weight_decay})
+SCRIPT = Script("vision_transformer", main, make, lambda a: {"weight_decay": a["args"].weight_decay}, slow=True)

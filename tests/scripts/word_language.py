@@ -189,6 +189,6 @@ def metas(a):
 INNER = {"stop_gradient": "inner"}
 SCRIPTS = [
     Script("word_language", main, make, metas, options=INNER),
-    Script("word_language_cut", main, make, metas, frozen="repackage_hidden"),
+    Script("word_language_cut", main, make, metas, frozen="repackage_hidden", slow=True),
     Script("word_language_best", main_best, make, metas, options=INNER),
 ]
