@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader
 
 from mlc.api import plain
 from mlc.check.limitations import customs, cutting, precision, through_updates
+from mlc.check.recorded import Recorded
 from mlc.check.report import CheckReport, Difference, MetaError, Tolerances, best_pair, relative
 from mlc.check.sandbox import Sandbox, convert
-from mlc.check.recorded import Recorded
 from mlc.compiled.compiled import CompiledFunction
 from mlc.errors import MlcError, PlanError
 from mlc.passes.options import parse_memory

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,10 +31,10 @@ from mlc.trace.build import build_program
 from mlc.trace.capture import Recording, Ref
 from mlc.trace.changes import without
 from mlc.trace.inputs import Path, Roots, walk
+from mlc.trace.iterables import batch_tensors
 from mlc.trace.observe import Observation, observe
 from mlc.trace.randomness import RandomWatch
 from mlc.trace.reads import Found
-from mlc.trace.iterables import batch_tensors
 from mlc.trace.tracer import External
 
 __all__ = ["CompiledFunction", "compile"]

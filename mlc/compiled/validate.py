@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mlc.errors import VerifyError
 from mlc.runtime.feeds import Drawer
-from mlc.trace.iterables import batch_tensors
 from mlc.trace.evaluate import Replay
 from mlc.trace.observe import Observation
 
@@ -32,12 +31,12 @@ class Redrawn(Drawer):
 
     def __init__(self, seen: Observation) -> None:
         self._states = seen.observer.item_states
-        sources = seen.recording.sources
+        drawn = seen.observer.drawn_items
 
         def open_source(source: int, visit: int) -> Iterator[Any]:
-            return self._again(source, visit, sources[source].visits[visit][0])
+            return self._again(source, visit, drawn.get((source, visit), []))
 
-        super().__init__(open_source, batch_tensors)
+        super().__init__(open_source, lambda item: item)  # the tensors as they were drawn, whatever became of the item
 
     def _again(self, source: int, visit: int, items: Sequence[Any]) -> Iterator[Any]:
         self._move((source, visit, -1))

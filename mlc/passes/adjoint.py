@@ -260,7 +260,8 @@ def _taking(b: Builder, policy: Policy) -> Iterator[None]:
 
 def _stops_in_loops(eqns: Sequence[Eqn], depth: int) -> bool:
     """Whether a loop on the way holds constants for a gradient that the hypergradient passes: these are inputs of the
-    loss that its mixed product does not have."""
+    loss that its mixed product does not have.
+    """
     bodies = [e.op.body for e in eqns if isinstance(e.op, Loop)]
     stops = [e.op for b in bodies for e in b.walk() if isinstance(e.op, Stop)]
     return any(s.level is not None and s.level <= depth for s in stops)

@@ -121,7 +121,11 @@ class Cuts(_Base):
             return var
         if t.requires_grad and not self.hidden(t):
             return self._leaf(t, h, var) if t.is_leaf else var
-        return self.loss_value(t, h, var) if tracking and var.mask else var
+        if not tracking or not var.mask:
+            return var
+        if t is self.target:  # on its way into state
+            return self._stop_at(var, self.depth(), None)
+        return self.loss_value(t, h, var)
 
     def _leaf(self, t: Tensor, h: Handle, var: Var) -> Var:
         """A leaf that requires grad: a value of its own, cut from what it was made of."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from mlc.errors import CaptureError
 from mlc.ir.core import Eqn, Grad, Stop, Var
 from mlc.ir.types import TensorType
+from mlc.trace.grads import get_grad, put_grad
 from mlc.trace.reach import Reach
 
 if TYPE_CHECKING:
@@ -47,12 +48,12 @@ class Gradients:
         losses = [t for t in outputs]
         wrt = list(inputs) or self._leaves(losses)
         self._refuse_hooks([*losses, *wrt])
-        before = [(t, t.grad) for t in wrt] if accumulate_grad else []
+        before = [(t, get_grad(t)) for t in wrt] if accumulate_grad else []
         for t, g in before:
             ob.keep_grad(t)
+            self._noted(t)
             if g is not None:
                 ob.will_write(g)
-                self._noted(t)
         given = tuple(wrt) if accumulate_grad and not inputs and ob.outer_nodes else tuple(inputs)
         with ob.pause():
             found = None
@@ -88,11 +89,11 @@ class Gradients:
         found = [t for t in more if ob._bit_of.get(ob.read(t, True), 0) & beyond]
         for t in found:
             ob.keep_grad(t)
-        return [(t, t.grad) for t in found]
+        return [(t, get_grad(t)) for t in found]
 
     def _noted(self, t: Tensor) -> None:
         """``backward`` reads what ``.grad`` was before the call."""
-        self.observer.read_grad(t)
+        self.observer.read_grad(t, accumulating=True)
 
     def _refuse_hooks(self, tensors: Iterable[Tensor]) -> None:
         for t in tensors:
@@ -249,7 +250,7 @@ class Gradients:
         values, more = self._gradients(losses, seeds, wrt)
         for (t, old), v, beyond in zip(before, values, more, strict=True):
             ob.set_grad(t)
-            now = t.grad
+            now = get_grad(t)
             if v is None:
                 if old is None and now is not None:
                     self._zero(now)
@@ -258,7 +259,7 @@ class Gradients:
                 now = self._set_beyond(t, old, ob.evaluate(v))
             if now is None:
                 now = torch.zeros_like(t)
-                _BASE.grad.__set__(t, now)
+                put_grad(t, now)
             if old is None:
                 self._hold(t, now, v, create_graph)
                 continue
@@ -270,14 +271,14 @@ class Gradients:
 
     def _set_beyond(self, t: Tensor, old: Tensor | None, g: Tensor) -> Tensor:
         with self.observer.pause(), torch.no_grad():
-            if old is None or t.grad is not old:
-                _BASE.grad.__set__(t, g if old is None else old + g)
+            if old is None or get_grad(t) is not old:
+                put_grad(t, g if old is None else old + g)
             else:
                 raise CaptureError(
                     "a gradient through an inner training is added to a .grad that is there already",
                     loc=self.observer.place(), advice="call zero_grad() before backward()",
                 )  # fmt: skip
-        now = t.grad
+        now = get_grad(t)
         assert now is not None
         return now
 
@@ -288,11 +289,11 @@ class Gradients:
         if ob.memories.find(g) is not None:
             with ob.pause(), torch.set_grad_enabled(create_graph):
                 g = g.clone()
-                _BASE.grad.__set__(t, g)
+                put_grad(t, g)
         if g.stride() != ty.stride and 0 not in ty.stride and g.dtype == ty.dtype:
             with ob.pause(), torch.set_grad_enabled(create_graph):
                 g = _laid_out(g, ty)
-                _BASE.grad.__set__(t, g)
+                put_grad(t, g)
         h = ob.bind(g, v)
         h.storage.soft = not create_graph
 

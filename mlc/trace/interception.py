@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from mlc.errors import CaptureError
 from mlc.trace.customs import apply_custom
 from mlc.trace.gradients import Gradients
+from mlc.trace.grads import get_grad, put_grad
 from mlc.trace.numbers import escape, numbers_of, take
 from mlc.trace.observer import Observer
 from mlc.trace.optimizers import after_step, before_step
@@ -56,17 +57,15 @@ def _engine(ob: Observer, active: Active) -> Any:
 
 
 def _grad(ob: Observer, active: Active) -> property:
-    base = _BASE.grad
-
     def get(t: Tensor) -> Any:
         if active():
             ob.read_grad(t)
-        return base.__get__(t)
+        return get_grad(t)
 
     def put(t: Tensor, value: Any) -> None:
         if active():
             ob.set_grad(t)
-        base.__set__(t, value)
+        put_grad(t, value)
 
     def drop(t: Tensor) -> None:
         put(t, None)
@@ -78,7 +77,8 @@ def _data(ob: Observer, active: Active) -> property:
     base = _BASE.data
 
     def get(t: Tensor) -> Any:
-        d = base.__get__(t)
+        with torch._C.DisableTorchFunction():
+            d = base.__get__(t)
         if active() and t.layout is torch.strided:
             ob.cut_tensors[d] = ob.cut_of(t) or ob.place()
         return d
@@ -86,7 +86,8 @@ def _data(ob: Observer, active: Active) -> property:
     def put(t: Tensor, value: Tensor) -> None:
         if active() and t.layout is torch.strided and value.layout is torch.strided:
             ob.rebind(t, value)
-        base.__set__(t, value)
+        with torch._C.DisableTorchFunction():
+            base.__set__(t, value)
 
     return property(get, put)
 

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from mlc.ir.core import Var
 from mlc.trace.capture import Effect, Recording, Ref, arg_names, place_of
 from mlc.trace.changes import Changes, changes, without
-from mlc.trace.frames import is_user_module
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
+from mlc.trace.frames import is_user_module
+from mlc.trace.grads import put_grad
 from mlc.trace.inputs import Path, Roots, walk
 from mlc.trace.interception import intercepted
 from mlc.trace.iterables import Sources, loader_patches, substitute
@@ -32,7 +33,6 @@ from mlc.trace.optimizers import narrow_counts, restore_flags
 from mlc.trace.patches import _set
 from mlc.trace.randomness import RandomWatch
 from mlc.trace.reads import Found, Reads
-from mlc.trace.state import Change
 from mlc.trace.tracer import External
 from mlc.trace.world import World
 
@@ -200,7 +200,7 @@ def _undo(ob: Observer, world: World) -> None:
         ob.snapshots.restore()
     world.restore()
     for t, g in ob.initial_grads.values():
-        _BASE.grad.__set__(t, g)
+        put_grad(t, g)
 
 
 def _needed(ob: Observer, results: Sequence[Var]) -> set[Var]:
@@ -239,7 +239,10 @@ class _Finish:
             self.reals.append(None)
             decisions.append((len(self.results) - 1, outcome, what, loc))
         reusable, notes = self.reuse(sources, calm)
-        grads = [(self.roots.tensors.get(id(t)), t, none) for t, none in ob.grad_reads.values()]
+        grads = [
+            (self.roots.tensors.get(id(t)), t, none) for t, none in ob.grad_reads.values()
+            if id(t) in ob.grads_seen or self.trained(t)
+        ]  # fmt: skip
         warned = ob.gradients.dropped_ways(_needed(ob, self.results[:n_outputs]))
         generators = [g for g in self.roots.objects.values() if isinstance(g, torch.Generator)]
         return Recording(
@@ -299,7 +302,7 @@ class _Finish:
         for t, g in ob.initial_grads.values():
             ext = self.by_tensor.get(id(t))
             if ext is not None and not ext.written and id(t) not in ob.rebound:
-                _BASE.grad.__set__(t, g)  # a meta-parameter: it receives the hypergradient alone
+                put_grad(t, g)  # a meta-parameter: it receives the hypergradient alone
                 if g is not None:
                     ob.snapshots.put(g)
         with ob.pause():

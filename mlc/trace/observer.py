@@ -25,11 +25,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from mlc.errors import CaptureError
 from mlc.ir.core import Alias, Draw, Eqn, Random, Var
 from mlc.ir.inplace import functional_variant, schema_of
+from mlc.ir.trees import each_tensor, flatten, map_tensors
 from mlc.ir.types import Loc, TensorType
 from mlc.record.handles import Handle, Storage
 from mlc.record.memories import Layout, Memories, Memory, layout_of
-from mlc.ir.trees import each_tensor, flatten, map_tensors
 from mlc.trace.cuts import Cuts
+from mlc.trace.grads import get_grad
 from mlc.trace.numberlinks import Linked
 from mlc.trace.randomness import RandomWatch
 from mlc.trace.snapshots import Snapshots
@@ -68,6 +69,8 @@ class Observer(Cuts, Tracer):
         self.gradients: Any = None
         self.reads: Any = None
         self.ended = False
+        self.grads_seen: set[int] = set()  # tensors whose .grad from before the call Python looked at
+        self.target: Tensor | None = None  # what an in-place operator writes
         self.refusal: CaptureError | None = None  # the first one: it stands, whatever the user's code does with it
         self.initial_grads: dict[int, tuple[Tensor, Tensor | None]] = {}
         self.random = RandomWatch()
@@ -379,7 +382,8 @@ class Observer(Cuts, Tracer):
             self.draw_tensor(t, v)
 
     def before_item(self) -> Any:
-        """As :meth:`Tracer.before_item`."""
+        """As :meth:`Tracer.before_item`: what draws data does so again at later calls, and is not looked at."""
+        self.reads.pause()
         with self.pause():
             return self.random.continues(None), torch.get_rng_state()
 
@@ -391,6 +395,7 @@ class Observer(Cuts, Tracer):
         """As :meth:`Tracer.after_item`: an iterable that draws moves the generator as it does at a later call."""
         with self.pause():
             self._moved(key, *before)
+        self.reads.resume()
 
     def _moved(self, key: tuple[int, int, int], continues: bool, state: Tensor) -> None:
         now = torch.get_rng_state()
@@ -408,6 +413,8 @@ class Observer(Cuts, Tracer):
 
     def _view(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
         base = self.handle(args[0])
+        if args[0].requires_grad and args[0].is_leaf:
+            self.read(args[0], False)  # it becomes a leaf before anything is derived from it
         cut = self.cut_of(args[0])
         if func is _A.detach.default and cut is None:
             cut = self.place()
@@ -463,7 +470,11 @@ class Observer(Cuts, Tracer):
             with self.pause():
                 self._fix(t, t.clone())
             return t
-        super()._inplace(func, s, args, kwargs)
+        self.target = t
+        try:
+            super()._inplace(func, s, args, kwargs)
+        finally:
+            self.target = None
         func(*args, **kwargs)
         if self.trail is not None:
             with self.pause():
@@ -548,10 +559,12 @@ class Observer(Cuts, Tracer):
 
     # ---- .grad
 
-    def read_grad(self, t: Tensor) -> None:
-        """Python looks at ``t.grad``: what it was before the call counts."""
+    def read_grad(self, t: Tensor, accumulating: bool = False) -> None:
+        """Python looks at ``t.grad``, or ``backward`` adds to it: what it was before the call counts."""
         if id(t) not in self.grads:
-            self.grad_reads.setdefault(id(t), (t, _BASE.grad.__get__(t) is None))
+            self.grad_reads.setdefault(id(t), (t, get_grad(t) is None))
+            if not accumulating:
+                self.grads_seen.add(id(t))
 
     def set_grad(self, t: Tensor, g: Tensor | None = None) -> None:
         """``t.grad`` is set: from here on it is the call's own."""
@@ -560,7 +573,7 @@ class Observer(Cuts, Tracer):
 
     def keep_grad(self, t: Tensor) -> None:
         """Remember what ``t.grad`` was before the call."""
-        self.initial_grads.setdefault(id(t), (t, _BASE.grad.__get__(t)))
+        self.initial_grads.setdefault(id(t), (t, get_grad(t)))
 
     def zero(self, g: Tensor) -> None:
         """A gradient that PyTorch made of zeros."""

@@ -53,7 +53,7 @@ def before_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., Non
                 raise CaptureError(f"{what}; it cannot be differentiated through", loc=tracer.place(), advice=advice)
         saved = []
         for group in opt.param_groups:
-            flags = _flags(group)
+            flags = {} if tracer.real and _at_rest(tracer, opt, group) else _flags(group)
             saved.append((group, {k: group[k] for k in flags}))
             group.update(flags)
             if isinstance(opt, optim.SGD):
@@ -65,6 +65,21 @@ def before_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., Non
         torch.set_default_dtype(torch.float64)
 
     return hook
+
+
+def _at_rest(tracer: Tracer, opt: optim.Optimizer, group: dict[str, Any]) -> bool:
+    """Whether the learning rate is exactly 0 where PyTorch's all-tensor formula divides by it.
+
+    Every warm-up starts there; the formula with Python numbers is right then.  A rate that is a tensor is asked again
+    at every call.
+    """
+    if not isinstance(opt, (optim.Adam, optim.AdamW)):
+        return False
+    lr = group["lr"]
+    if not isinstance(lr, torch.Tensor):
+        return bool(lr == 0)
+    with torch.no_grad():
+        return not bool(lr.detach() != 0)
 
 
 def _start_momentum(opt: optim.Optimizer, group: dict[str, Any]) -> None:

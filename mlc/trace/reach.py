@@ -76,7 +76,7 @@ class Reach:
                     if v.type.is_float:
                         bits |= self._of(v)
                         more |= self._beyond.get(v, 0)
-                if isinstance(e.op, Alias) and e.tag == "clone" or isinstance(e.op, Stop):
+                if (isinstance(e.op, Alias) and e.tag == "clone") or isinstance(e.op, Stop):
                     more |= bits
             for o in e.outs:
                 self._found[o] = (bits | self._bits.get(o, 0)) if o.mask else 0

@@ -128,7 +128,6 @@ def test_one_step(twins: Twins) -> None:
 
 def test_generators_are_drawn_at_every_call(mlc: ModuleType) -> None:
     drawn: list[int] = []
-    ran: list[int] = []
 
     def stream(seed: int):
         gen = torch.Generator().manual_seed(seed)
@@ -137,7 +136,6 @@ def test_generators_are_drawn_at_every_call(mlc: ModuleType) -> None:
             yield torch.randn(6, 4, generator=gen), torch.randint(0, CLASSES, (6,), generator=gen)
 
     def loop(model, meta, batches, val):
-        ran.append(1)
         opt = SGD(model.parameters(), lr=0.1)
         for x, y in batches:
             opt.zero_grad()
@@ -154,16 +152,14 @@ def test_generators_are_drawn_at_every_call(mlc: ModuleType) -> None:
         value = compiled(**{**args, "batches": stream(seed)})
         assert drawn == [0, 1, 2, 3]
         assert float(value.detach()) == pytest.approx(float(val_loss(learner, args["val"]).detach()), rel=1e-10)
-    assert len(ran) == 1
+    assert compiled.recordings == 1
 
 
 def loader_world(inside: bool) -> World:
     data = TensorDataset(torch.randn(12, 4), torch.randint(0, CLASSES, (12,)))
     outer = DataLoader(data, batch_size=4, shuffle=True)
-    ran: list[int] = []
 
     def loop(model, meta, val):
-        ran.append(1)
         opt = SGD(model.parameters(), lr=0.1)
         loader = DataLoader(data, batch_size=4, shuffle=True) if inside else outer
         for x, y in loader:
@@ -181,7 +177,7 @@ def loader_world(inside: bool) -> World:
     args = task().args()
     del args["batches"]
     made = World(loop, reference, args)
-    made.ran, made.data = ran, data  # type: ignore[attr-defined]
+    made.data = data  # type: ignore[attr-defined]
     return made
 
 
@@ -196,10 +192,8 @@ def test_loaders_shuffle_anew(inside: bool, mlc: ModuleType) -> None:
 
 def warm_world() -> World:
     """Model, optimizer and scheduler outlive the calls."""
-    ran: list[int] = []
 
     def loop(model, meta, batches, val, opt, turn):
-        ran.append(1)
         for x, y in batches:
             opt.zero_grad()
             train_loss(model, meta, x, y).backward()
@@ -218,7 +212,6 @@ def warm_world() -> World:
     args = task().args()
     opt = Adam(args["model"].parameters(), lr=0.05, eps=1e-3)
     made = World(loop, reference, {**args, "opt": opt, "turn": lr_scheduler.StepLR(opt, 4, 0.5)})
-    made.ran = ran
     return made
 
 
@@ -284,10 +277,8 @@ def test_an_attribute_of_a_module(twins: Twins) -> None:
 
 def test_a_hyperparameter_of_an_optimizer_from_outside(mlc: ModuleType) -> None:
     def make() -> World:
-        ran: list[int] = []
 
         def loop(model, meta, batches, val, opt):
-            ran.append(1)
             for x, y in batches:
                 opt.zero_grad()
                 train_loss(model, meta, x, y).backward()
@@ -303,7 +294,6 @@ def test_a_hyperparameter_of_an_optimizer_from_outside(mlc: ModuleType) -> None:
 
         args = {**task().args(), "model": mlp()}
         made = World(loop, reference, {**args, "opt": SGD(args["model"].parameters(), lr=0.1)})
-        made.ran = ran
         return made
 
     twins = Twins(mlc, make)

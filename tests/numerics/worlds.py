@@ -2,7 +2,7 @@
 
 The compiled loop lives in the first copy, the plain loop and the reference in the second. Whatever a test
 changes, it changes in both; after every call values, gradients, random state and everything that a loop
-leaves behind must agree, and `ran` counts how often the user's Python really ran.
+leaves behind must agree, and `recordings` counts how often the user's Python really ran.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,6 @@ from tests.numerics.reference import Learner, worst
 class World(Setup):
     """A setup whose closure can be changed from outside."""
 
-    ran: list[int]
     rebind: Callable[..., None]
 
 
@@ -29,10 +28,9 @@ def world(steps: int = 3, make_optimizer: Any = SGD) -> World:
     """Weighted training with dropout; data, a scale and a rate live in the closure."""
     args = task("mlp", steps).args()
     args["model"] = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.2), nn.Tanh(), nn.Linear(6, CLASSES))
-    val, lr, box, ran = args.pop("val"), 0.1, {"scale": torch.tensor(1.0)}, []
+    val, lr, box = args.pop("val"), 0.1, {"scale": torch.tensor(1.0)}
 
     def loop(model, meta, batches, temperature=1.0, squared=False):
-        ran.append(1)
         opt = make_optimizer(model.parameters(), lr=lr, momentum=0.9)
         for x, y in batches:
             opt.zero_grad()
@@ -55,7 +53,7 @@ def world(steps: int = 3, make_optimizer: Any = SGD) -> World:
         box.update({k: v for k, v in new.items() if k == "scale"})
 
     made = World(loop, reference, args)
-    made.ran, made.rebind = ran, rebind
+    made.rebind = rebind
     made.val, made.box = val, box  # type: ignore[attr-defined]
     return made
 
