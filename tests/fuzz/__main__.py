@@ -56,7 +56,7 @@ def show(o: argparse.Namespace) -> int:
 
 def judge(o: argparse.Namespace) -> int:
     """The verdict of a program."""
-    v = judged(which(o.program), folder=BUILD / "programs", thorough=o.all)
+    v = judged(which(o.program), folder=BUILD / "programs", depth=2 * o.all)
     print(f"{v.kind} {v.oracle} {v.seconds:.1f} s\n{v.detail}\n{v.line}\n{' '.join(v.notes)}")
     return 0 if v.good else 1
 
@@ -64,10 +64,11 @@ def judge(o: argparse.Namespace) -> int:
 def shrink(o: argparse.Namespace) -> int:
     """The smallest program that fails alike."""
     spec = which(o.program)
-    first = judged(spec, folder=BUILD / "programs", thorough=o.all)
-    small, v = shrunk(spec, first, thorough=o.all)
+    first = judged(spec, folder=BUILD / "programs", depth=2 * o.all)
+    small, v = shrunk(spec, first, depth=2 * o.all)
     print(
-        f"{source_of(small)}\n# {v.signature}\n# {v.detail}\n# {v.line}\n# again: python -m tests.fuzz judge '{small.dump()}'"
+        f"{source_of(small)}\n# {v.signature}\n# {v.detail}\n# {v.line}\n"
+        f"# again: python -m tests.fuzz judge '{small.dump()}'"
     )
     return 0
 

@@ -53,8 +53,9 @@ CLIPS = {
     "clip_norm_finite": "nn.utils.clip_grad_norm_(net.parameters(), 0.4, error_if_nonfinite=True)",
     "clip_norm_foreach": "nn.utils.clip_grad_norm_(list(net.parameters()), 1.0, norm_type=2.0, foreach=True)",
     "clip_value": "nn.utils.clip_grad_value_(net.parameters(), 0.1)",
-    "clip_hand": "with torch.no_grad():\n    total = sum((p.grad**2).sum() for p in net.parameters() if p.grad is not None).sqrt()\n"
-    "    for p in net.parameters():\n        if p.grad is not None:\n            p.grad.mul_(torch.clamp(0.4 / total, max=1.0))",
+    "clip_hand": "with torch.no_grad():\n    own = [p for p in net.parameters() if p.grad is not None]\n"
+    "    total = sum((p.grad**2).sum() for p in own).sqrt()\n"
+    "    for p in own:\n        p.grad.mul_(torch.clamp(0.4 / total, max=1.0))",
     "centralise": each("p.grad = p.grad - p.grad.mean()"),
     "grad_data": each("p.grad.data.mul_(0.7)"),
     "grad_decay": each("p.grad.add_(p.detach(), alpha=0.01)"),

@@ -22,6 +22,7 @@ from tests.fuzz.piece import Axis, Piece
 from tests.fuzz.spec import Spec
 from tests.fuzz.updates import UPDATES
 
+TRIES = 50  # of a choice that fits; more than half of them do
 SINGLE: dict[str, Axis] = {"model": MODELS, "loss": LOSSES, "data": DATA, "loop": LOOPS, "update": UPDATES}
 
 
@@ -53,13 +54,16 @@ def pick(rng: random.Random, axis: Axis, names: Iterable[str] | None = None) -> 
 
 
 def several(rng: random.Random, spec: Spec, axis: Axis, number: int) -> Spec:
-    """Up to `number` choices more that fit."""
+    """Up to `number` choices more; one that does not fit is drawn again."""
     field = axis.name
     for _ in range(number):
         old = getattr(spec, field)
-        fitting = [n for n in axis if n not in old and valid(spec.but(**{field: (*old, n)}))]
-        if fitting:
-            spec = spec.but(**{field: (*old, pick(rng, axis, fitting))})
+        for _ in range(TRIES):
+            more = pick(rng, axis)
+            longer = spec.but(**{field: (*old, more)})
+            if more not in old and valid(longer):
+                spec = longer
+                break
     return spec
 
 

@@ -71,14 +71,13 @@ def check_slopes(program: Program, run: int, grads: Tensors, frozen: bool, oracl
     return notes
 
 
-def judged(spec: Spec, *, folder: Path | None = None, thorough: bool = False, faulty: bool = False) -> Verdict:
+def judged(spec: Spec, *, folder: Path | None = None, depth: int = 0) -> Verdict:
     """The verdict of a program.
 
     Args:
         spec: It.
         folder: Where its file is written.
-        thorough: Also plans under other modes and budgets, and metamorphic relations.
-        faulty: A fault is planted in mlc: only values and the gradient are of interest.
+        depth: 0: values and the gradient; 1: also two other plans and the relations between runs; 2: all plans.
     """
     began = time.perf_counter()
     verdict = Verdict(spec.seed, "ok", spec=spec.dump())
@@ -92,12 +91,12 @@ def judged(spec: Spec, *, folder: Path | None = None, thorough: bool = False, fa
         except Exception as e:
             verdict.kind, verdict.oracle, verdict.detail = "broken", "eager", f"{type(e).__name__}: {e}"
             return verdict
-        attempt(verdict, program, [flat for flat, _ in expected], thorough)
+        attempt(verdict, program, [flat for flat, _ in expected], depth)
     verdict.seconds = time.perf_counter() - began
     return verdict
 
 
-def attempt(verdict: Verdict, program: Program, expected: list[Flat], thorough: bool) -> None:
+def attempt(verdict: Verdict, program: Program, expected: list[Flat], depth: int) -> None:
     """Run the oracles; what they find goes into the verdict."""
     import mlc
 
@@ -110,9 +109,9 @@ def attempt(verdict: Verdict, program: Program, expected: list[Flat], thorough: 
         cut = "cut" in program.traits
         for run in range(2):
             verdict.notes += check_slopes(program, run, grads[run], frozen=cut)
-        if thorough:
+        if depth:
             verdict.oracle = "plans"
-            plans.check(program, compiled, grads[0], Wrong)
+            plans.check(program, compiled, grads[0], Wrong, every=depth > 1)
             verdict.oracle = "metamorphic"
             metamorphic.check(program, grads[0], Wrong)
         verdict.oracle = ""

@@ -192,7 +192,8 @@ def init(d: Draft) -> None:
 def grad_scale(d: Draft) -> None:
     s = d.meta("grad_scale", "torch.tensor(0.9)")
     d.grads.append(
-        f"with torch.no_grad():\n    for p in net.parameters():\n        if p.grad is not None:\n            p.grad.mul_({s})"
+        "with torch.no_grad():\n    for p in net.parameters():\n"
+        f"        if p.grad is not None:\n            p.grad.mul_({s})"
     )
 
 

@@ -26,7 +26,7 @@ def work(todo: Any, done: Any, thorough: int, folder: Path) -> None:
 
     torch.set_num_threads(1)
     while (seed := todo.get()) is not None:
-        done.put(judged(spec_of(seed), folder=folder, thorough=bool(thorough) and seed % thorough == 0))
+        done.put(judged(spec_of(seed), folder=folder, depth=int(bool(thorough) and seed % thorough == 0)))
 
 
 @dataclass

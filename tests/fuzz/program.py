@@ -12,6 +12,7 @@ import io
 import linecache
 import random
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def loaded(spec: Spec, folder: Path | None = None) -> Program:
     folder = Path(tempfile.gettempdir()) / "mlc-fuzz" if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     text = source_of(spec)
-    path = folder / f"p{spec.seed}_{abs(hash(text)) % 10**8:08}.py"
+    path = folder / f"p{spec.seed}_{zlib.crc32(text.encode()):08x}.py"
     path.write_text(text)
     linecache.checkcache(str(path))
     made = importlib.util.spec_from_file_location(path.stem, path)

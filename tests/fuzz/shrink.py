@@ -50,7 +50,7 @@ def simpler(spec: Spec) -> Iterator[Spec]:
 
 
 def shrunk(
-    spec: Spec, verdict: Verdict, *, thorough: bool = False, tries: int = 80, judge: Callable[..., Verdict] = judged
+    spec: Spec, verdict: Verdict, *, depth: int = 0, tries: int = 80, judge: Callable[..., Verdict] = judged
 ) -> tuple[Spec, Verdict]:
     """The smallest spec found with the signature of a verdict, and its own verdict."""
     seen = {spec.dump()}
@@ -60,7 +60,7 @@ def shrunk(
                 continue
             seen.add(smaller.dump())
             tries -= 1
-            found = judge(smaller, thorough=thorough)
+            found = judge(smaller, depth=depth)
             if found.signature == verdict.signature:
                 spec, verdict = smaller, found
                 break

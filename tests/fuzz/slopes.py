@@ -1,6 +1,6 @@
 """Central differences of the plain function along directions: the referee of every gradient.
 
-A value that a loss reads through `detach()` in a line marked `# cut` is a constant of the derivative. For those programs
+A value that a loss reads through `detach()` in a line marked `# cut` is a constant of the derivative. For such programs
 the cut values of the undisturbed run are recorded and played back while the meta-parameters move; under
 `stop_gradient="inner"` such a cut holds for the inner gradient only, and plain differences are the referee.
 """

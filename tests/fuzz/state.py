@@ -1,4 +1,4 @@
-"""What a call left: everything reachable from its arguments and its result, flat, by where it stands; and comparing two.
+"""What a call left: everything reachable from arguments and result, flat, by where it stands; and comparing two.
 
 Learned tensors' own `.grad` is left out: an inner `backward` does not add to it under mlc, on purpose.
 """

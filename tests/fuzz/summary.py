@@ -43,7 +43,8 @@ def shown(found: dict[str, Any]) -> str:
     seen = found["coverage"]
     lines = [
         f"{found['programs']} programs: " + ", ".join(f"{n} {kind}" for kind, n in found["verdicts"].items()),
-        f"refused rightly: {found['refused_rightly']}; {found['programs_per_hour_and_process']} programs per hour and process",
+        f"refused rightly: {found['refused_rightly']}",
+        f"{found['programs_per_hour_and_process']} programs per hour and process",
         f"choices {seen['choices']} of {seen['choices_possible']}, pairs {seen['pairs']} of {seen['pairs_possible']}",
     ]
     for f in found["failures"]:

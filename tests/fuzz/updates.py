@@ -1,4 +1,4 @@
-"""Updates of the trained parameters: every optimizer of `tests.numerics.optimizers`, and those that people write by hand.
+"""Updates of the trained parameters: every optimizer of `tests.numerics.optimizers`, and those written by hand.
 
 Traits: `opt` (an optimizer `opt`), `grad` (`p.grad` is there after backward), `fast` (functional weights), `hand` (a
 rate that may be learned).

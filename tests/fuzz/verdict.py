@@ -16,7 +16,7 @@ class Verdict:
     Attributes:
         seed: The program's.
         kind: "refused" (an MlcError), "wrong" (a number), "raw" (any other exception), "slow" (out of time), "vague"
-            (the referee itself is not sharp) or "broken" (plain PyTorch does not run the program: the generator's fault).
+            (the referee itself is not sharp) or "broken" (plain PyTorch does not run it: the generator's fault).
         oracle: Which check said so.
         detail: What differs, or the message.
         line: Of the program's text, where mlc names one.

@@ -1,4 +1,4 @@
-"""Extras that watch the training or keep something of it: logs, evaluation in between, stopping, averages, best states."""
+"""Extras that watch the training or keep something of it: logs, evaluation, stopping, averages, best states."""
 
 from __future__ import annotations
 
@@ -164,7 +164,8 @@ def state_back(d: Draft) -> None:
     """Half of the way is undone by a state dict from before the loop."""
     d.late.append("kept = {n: t.clone() for n, t in net.state_dict().items()}")
     d.after.append(
-        "net.load_state_dict({n: (t + kept[n]) / 2 if t.is_floating_point() else t for n, t in net.state_dict().items()})"
+        "now = net.state_dict()\n"
+        "net.load_state_dict({n: (t + kept[n]) / 2 if t.is_floating_point() else t for n, t in now.items()})"
     )
 
 
