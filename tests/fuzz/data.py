@@ -123,3 +123,33 @@ indexed("randperm", "order[i * {b} : (i + 1) * {b}]", "draws", "order = torch.ra
 indexed("randint", "torch.randint({n}, ({b},))", "draws")
 indexed("permuted_list", "order[i * {b} : (i + 1) * {b}]", "draws", "order = torch.randperm({n}).tolist()")
 indexed("selected", "torch.arange(i * {b}, (i + 1) * {b})", "")
+
+
+@DATA.add("index draws")
+def arrays(d: Draft) -> None:
+    """Random rows of NumPy arrays, as small language models draw their batches."""
+    b, total = d.spec.batch, d.spec.batch * d.spec.steps
+    d.make.append("store = [t.numpy() for t in (xs, ys, ns)]")
+    d.args["store"] = "store"
+    d.bind.append(f"take = torch.randint({total}, ({b},))")
+    d.bind.append("x, y, n = (torch.stack([torch.as_tensor(a[j]) for j in take.tolist()]) for a in store)")
+
+
+@DATA.add("index draws")
+def sampled(d: Draft) -> None:
+    """Rows chosen by Python's own generator."""
+    b, total = d.spec.batch, d.spec.batch * d.spec.steps
+    d.need("import random")
+    d.args |= {"xs": "xs", "ys": "ys", "ns": "ns"}
+    d.bind.append(f"take = random.sample(range({total}), {b})")
+    d.bind.append("x, y, n = xs[take], ys[take], ns[take]")
+
+
+@DATA.add("many", fits=lambda spec: spec.steps > 1)
+def split_randomly(d: Draft) -> None:
+    b, total = d.spec.batch, d.spec.batch * d.spec.steps
+    d.need(LOADER.replace("TensorDataset", "TensorDataset, random_split"))
+    d.args |= {"xs": "xs", "ys": "ys", "ns": "ns"}
+    d.setup.append(f"kept, _ = random_split(TensorDataset(xs, ys, ns), [{total - b}, {b}])")
+    d.setup.append(f"data = DataLoader(kept, batch_size={b})")
+    d.bind.append("x, y, n = item")

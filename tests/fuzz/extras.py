@@ -163,7 +163,7 @@ def toggled(d: Draft) -> None:
     d.after.append("net.requires_grad_(True)")
 
 
-@EXTRAS.add("cut", takes="adversary", fits=lambda spec: floats(spec) and grads(spec))
+@EXTRAS.add("cut", takes="adversary grad_input", fits=lambda spec: floats(spec) and grads(spec))
 def fgsm(d: Draft) -> None:
     d.pre.append("near = x.detach().clone().requires_grad_()  # cut")
     d.pre.append(f"(slope,) = torch.autograd.grad({d.loss('near', 'y')}, near)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,8 +80,7 @@ def judged(spec: Spec, *, folder: Path | None = None, depth: int = 0) -> Verdict
     """
     began = time.perf_counter()
     verdict = Verdict(spec.seed, "ok", spec=spec.dump())
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         try:
             program = loaded(spec, folder)
             expected = [eager(program, run) for run in range(2)]

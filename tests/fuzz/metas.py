@@ -52,7 +52,7 @@ def position_weights(d: Draft) -> None:
     d.weights.append(f"losses = {w} * losses")
 
 
-@METAS.add(takes="weights")
+@METAS.add(takes="weights mean")
 def softmax_weights(d: Draft) -> None:
     w = d.meta("weights", f"torch.randn({total(d)})")
     d.mean = f"(torch.softmax({w}[n], 0) * losses).sum()"

@@ -2,7 +2,8 @@
 
 Traits: `smooth` (no kink whatever the activation), `act` (has the activation of the spec), `bn` (running statistics),
 `drop` (random in training), `own` (a class of its own), `ints` (the batch is indices), `frozen` (has
-parameters that are not trained), `mixes` (the examples of a batch see each other), `first` (plain PyTorch has no second derivative of it).
+parameters that are not trained), `mixes` (the examples of a batch see each other), `first` (plain PyTorch has no
+second derivative of it).
 """
 
 from __future__ import annotations

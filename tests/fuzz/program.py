@@ -12,6 +12,7 @@ import io
 import linecache
 import random
 import tempfile
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,12 +33,13 @@ Tensors = dict[str, Tensor]
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """float64, one thread, and nothing printed; all put back."""
+    """float64, one thread, nothing printed, no warnings; all put back."""
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         torch.set_default_dtype(dtype)

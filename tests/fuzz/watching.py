@@ -286,3 +286,64 @@ players(
     ],
     [],
 )
+
+
+# --- what else stands in loops
+
+
+@EXTRAS.add(takes="call", fits=lambda spec: functional(spec) and "maml" not in spec.extras)
+def checkpointed(d: Draft) -> None:
+    d.need("from torch.utils.checkpoint import checkpoint")
+    d.call = "checkpoint(net, {x}, use_reentrant=False)"
+
+
+@EXTRAS.add(takes="call", fits=lambda spec: target(spec.loss) == "class")
+def masked_rows(d: Draft) -> None:
+    """A size that follows from the data."""
+    d.terms.append("loss = loss + 0.1 * out[y == 1].square().sum()")
+
+
+@EXTRAS.add(takes="call mean")
+def hardest(d: Draft) -> None:
+    d.weights.append("losses = losses.topk(2).values")
+
+
+@EXTRAS.add(takes="call", fits=lambda spec: target(spec.loss) == "class")
+def counted(d: Draft) -> None:
+    d.weights.append("losses = losses / torch.bincount(y, minlength=3)[y]")
+
+
+@EXTRAS.add("item", takes="save")
+def saved(d: Draft) -> None:
+    d.need("import io")
+    d.post.append("torch.save(net.state_dict(), io.BytesIO())")
+
+
+@EXTRAS.add(takes="step backward", fits=stepping)
+def scaler_off(d: Draft) -> None:
+    d.setup.append('scaler = torch.amp.GradScaler("cpu", enabled=False)')
+    d.backward = ["scaler.scale(loss).backward()"]
+    d.step = ["scaler.step(opt)", "scaler.update()"]
+
+
+@EXTRAS.add(takes="grads", fits=grads)
+def clip_learned(d: Draft) -> None:
+    limit = d.meta("limit", "torch.tensor(0.3)")
+    d.grads.append(
+        "with torch.no_grad():\n    own = [p for p in net.parameters() if p.grad is not None]\n"
+        "    total = sum((p.grad**2).sum() for p in own).sqrt()\n"
+        f"    for p in own:\n        p.grad.mul_(torch.clamp({limit} / total, max=1.0))"
+    )
+
+
+@EXTRAS.add(takes="average", fits=started)
+def ema_learned(d: Draft) -> None:
+    rate = d.meta("decay", "torch.tensor(0.7)")
+    d.late.append(FROZEN)
+    d.post.append("with torch.no_grad():\n    " + PAIRS + f"        a.copy_({rate} * a + (1 - {rate}) * p)")
+    d.final = "avg({x})"
+
+
+@EXTRAS.add(takes="frozen_norm", fits=lambda spec: "bn" in MODELS[spec.model].traits)
+def norm_frozen(d: Draft) -> None:
+    d.late.append("for part in net.modules():\n    if 'BatchNorm' in type(part).__name__:\n        part.eval()")
