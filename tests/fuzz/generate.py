@@ -90,8 +90,9 @@ def spec_of(seed: int) -> Spec:
     )
     if "act" not in MODELS[model].traits:
         spec = spec.but(act="Tanh")
-    if not valid(spec.but(metas=("ridge",))) and not valid(spec.but(metas=("bias",))):
-        spec = spec.but(update="sgd", steps=max(spec.steps, 2))
+    spec = spec if UPDATES[update].fits(spec) else spec.but(update="sgd")
+    spec = spec if DATA[data].fits(spec) else spec.but(steps=2)
+    spec = spec if LOOPS[spec.loop].fits(spec) else spec.but(loop="for_")
     spec = several(rng, spec, METAS, rng.choice((1, 1, 2, 3)))
     return several(rng, spec, EXTRAS, rng.choice((0, 1, 1, 2, 2, 3)))
 

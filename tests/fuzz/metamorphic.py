@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.fuzz.data import DATA
 from tests.fuzz.program import Program, Tensors, loaded
-from tests.fuzz.state import differences, snapshot
+from tests.fuzz.state import differences, gist, snapshot
 
 
 def check(program: Program, grads: Tensors, wrong: type[Exception]) -> None:
@@ -49,4 +49,4 @@ def parts(program: Program, wrong: type[Exception]) -> None:
         left.append(snapshot(args, outs, metas))
     found = differences(left[1], left[0])
     if found:
-        raise wrong("two calls in sequence", f"{len(found)} differ; " + "; ".join(found[:4]))
+        raise wrong("two calls in sequence", f"{gist(found)}; {len(found)} differ: " + "; ".join(found[:4]))

@@ -10,13 +10,14 @@ import re
 
 LEGITIMATE: dict[str, str] = {
     r"meta-parameter .* has no path to the result: it is cut": "the only path is cut by the program",
-    r"no meta-parameter": "nothing to differentiate",
+    r"no derivative: aten\.multi_margin_loss_backward": "PyTorch has no second derivative of it",
+    r"no derivative: aten\._embedding_bag_backward": "PyTorch has no second derivative of it",
 }
 
 
 def reason(message: str, traits: set[str]) -> str:
     """Why a refusal is right, or nothing."""
     for pattern, why in LEGITIMATE.items():
-        if re.search(pattern, message) and "cut" in traits:
+        if re.search(pattern, message) and ("cut" in traits or "cut" not in why):
             return why
     return ""

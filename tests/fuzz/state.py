@@ -21,7 +21,7 @@ Flat = dict[str, Any]
 def snapshot(args: Mapping[str, Any], out: Any, metas: Mapping[str, Tensor]) -> Flat:
     """Copies of all that can be reached, and the state of the global generator."""
     skip = {id(t) for t in metas.values()}
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # what has been met, by identity, kept alive so that none is reused
     found: Flat = {}
     for name, thing in (*args.items(), ("result", out)):
         found.update(walk(thing, name, skip, seen))
@@ -29,14 +29,14 @@ def snapshot(args: Mapping[str, Any], out: Any, metas: Mapping[str, Tensor]) -> 
     return found
 
 
-def walk(x: Any, at: str, skip: set[int], seen: set[int]) -> Iterator[tuple[str, Any]]:
+def walk(x: Any, at: str, skip: set[int], seen: dict[int, Any]) -> Iterator[tuple[str, Any]]:
     """(where, copy) of every tensor and plain value."""
     if isinstance(x, bool | int | float | str | type(None)):
         yield at, x
         return
     if id(x) in seen:
         return
-    seen.add(id(x))
+    seen[id(x)] = x
     if isinstance(x, Tensor):
         yield at, x.detach().clone()
         yield f"{at}.requires_grad", x.requires_grad
@@ -106,3 +106,14 @@ def differences(got: Flat, wanted: Flat, allowed: float = 1e-9) -> list[str]:
         elif not apart <= allowed:
             found.append(f"{name}: off by {apart:.1e}")
     return sorted(found)
+
+
+def gist(found: list[str]) -> str:
+    """What sort of differences these are, the same for programs with the same fault: the most telling one."""
+    roots = {f.split(".")[0].split(":")[0].split(" ")[0] for f in found}
+    where = "generator" if "generator" in roots else "result" if roots == {"result"} else "state"
+    ways = {
+        way for f in found for way in (" is there", " is missing", " instead of ", "NaN", "off by", "other") if way in f
+    }
+    order = (" is missing", " is there", " instead of ", "NaN", "other", "off by")
+    return f"{where} {next((way for way in order if way in ways), '').strip()}"
