@@ -70,6 +70,11 @@ def check_slopes(program: Program, run: int, grads: Tensors, frozen: bool, numbe
     return notes
 
 
+def flat(program: Program) -> bool:
+    """Whether the result does not depend on the meta-parameters at all."""
+    return all(abs(s.value) < 1e-12 for s in slopes(program, 0, "cut" in program.traits, 1))
+
+
 def judged(spec: Spec, *, folder: Path | None = None, depth: int = 0) -> Verdict:
     """The verdict of a program.
 
@@ -89,7 +94,7 @@ def judged(spec: Spec, *, folder: Path | None = None, depth: int = 0) -> Verdict
         except Exception as e:
             verdict.kind, verdict.oracle, verdict.detail = "broken", "eager", f"{type(e).__name__}: {e}"
             return verdict
-        attempt(verdict, program, [flat for flat, _ in expected], depth)
+        attempt(verdict, program, [left for left, _ in expected], depth)
     verdict.seconds = time.perf_counter() - began
     return verdict
 
@@ -119,7 +124,7 @@ def attempt(verdict: Verdict, program: Program, expected: list[Flat], depth: int
     except mlc.MlcError as e:
         verdict.kind, verdict.detail = "refused", f"{type(e).__name__}: {e.what} | try: {e.advice}"
         verdict.line = e.loc.source() or "" if e.loc is not None else "(no line)"
-        verdict.expected = reason(e.what, program.traits)
+        verdict.expected = reason(e.what, lambda: flat(program))
     except Exception as e:
         last = traceback.extract_tb(e.__traceback__)[-1]
         verdict.kind = "raw"
