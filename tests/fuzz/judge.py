@@ -70,9 +70,11 @@ def check_slopes(program: Program, run: int, grads: Tensors, frozen: bool, numbe
     return notes
 
 
-def flat(program: Program) -> bool:
-    """Whether the result does not depend on the meta-parameters at all."""
-    return all(abs(s.value) < 1e-12 for s in slopes(program, 0, "cut" in program.traits, 1))
+def flat(program: Program, names: set[str]) -> bool:
+    """Whether the result does not depend on these meta-parameters (on none at all, where none is named)."""
+    found = slopes(program, 0, "cut" in program.traits, 20)
+    asked = [s for s in found if not names or {n.split(".")[0] for n in s.along} <= names]
+    return bool(asked) and all(abs(s.value) < 1e-12 for s in asked)
 
 
 def judged(spec: Spec, *, folder: Path | None = None, depth: int = 0) -> Verdict:
@@ -124,7 +126,7 @@ def attempt(verdict: Verdict, program: Program, expected: list[Flat], depth: int
     except mlc.MlcError as e:
         verdict.kind, verdict.detail = "refused", f"{type(e).__name__}: {e.what} | try: {e.advice}"
         verdict.line = e.loc.source() or "" if e.loc is not None else "(no line)"
-        verdict.expected = reason(e.what, lambda: flat(program))
+        verdict.expected = reason(e.what, lambda names: flat(program, names))
     except Exception as e:
         last = traceback.extract_tb(e.__traceback__)[-1]
         verdict.kind = "raw"

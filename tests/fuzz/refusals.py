@@ -18,11 +18,11 @@ LEGITIMATE: dict[str, str] = {
 }
 
 
-def reason(message: str, zero: Callable[[], bool]) -> str:
-    """Why a refusal is right, or nothing; `zero` finds out whether the derivative is zero."""
+def reason(message: str, zero: Callable[[set[str]], bool]) -> str:
+    """Why a refusal is right, or nothing; `zero` finds out whether the derivative by what is named is zero."""
     for pattern, why in LEGITIMATE.items():
         if re.search(pattern, message):
             return why
-    if re.search(PATHLESS, message) and zero():
-        return "no meta-parameter reaches the result: differences are zero"
+    if re.search(PATHLESS, message) and zero(set(re.findall(r"\bmeta\.(\w+)", message))):
+        return "what is named does not reach the result: differences are zero"
     return ""
