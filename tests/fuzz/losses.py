@@ -51,8 +51,8 @@ loss("bce_plain", 'F.binary_cross_entropy(torch.sigmoid({out}), {y}, reduction="
 loss("kl", 'F.kl_div(F.log_softmax({out}, 1), {y}, reduction="none").sum(1)', "prob", 2)
 loss("soft", 'F.cross_entropy({out}, {y}, reduction="none")', "prob")
 loss("poisson", 'F.poisson_nll_loss({out}.tanh(), {y}, reduction="none").mean(1)', "prob")
-loss("normal", "-torch.distributions.Normal({out}, 1.0).log_prob({y}).mean(1)", "real library")
-loss("categorical", "-torch.distributions.Categorical(logits={out}).log_prob({y})", "class library")
+loss("normal", "(-torch.distributions.Normal({out}, 1.0).log_prob({y}).mean(1))", "real library")
+loss("categorical", "(-torch.distributions.Categorical(logits={out}).log_prob({y}))", "class library")
 loss(
     "gaussian_nll",
     'F.gaussian_nll_loss({out}, {y}, {out}.exp().clamp(max=5.0), reduction="none").mean(1)',
