@@ -44,6 +44,8 @@ def tensors(update: str) -> dict[str, str]:
     found = dict(TENSORS[cls.__name__])
     if given.get("foreach") and cls.__name__ != "SGD":
         del found["lr"], found["betas"]
+    if given.get("foreach") and cls.__name__ == "SGD":
+        del found["weight_decay"]
     if given.get("nesterov"):
         del found["momentum"]
     if given.get("decoupled_weight_decay"):
