@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import known
+from tests.fuzz.faults import FAULTS, Gone, forget
 from tests.fuzz.generate import source_of, spec_of, valid
 from tests.fuzz.judge import judged
 from tests.fuzz.program import loaded, quiet, start
@@ -89,3 +90,16 @@ def test_a_refusal_is_right_only_for_a_reason_in_the_table() -> None:
     assert reason(cut, lambda names: names <= {"sigma"})
     assert not reason(cut, lambda names: False)
     assert not reason("backward hooks cannot be traced", lambda names: names <= {"sigma"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "seed"), [("forward_sign", 8), ("sum_forgets", 8), ("stops_ignored", 4)])
+def test_a_planted_fault_is_seen(name: str, seed: int, tmp_path: Path) -> None:
+    forget()
+    try:
+        with FAULTS[name]():
+            assert judged(spec_of(seed), folder=tmp_path).kind not in ("ok", "vague")
+    except Gone as e:
+        pytest.skip(f"what the fault replaces is gone: {e}")
+    finally:
+        forget()
