@@ -6,13 +6,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-all check bench gallery format clean
+.PHONY: help demo test test-all fuzz check bench gallery format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      hypergradients through an ordinary loop: run, explain and draw one example"
 	@echo "make test      lint, types and all but the slow tests"
 	@echo "make test-all  the slow tests too"
+	@echo "make fuzz      judge N=10000 generated programs; stops and goes on at any moment"
 	@echo "make bench     every script of benchmarks/"
 	@echo "make gallery   draw the loops of docs/gallery and every example into docs/gallery/"
 	@echo "make format    let ruff rewrite what it can"
@@ -56,6 +57,10 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest -m ''
+
+N ?= 10000
+fuzz: .venv/.installed-test
+	$(BIN)/python -m tests.fuzz run -n $(N)
 
 bench: .venv/.installed-bench
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

@@ -1,0 +1,1 @@
+"""Generated training programs, and what judges them: see docs/fuzzing.md."""

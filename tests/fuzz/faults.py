@@ -1,0 +1,218 @@
+"""Faults planted in the compiler, and how many generated programs see each: what the oracles are worth.
+
+A fault is a context manager that replaces one function of mlc for its duration. Where the function is gone (the
+compiler moves on), the fault reports itself as gone and has to be written anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+
+from tests.fuzz import known
+from tests.fuzz.generate import spec_of
+from tests.fuzz.judge import judged
+
+Plant = Callable[[], contextlib.AbstractContextManager[None]]
+FAULTS: dict[str, Plant] = {}
+
+
+class Gone(Exception):
+    """What a fault replaces is not there any more."""
+
+
+def fault(plant: Callable[[], Iterator[None]]) -> None:
+    """Register a fault under the name of the function that plants it."""
+    FAULTS[plant.__name__] = contextlib.contextmanager(plant)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def instead(where: str, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Replace `module:name` (or `module:Class.name`) by `change(what is there)`; cached rules are forgotten."""
+    module, _, path = where.partition(":")
+    try:
+        owner: Any = importlib.import_module(module)
+        *outer, name = path.split(".")
+        for part in outer:
+            owner = getattr(owner, part)
+        now = getattr(owner, name)
+    except (ImportError, AttributeError) as e:
+        raise Gone(where) from e
+    with mock.patch.object(owner, name, change(now)):
+        yield
+
+
+def other_operator(operator: str, was: str, becomes: str) -> Callable[[Any], Any]:
+    """In the rules of an operator, one operator stands for another of the same signature."""
+    old, new = (getattr(torch.ops.aten, n.split(".")[0]) for n in (was, becomes))
+    old, new = getattr(old, was.split(".")[1]), getattr(new, becomes.split(".")[1])
+
+    def change(rule_of: Any) -> Any:
+        def faulty(e: Any, *rest: Any) -> Any:
+            rule = rule_of(e, *rest)
+            if operator not in str(e.op):
+                return rule
+            eqns = tuple(replace(x, op=new) if x.op == old else x for x in rule.region.eqns)
+            return replace(rule, region=replace(rule.region, eqns=eqns))
+
+        return faulty
+
+    return change
+
+
+@fault
+def tanh_as_sigmoid() -> Iterator[None]:
+    change = other_operator("aten.tanh.", "tanh_backward.default", "sigmoid_backward.default")
+    with instead("mlc.passes.reverse:reverse_rule", change):
+        yield
+
+
+@fault
+def mean_as_product() -> Iterator[None]:
+    """The reverse rule of a mean multiplies by the number of elements."""
+    with instead("mlc.passes.reverse:reverse_rule", other_operator("aten.mean.", "div.Scalar", "mul.Scalar")):
+        yield
+
+
+@fault
+def forward_sign() -> Iterator[None]:
+    """A sign in every forward rule that subtracts."""
+    with instead("mlc.passes.forward:forward_rule", other_operator("aten.", "sub.Tensor", "add.Tensor")):
+        yield
+
+
+@fault
+def square_root_twice() -> Iterator[None]:
+    """The derivative of the square root in Adam without its half."""
+
+    def change(rule: Any) -> Any:
+        def faulty(b: Any, e: Any, ct: Any) -> Any:
+            return b.add(rule(b, e, ct), rule(b, e, ct))
+
+        return faulty
+
+    with instead("mlc.passes.reverse:_safe_sqrt", change):
+        yield
+
+
+@fault
+def sum_forgets() -> Iterator[None]:
+    """Of two cotangents of a value only the later one counts."""
+    with instead("mlc.passes.reverse:_sum", lambda add: lambda b, a, c: c):
+        yield
+
+
+@fault
+def stops_ignored() -> Iterator[None]:
+    """A `detach` that lets the outer derivative pass."""
+
+    def change(pull: Any) -> Any:
+        return lambda b, e, cts, active, *, passing=False: pull(b, e, cts, active, passing=True)
+
+    with (
+        instead("mlc.passes.reverse:pull_eqn", change),
+        instead("mlc.passes.reverse:_passes", lambda passes: lambda e, through: True),
+    ):
+        yield
+
+
+@fault
+def state_not_left() -> Iterator[None]:
+    """The optimizer's state is not brought to where the loop leaves it."""
+
+    def change(commit: Any) -> Any:
+        return lambda effects, *rest: commit([e for e in effects if e.kind not in ("state", "group")], *rest)
+
+    with instead("mlc.compiled.compiled:commit", change):
+        yield
+
+
+@fault
+def buffers_not_left() -> Iterator[None]:
+    """The last tensor of the user's that is written in place keeps its old value."""
+
+    def change(commit: Any) -> Any:
+        def faulty(effects: Any, *rest: Any) -> Any:
+            copies = [e for e in effects if e.kind == "copy"]
+            return commit([e for e in effects if e is not (copies or [None])[-1]], *rest)
+
+        return faulty
+
+    with instead("mlc.compiled.compiled:commit", change):
+        yield
+
+
+@fault
+def data_baked_in() -> Iterator[None]:
+    """The first item of an iterable comes again and again."""
+
+    def change(draw: Any) -> Any:
+        kept: dict[Any, Any] = {}
+
+        def faulty(self: Any, op: Any, *rest: Any) -> Any:
+            found = draw(self, op, *rest)
+            return kept.setdefault((id(self), op.source), found)
+
+        return faulty
+
+    with instead("mlc.runtime.feeds:Drawer.next", change):
+        yield
+
+
+@fault
+def draws_not_replayed() -> Iterator[None]:
+    """What is recomputed draws other random numbers than the first time."""
+    with instead("mlc.runtime.feeds:_restore", lambda restore: lambda g, state: None):
+        yield
+
+
+@fault
+def literals_merged() -> Iterator[None]:
+    """Value numbering that does not look at literals: `add(alpha=0.1)` is `add(alpha=0.2)`."""
+
+    def change(key: Any) -> Any:
+        return lambda a, numbers: "number" if type(a) in (int, float) else key(a, numbers)
+
+    with instead("mlc.passes.numbering:_key", change):
+        yield
+
+
+@fault
+def guards_hold() -> Iterator[None]:
+    """A trace is used again whatever has changed."""
+    with instead("mlc.compiled.compiled:_fits", lambda fits: lambda entry, roots: True):
+        yield
+
+
+def score(number: int, limit: int = 2000) -> dict[str, Any]:
+    """For each fault, how many of `number` programs that are right today see it."""
+    right = []
+    listed = known.listed()
+    for seed in range(limit):
+        if len(right) < number and seed not in listed and judged(spec_of(seed)).kind == "ok":
+            right.append(seed)
+    found: dict[str, Any] = {}
+    for name, plant in FAULTS.items():
+        forget()
+        try:
+            with plant():
+                seen = [seed for seed in right if judged(spec_of(seed)).kind not in ("ok", "vague")]
+            found[name] = {"seen": len(seen), "of": len(right), "by": seen[:5]}
+        except Gone as e:
+            found[name] = {"gone": str(e)}
+        finally:
+            forget()
+    caught = sum(bool(f.get("seen")) for f in found.values())
+    return {"caught": caught, "faults": len(found), "programs": len(right), "each": found}
+
+
+def forget() -> None:
+    """Drop the rules that were recorded so far: a fault may sit in them."""
+    with contextlib.suppress(ImportError, AttributeError):
+        importlib.import_module("mlc.passes.rules")._CACHE.clear()
