@@ -47,7 +47,7 @@ class Gradients:
         ob.next_stretch()
         losses = [t for t in outputs]
         wrt = list(inputs) or self._leaves(losses)
-        self._refuse_hooks([*losses, *wrt])
+        self._refuse_hooks([t for t in (*losses, *wrt) if not t.is_leaf])
         before = [(t, get_grad(t)) for t in wrt] if accumulate_grad else []
         for t, g in before:
             ob.keep_grad(t)
@@ -95,15 +95,17 @@ class Gradients:
         """``backward`` reads what ``.grad`` was before the call."""
         self.observer.read_grad(t, accumulating=True)
 
+    def _hooked(self) -> CaptureError:
+        return CaptureError(
+            "backward hooks cannot be traced: what they do to the gradient is not an equation of the program",
+            loc=self.observer.place(), advice="change the gradient after backward() instead, in the loop itself",
+        )  # fmt: skip
+
     def _refuse_hooks(self, tensors: Iterable[Tensor]) -> None:
-        for t in tensors:
-            if t._backward_hooks:
-                ob = self.observer
-                ob.refusal = ob.refusal or CaptureError(
-                    "backward hooks cannot be traced: what they do to the gradient is not an equation of the program",
-                    loc=ob.place(), advice="change the gradient after backward() instead, in the loop itself",
-                )  # fmt: skip
-                raise ob.refusal
+        if any(t._backward_hooks for t in tensors):
+            ob = self.observer
+            ob.refusal = ob.refusal or self._hooked()
+            raise ob.refusal
 
     def _leaves(self, losses: Sequence[Tensor]) -> list[Tensor]:
         """Leaves of PyTorch's graph, up to graphs that were there before the call."""
@@ -200,6 +202,9 @@ class Gradients:
             for p in parts[1:]:
                 (total,) = ob._emit(torch.ops.aten.add.Tensor, (total, p), (p.type,))
             found.append(total)
+        for t, total in zip(wrt, found, strict=True):
+            if total is not None and (t._backward_hooks or t._post_accumulate_grad_hooks):
+                ob.hooked_grads[total] = self._hooked()  # refused where anything needs it
         more = [any(ob._bit_of.get(v, 0) & beyond for v in g) for g in groups]
         lost = self.reach(through=True).beyond(values) & ~beyond
         for g, total in zip(groups, found, strict=True):

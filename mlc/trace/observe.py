@@ -243,6 +243,10 @@ class _Finish:
             (self.roots.tensors.get(id(t)), t, none) for t, none in ob.grad_reads.values()
             if id(t) in ob.grads_seen or self.trained(t)
         ]  # fmt: skip
+        needed = _needed(ob, self.results)
+        for v, refusal in ob.hooked_grads.items():
+            if v in needed:
+                raise refusal
         warned = ob.gradients.dropped_ways(_needed(ob, self.results[:n_outputs]))
         generators = [g for g in self.roots.objects.values() if isinstance(g, torch.Generator)]
         return Recording(
@@ -304,7 +308,8 @@ class _Finish:
             if ext is not None and not ext.written and id(t) not in ob.rebound:
                 put_grad(t, g)  # a meta-parameter: it receives the hypergradient alone
                 if g is not None:
-                    ob.snapshots.put(g)
+                    with ob.pause():
+                        ob.snapshots.put(g)
         with ob.pause():
             self.changes = changes(self.world, self.roots, found, arg_names(fn), self.value)
         return effects + [c for c in self.changes.all if c.kind != "grad" or self.trained(c.owner)]

@@ -69,6 +69,7 @@ class Observer(Cuts, Tracer):
         self.gradients: Any = None
         self.reads: Any = None
         self.ended = False
+        self.hooked_grads: dict[Var, CaptureError] = {}  # gradients that hooks of the user's saw
         self.grads_seen: set[int] = set()  # tensors whose .grad from before the call Python looked at
         self.target: Tensor | None = None  # what an in-place operator writes
         self.refusal: CaptureError | None = None  # the first one: it stands, whatever the user's code does with it
@@ -383,7 +384,8 @@ class Observer(Cuts, Tracer):
 
     def before_item(self) -> Any:
         """As :meth:`Tracer.before_item`: what draws data does so again at later calls, and is not looked at."""
-        self.reads.pause()
+        if self.reads is not None:
+            self.reads.pause()
         with self.pause():
             return self.random.continues(None), torch.get_rng_state()
 
@@ -395,7 +397,8 @@ class Observer(Cuts, Tracer):
         """As :meth:`Tracer.after_item`: an iterable that draws moves the generator as it does at a later call."""
         with self.pause():
             self._moved(key, *before)
-        self.reads.resume()
+        if self.reads is not None:
+            self.reads.resume()
 
     def _moved(self, key: tuple[int, int, int], continues: bool, state: Tensor) -> None:
         now = torch.get_rng_state()
@@ -461,8 +464,6 @@ class Observer(Cuts, Tracer):
 
     def _inplace(self, func: Any, s: Any, args: Any, kwargs: Any) -> Any:
         t = args[0]
-        if t._backward_hooks:
-            self.hooked(t)
         self.will_write(t)
         random = s.random and self.random_is_data
         if random:
@@ -525,13 +526,6 @@ class Observer(Cuts, Tracer):
             h.storage.updated = True
             h.storage.leaf = h.storage.leaf or (t.requires_grad and t.is_leaf)
         self.rebound[id(t)] = t
-
-    def hooked(self, t: Tensor) -> None:
-        """A tensor with a backward hook is written."""
-        raise CaptureError(
-            "a tensor that the loop trains has a backward hook", loc=self.place(),
-            advice="remove the hook, or do what it does in the loop itself",
-        )  # fmt: skip
 
     # ---- Python numbers
 
