@@ -300,8 +300,9 @@ class _Finish:
         """Final values of everything of the user's that the run wrote."""
         ob = self.ob
         effects: list[Any] = []
+        kept = {id(g) for t, g in ob.initial_grads.values() if g is not None and not self.trained(t)}
         for x in list(ob.externals.values()):
-            if x.written and not x.parts:
+            if x.written and not x.parts and id(x.tensor) not in kept:
                 effects.append(Effect("copy", x.tensor, x.path, None, self.ref(x.held, ob.value(ob.handle(x.held)))))
         for t, g in ob.initial_grads.values():
             ext = self.by_tensor.get(id(t))

