@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mlc.ir.core import Eqn
-from mlc.passes import determinants, norms
+from mlc.passes import determinants, losses, norms
 from mlc.record import views
 
 __all__ = ["own_decomposition"]
@@ -121,6 +121,14 @@ def _embedding_bag(
     return (out, *rest)
 
 
+def _embedding_renorm(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float) -> Tensor:
+    """Rows that are looked up and longer than ``max_norm`` are shortened to it; the others stay."""
+    norms = torch.linalg.vector_norm(weight, norm_type, 1, keepdim=True)
+    hit = torch.zeros(weight.shape[0], dtype=torch.bool, device=weight.device)
+    hit = hit.index_fill(0, indices.reshape(-1), True).unsqueeze(1)
+    return torch.where(hit & (norms > max_norm), weight * (max_norm / (norms + 1e-7)), weight)
+
+
 _SPELT: dict[Any, Callable[..., Any]] = {
     _A._weight_norm_interface.default: _weight_norm,
     _A.logcumsumexp.default: _logcumsumexp,
@@ -130,6 +138,11 @@ _SPELT: dict[Any, Callable[..., Any]] = {
     _A._pdist_forward.default: _pdist,
     _A._embedding_bag.default: _embedding_bag,
     _A._linalg_det.default: determinants.det,
+    _A.embedding_renorm.default: _embedding_renorm,
+    _A._ctc_loss_backward.default: losses.ctc_backward,
+    _A._ctc_loss_backward.Tensor: losses.ctc_backward,
+    _A.multi_margin_loss_backward.default: losses.multi_margin_backward,
+    _A.multilabel_margin_loss_backward.default: losses.multilabel_margin_backward,
 }
 
 
@@ -146,6 +159,8 @@ def own_decomposition(e: Eqn, active: Flags, given: tuple[Any, ...] = ()) -> Cal
         return _index_put if any(_is_mask(i) for i in args[1]) else None
     if op is _A.native_layer_norm_backward.default:
         return norms.layer_norm_backward if args[5] is None else None
+    if op in (_A._ctc_loss.default, _A._ctc_loss.Tensor):
+        return losses.ctc([v.type.shape for v in e.outs]) if given else None
     spelled = _NORMS.get(op)
     if spelled is None:
         return _SPELT.get(op)
