@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mlc.ir.core import Eqn
+from mlc.ir.types import TensorType
 from mlc.passes import determinants, losses, norms
 from mlc.record import views
 
@@ -160,7 +161,8 @@ def own_decomposition(e: Eqn, active: Flags, given: tuple[Any, ...] = ()) -> Cal
     if op is _A.native_layer_norm_backward.default:
         return norms.layer_norm_backward if args[5] is None else None
     if op in (_A._ctc_loss.default, _A._ctc_loss.Tensor):
-        return losses.ctc([v.type.shape for v in e.outs]) if given else None
+        shapes = [v.type.shape for v in e.outs if isinstance(v.type, TensorType)]
+        return losses.ctc(shapes) if given else None
     spelled = _NORMS.get(op)
     if spelled is None:
         return _SPELT.get(op)
