@@ -37,6 +37,7 @@ def _as_strided_scatter(x: Tensor, src: Tensor, size: Any, stride: Any, storage_
 
 # PyTorch's first derivative of these is wrong: the referees differentiate another spelling.
 RESPELT = {"as_strided_scatter": _as_strided_scatter}
+RANKS = ("unusable", "ok", "refused", "raw", "wrong")
 STEPS = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
 SEED = 1234
 
@@ -103,7 +104,7 @@ class Case:
         loss = _quadratic(self.outputs(at))
         if self.order == 3:
             slopes = torch.autograd.grad(loss, at, create_graph=True, allow_unused=True)
-            loss = _quadratic([_pairs(g) for g in slopes if g is not None and g.requires_grad])
+            loss = _quadratic([_pairs(g) for g in slopes if g is not None])
         grads = torch.autograd.grad(loss, ws, create_graph=self.create_graph, allow_unused=True)
         new = [w if g is None else w - g for w, g in zip(ws, grads, strict=True)]
         return sum(_real(w * d).sum() for w, d in zip(new, self.d, strict=True))
@@ -149,6 +150,13 @@ class Case:
     def _value(self, at: float) -> float:
         ws, _ = self.fresh()
         return self.program(ws, torch.tensor(at, dtype=torch.float64)).item()
+
+    def tame(self) -> None:
+        """Smaller parameters where results are so large that rounding is all there is to compare (matrix_exp)."""
+        for _ in range(4):
+            if not abs(self._value(0.0)) > 1e7:
+                return
+            self.ws = [w * 0.3 for w in self.ws]
 
     def smooth(self) -> bool:
         """Whether the program has finite values and something to differentiate."""
@@ -247,8 +255,7 @@ def judge(op: Any, most: int = 2, seconds: int = 60, order: int = 2, variants: i
     """The worst verdict over the operator's samples, at one order of differentiation."""
     start = time.perf_counter()
     if name_of(op) in UNDEFINED:
-        return Verdict(name_of(op), "unusable", note="repeated indices: PyTorch's gradient is undefined")
-    order = ["unusable", "ok", "refused", "raw", "wrong"]
+        return Verdict(name_of(op), "unusable", note="repeated indices: PyTorch's gradient is undefined", order=order)
     worst = Verdict(name_of(op), "unusable", note="no differentiable float64 sample")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -259,8 +266,7 @@ def judge(op: Any, most: int = 2, seconds: int = 60, order: int = 2, variants: i
                     if not torch.is_grad_enabled():
                         torch.set_grad_enabled(True)
                         v = Verdict(v.op, "wrong", note=f"gradients were left disabled; {v.note}")
-                    if order.index(v.verdict) >= order.index(worst.verdict):
-                        worst = v
+                    worst = max(worst, v, key=lambda x: RANKS.index(x.verdict))
         except TimeoutError as err:
             worst = Verdict(name_of(op), "raw", note=f"TimeoutError: {err}")
     worst.seconds, worst.order = round(time.perf_counter() - start, 2), order
@@ -271,6 +277,7 @@ def _judge(op: Any, sample: Any, order: int) -> Verdict:
     name = name_of(op)
     case = Case(op, sample, order)
     try:
+        case.tame()
         if not case.smooth():
             return Verdict(name, "unusable", note="value not finite")
         value, spread = case.differences()
@@ -329,9 +336,9 @@ def _compare(
     if gap <= max(1e-4, 10 * spread) and trusted:
         theirs = None if unrolled is None else abs(float(unrolled[0]) - value) / scale
         if theirs is None:
-            return Verdict(name, "ok", note="PyTorch's double backward is missing")
+            return Verdict(name, "ok", note="PyTorch's own unroll is missing")
         if not theirs <= 1e-3:
-            return Verdict(name, "ok", note=f"PyTorch's double backward is wrong ({theirs:.0e})")
+            return Verdict(name, "ok", note=f"PyTorch's own unroll is wrong ({theirs:.0e})")
         return Verdict(name, "ok" if same is not None and same <= 1e-6 else "wrong", note="" if agrees else detail)
     if same is not None and same <= 1e-5 and not trusted:
         return Verdict(name, "ok", note="differences not conclusive")

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tests.opinfo.case import Verdict, judge, name_of
+from tests.opinfo.case import RANKS, Verdict, judge, name_of
 
 
 def operators() -> list[Any]:
@@ -42,7 +42,8 @@ def table(verdicts: Iterable[Verdict]) -> str:
     """``docs/legality.md``."""
     found: dict[str, dict[int, Verdict]] = {}
     for v in verdicts:
-        found.setdefault(v.op, {})[v.order] = v
+        by = found.setdefault(v.op, {})
+        by[v.order] = max(by.get(v.order, v), v, key=lambda x: RANKS.index(x.verdict))
     head = [
         "# Legality of operators",
         "",
