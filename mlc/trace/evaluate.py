@@ -44,10 +44,8 @@ def evaluate(observer: Observer, v: Var) -> Tensor:
             observer.random.put(now)
     ty = v.type
     assert isinstance(ty, TensorType)
-    out = torch.empty_strided(ty.shape, ty.stride, dtype=ty.dtype, device=ty.device)
     with observer.pause(), torch.no_grad():
-        out.copy_(found)
-    return out
+        return torch.empty_strided(ty.shape, ty.stride, dtype=ty.dtype, device=ty.device).copy_(found)
 
 
 class Replay(Unroll):

@@ -8,6 +8,7 @@ the right numbers.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,10 @@ class Gradients:
                 )  # fmt: skip
         ob.next_stretch()
         if accumulate_grad:
+            natural = len(before)
             if not inputs:
                 before += self._farther(losses, grad_tensors, wrt)
-            self._accumulated(losses, grad_tensors, before, create_graph)
+            self._accumulated(losses, grad_tensors, before, natural, create_graph)
             return found
         taken = self._taken(losses, grad_tensors, wrt, found, create_graph)
         if not allow_unreachable and any(g is None for g in taken):
@@ -157,13 +159,14 @@ class Gradients:
             ob.grad_eqns.append(eqn)
         return list(outs)
 
-    def reach(self, through: bool = False) -> Reach:
-        """Dependence for gradients taken here."""
+    def reach(self, through: bool = False, native: bool = False) -> Reach:
+        """Dependence for gradients taken here; ``native``: by PyTorch's own graph alone."""
         ob = self.observer
-        key = (ob.depth(), through)
+        depth = sys.maxsize if native else ob.depth()
+        key = (depth, through)
         known = self._reach.get(key)
         if known is None or known.builder is not ob.builder:
-            known = Reach(ob.builder, ob._bit_of, ob.depth(), through)
+            known = Reach(ob.builder, ob._bit_of, depth, through)
             if not ob.nested:
                 self._reach[key] = known
         return known
@@ -175,9 +178,10 @@ class Gradients:
         out = [now] if self.reach().among(losses, [now]) else []
         if t.is_leaf and t.requires_grad:
             bits = ob.leaf_bits.get(id(t), 0) & ~ob._bit_of.get(now, 0)
-            if bits & reached:  # written since the loss read it
+            if bits & reached and not ob.handle(t).storage.copied:  # written since the loss read it
+                own = self.reach(native=True).bits(losses) if ob.farther else reached
                 history = reversed(ob.leaf_history[id(t)])
-                out += [v for v in history if v is not now and ob._bit_of.get(v, 0) & reached]
+                out += [v for v in history if v is not now and ob._bit_of.get(v, 0) & own]
         return out
 
     def _gradients(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], wrt: Sequence[Tensor]
@@ -243,14 +247,18 @@ class Gradients:
         return g
 
     def _accumulated(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None],
-                     before: Sequence[tuple[Tensor, Tensor | None]], create_graph: bool) -> None:  # fmt: skip
-        """What ``backward()`` did to ``.grad``."""
+                     before: Sequence[tuple[Tensor, Tensor | None]], natural: int, create_graph: bool) -> None:  # fmt: skip
+        """What ``backward()`` did to ``.grad``; the first ``natural`` leaves are those of PyTorch's own graph."""
         ob = self.observer
         wrt = [t for t, _ in before]
         values, more = self._gradients(losses, seeds, wrt)
-        for (t, old), v, beyond in zip(before, values, more, strict=True):
+        for i, ((t, old), v, beyond) in enumerate(zip(before, values, more, strict=True)):
+            reached = i < natural
             ob.set_grad(t)
             now = get_grad(t)
+            if beyond and not reached and v is not None:
+                self._promise(t, old, v)
+                continue
             if v is None:
                 if old is None and now is not None:
                     self._zero(now)
@@ -269,17 +277,33 @@ class Gradients:
             else:
                 ob.bind(now, total).storage.soft = not create_graph
 
+    def _promise(self, t: Tensor, old: Tensor | None, v: Var) -> None:
+        """A gradient of which PyTorch's graph has no part: it is computed when somebody looks at ``t.grad``."""
+        ob = self.observer
+        total = v if old is None else ob.add(ob.current(old), v)
+        if old is None:
+            ty = v.type
+            assert isinstance(ty, TensorType)
+            with ob.pause(), torch.no_grad():
+                old = torch.zeros(ty.shape, dtype=ty.dtype, device=ty.device)
+                put_grad(t, old)
+            ob.bind(old, total).storage.soft = True
+        else:
+            ob.will_write(old)
+            ob.write(old, total)
+        ob.promised[id(t)] = (old, total)
+
     def _set_beyond(self, t: Tensor, old: Tensor | None, g: Tensor) -> Tensor:
-        with self.observer.pause(), torch.no_grad():
-            if old is None or get_grad(t) is not old:
-                put_grad(t, g if old is None else old + g)
-            else:
-                raise CaptureError(
-                    "a gradient through an inner training is added to a .grad that is there already",
-                    loc=self.observer.place(), advice="call zero_grad() before backward()",
-                )  # fmt: skip
-        now = get_grad(t)
-        assert now is not None
+        """Give ``t.grad`` the part of the gradient that PyTorch's graph does not have, too."""
+        ob = self.observer
+        if old is not None and get_grad(t) is old:
+            raise CaptureError(
+                "a gradient through an inner training is added to a .grad that is there already", loc=ob.place(),
+                advice="call zero_grad() before backward()",
+            )  # fmt: skip
+        with ob.pause(), torch.no_grad():
+            now = g if old is None else old + g
+            put_grad(t, now)
         return now
 
     def _hold(self, t: Tensor, g: Tensor, v: Var, create_graph: bool) -> None:
