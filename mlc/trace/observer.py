@@ -272,6 +272,7 @@ class Observer(Cuts, Tracer):
             storage.leaf = t.is_leaf
             if t.is_leaf:
                 self.leaves[id(t)] = t
+                self.seen_leaves[t] = True
             elif t.grad_fn is not None:
                 self.outer_nodes.add(t.grad_fn)
         return h
@@ -616,6 +617,7 @@ class Observer(Cuts, Tracer):
             h.leaf = h.storage.leaf = h.storage.copied = True
             self.new_bit(new)
             self.leaves[id(c)] = c
+            self.seen_leaves[c] = True
         return c
 
 
