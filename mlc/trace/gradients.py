@@ -37,6 +37,7 @@ class Gradients:
         self._reach: dict[tuple[int, bool], Reach] = {}
         self._older: dict[int, list[Var]] = {}  # values that a leaf had before
         self._last: dict[int, Var] = {}
+        self._held: dict[int, Tensor] = {}  # what .grad held before the backward() that runs
 
     # ---- backward() and grad()
 
@@ -54,6 +55,8 @@ class Gradients:
             self._noted(t)
             if g is not None:
                 ob.will_write(g)
+        with ob.pause():
+            self._held = {id(t): g.clone() for t, g in before if g is not None} if ob.farther else {}
         given = tuple(wrt) if accumulate_grad and not inputs and ob.outer_nodes else tuple(inputs)
         with ob.pause():
             found = None
@@ -275,14 +278,14 @@ class Gradients:
                 ob.bind(now, total).storage.soft = not create_graph
 
     def _set_beyond(self, t: Tensor, old: Tensor | None, g: Tensor) -> Tensor:
-        with self.observer.pause(), torch.no_grad():
-            if old is None or get_grad(t) is not old:
+        ob = self.observer
+        if old is None or get_grad(t) is not old:
+            with ob.pause(), torch.no_grad():
                 put_grad(t, g if old is None else old + g)
-            else:
-                raise CaptureError(
-                    "a gradient through an inner training is added to a .grad that is there already",
-                    loc=self.observer.place(), advice="call zero_grad() before backward()",
-                )  # fmt: skip
+        else:  # in place, as PyTorch adds; what it added of its own is no part of the sum
+            ob.will_write(old)
+            with ob.pause(), torch.no_grad():
+                old.copy_(self._held.get(id(t), old) + g)
         now = get_grad(t)
         assert now is not None
         return now
