@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mlc.ir.core import Alias, Arg, Eqn, Index, Op, Pack, Primitive, Region, Var, aten, flat_vars, map_vars
+from mlc.ir.keys import call_key
 from mlc.ir.types import Loc, TensorType, Type
 
 __all__ = ["Builder", "dce", "renamed"]
@@ -30,15 +31,8 @@ _LINEAR = {
 }  # fmt: skip
 
 
-def _key(a: Arg) -> Any:
-    t = type(a)
-    if t is Var:
-        return a
-    if t is tuple or t is list:
-        return (tuple, *[_key(x) for x in a])
-    if t is dict:
-        return (dict, *[(k, _key(v)) for k, v in a.items()])
-    return (t, repr(a)) if t is float else (t, a)
+def _itself(v: Var) -> Var:
+    return v
 
 
 class Builder:
@@ -79,7 +73,7 @@ class Builder:
     ) -> tuple[Var, ...]:  # fmt: skip
         """Append an equation (or find it, or simplify it away) and return its results."""
         if simplify:
-            short = self._simplify(op, args, types)
+            short = self._simplify(op, args, types, kwargs)
             if short is not None:
                 return short
         impure = isinstance(op, Primitive) and (op.impure or isinstance(op, Alias))
@@ -89,7 +83,7 @@ class Builder:
                 return (packed.args[op.at],)
         key = None
         if self._merge and not impure:
-            key = (op, _key(args), _key(kwargs))
+            key = call_key(op, args, kwargs, _itself)
             found = self._known.get(key)
             if found is not None:
                 return found
@@ -128,13 +122,14 @@ class Builder:
         found = self._producer.get(e.outs[0]) if e.outs else None
         return e if found is None else found
 
-    def _simplify(self, op: Op, args: tuple[Arg, ...], types: Sequence[Type]) -> tuple[Var, ...] | None:
+    def _simplify(self, op: Op, args: tuple[Arg, ...], types: Sequence[Type], kwargs: tuple[tuple[str, Arg], ...],
+                  ) -> tuple[Var, ...] | None:  # fmt: skip
         if op is _ADD or op is _SUB:
             a, b = args[0], args[1]
             if type(b) is Var and b in self.zeros and type(a) is Var and a.type == types[0]:
                 return (a,)
             if op is _ADD and type(a) is Var and a in self.zeros and type(b) is Var and b.type == types[0]:
-                return (b,)
+                return None if kwargs else (b,)  # alpha scales b
         elif op is _MUL:
             if any((type(a) is Var and a in self.zeros) or (type(a) in (int, float) and a == 0) for a in args):
                 return (self.zero(types[0]),)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Eqn, Grad, Loop, Region, Stop, Var
 from mlc.passes.forward import pushforward
-from mlc.passes.reverse import Deeper, Inside, Passing, active_vars, pull_eqn, pullback
+from mlc.passes.reverse import Deeper, Inside, Passing, active_vars, outermost, passes, pull_eqn, pullback
 from mlc.passes.rules import NoRule
 
 __all__ = ["GradRecord", "Policy", "Tape", "lower_grads"]
@@ -33,7 +33,8 @@ class Policy:
     Attributes:
         mode: ``"mixed"`` or ``"reverse"`` for inner gradients (mixed falls back where it must); ``"forward"`` for the
             whole program (see :mod:`mlc.passes.columns`).
-        stop: ``"all"``: a stop holds at every level; ``"inner"``: only for the gradient it stands in.
+        stop: ``"all"``: a stop holds at every level; ``"inner"``: only for the gradient it stands in; ``"torch"``: reads
+            of state that no gradient of PyTorch would follow are stops, too.
         note: Called with (gradient equation, reason) when a gradient falls back to reverse over reverse.
         reverse: Inner gradients that are differentiated in reverse over reverse whatever the mode.
         depth: How many declared levels the gradient that is being lowered was taken in; -1: the hypergradient.
@@ -49,7 +50,7 @@ class Policy:
     def through(self) -> Inside:
         """Which stops this gradient passes inside loops."""
         if self.depth < 0:
-            return True if self.stop == "inner" else "inner"
+            return outermost(self.stop)
         return Deeper(self.depth, self.stop == "inner")
 
 
@@ -129,8 +130,8 @@ class Tape:
         depth = self.policy.depth
         stops = [e for e in self.eqns if isinstance(e.op, Stop)]
         soft = {e for e in stops if e.op.inner and e.op.level <= depth}  # type: ignore[union-attr, operator]
-        hard = {e for e in stops if not e.op.inner}  # type: ignore[union-attr]
-        if self.policy.stop != "all":
+        hard = {e for e in stops if not passes(e, "torch" if self.policy.stop == "torch" else "inner")}
+        if self.policy.stop == "inner":
             hard -= self.owned
         return frozenset(soft | hard)
 

@@ -24,7 +24,7 @@ from mlc.passes.forward import NotForward
 from mlc.passes.loops import map_bodies
 from mlc.passes.lower import Stages
 from mlc.passes.prune import prune
-from mlc.passes.reverse import Passing, active_vars, loop_activity
+from mlc.passes.reverse import Inside, Passing, active_vars, loop_activity, outermost
 from mlc.passes.rules import _mode
 from mlc.passes.tangents import Pusher
 from mlc.record.recorder import Recorder
@@ -52,7 +52,7 @@ def legal(program: Program, policy: Policy) -> str | None:
     k = count(program)
     if k > MOST_COLUMNS:
         return f"{k} elements of meta-parameters are too many for one tangent each"
-    through: bool | str = True if policy.stop == "inner" else "inner"
+    through: Inside = outermost(policy.stop)
     for e in _active(program.region, [program.region.inputs[i] for i in program.metas], through):
         if isinstance(e.op, Custom):
             where = f" (line {e.loc.line})" if e.loc is not None else ""
@@ -106,7 +106,7 @@ def forward_stages(program: Program, policy: Policy) -> Stages:
     if reason is not None:
         raise NotForward(reason)
     region, passing = _without_gradients(program, replace(policy, mode="mixed"))
-    through: bool | str = True if policy.stop == "inner" else "inner"
+    through: Inside = outermost(policy.stop)
     reach = _reach(program, region, Passing(passing, through))
     if not reach.metas:
         return Stages(prune(region), None, len(region.outputs), (), reach.outputs, (), program.handed)

@@ -14,10 +14,11 @@ import torch
 from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry
 
-from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Random, Region, SafeSqrt, Stop, map_vars
+from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Random, Region, SafeSqrt, Stop, Var, map_vars
 from mlc.ir.inplace import schema_of
+from mlc.ir.keys import equation_key
 from mlc.ir.slots import replayed_steps
-from mlc.ir.types import TensorType, nbytes
+from mlc.ir.types import TensorType, Type, nbytes
 from mlc.passes.rates import Rates, rates
 
 __all__ = ["Cost", "Meter", "device_of", "flops"]
@@ -131,7 +132,7 @@ class Meter:
             return once + self._body(op.replay.body) * replayed_steps(op.count, op.replay.slots)
         found = self._met.get(e)
         if found is None:
-            key = (op, tuple([v.type for v in e.inputs]), tuple([v.type for v in e.outs]))
+            key = (equation_key(e, _type_of), tuple([v.type for v in e.outs]))
             found = self._known.get(key)
             if found is None:
                 found = self._known[key] = self._operator(e)
@@ -156,6 +157,10 @@ class Meter:
             slow = _SLOW.get(_name(e), 1.0)
             seconds = max(seconds, slow * numel / r.special.get(size, r.special[4]))
         return Cost(work, moved, (r.start + seconds) * r.strain)
+
+
+def _type_of(v: Var) -> Type:
+    return v.type
 
 
 def _element(e: Eqn) -> tuple[int, int]:

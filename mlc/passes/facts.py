@@ -13,7 +13,8 @@ from typing import Any
 
 from torch._ops import OpOverload
 
-from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Region, SafeSqrt, Stop, Var, map_vars
+from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Region, SafeSqrt, Stop, Var
+from mlc.ir.keys import equation_key
 from mlc.ir.types import TensorType, nbytes
 from mlc.passes.cost import flops
 from mlc.passes.memory import liveness, root_of
@@ -186,8 +187,7 @@ def _twice(r: Region) -> set[Eqn]:
 def _key(e: Eqn, number: dict[Var, object]) -> object:
     if e.impure or not isinstance(e.op, (OpOverload, Alias, Stop, SafeSqrt, Index)):
         return None
-    args = map_vars((e.args, e.kwargs), lambda v: ("value", number.get(v, id(v))))
-    return hash((e.op, repr(args)))
+    return hash(equation_key(e, lambda v: ("value", number.get(v, id(v)))))
 
 
 def work(e: Eqn, flops: int) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["REVERSE_NEEDS_DECOMPOSITION", "SECOND_ORDER_FORMULA", "forward_formula_trusted"]
+__all__ = ["ACCOUNTED", "REVERSE_NEEDS_DECOMPOSITION", "SECOND_ORDER_FORMULA", "STATISTICS", "forward_formula_trusted"]
 
 _A: Any = torch.ops.aten
 
@@ -20,6 +20,7 @@ _FORWARD_WRONG = {
     _A.cholesky_inverse.default,
     _A.logcumsumexp.default,
     _A.triangular_solve.default,
+    _A._linalg_det.default,  # not a number where the matrix is singular
     # equal indices: the forward formula keeps the last write, the reverse formula gives to every write
     _A.max_unpool2d.default,
     _A.max_unpool3d.default,
@@ -28,10 +29,23 @@ _FORWARD_WRONG = {
 # PyTorch has two reverse formulas and takes this one under create_graph: the other reads factors (LU, pivots)
 # that are not differentiable results, so that its own derivative is silently wrong.
 SECOND_ORDER_FORMULA = {
-    _A._linalg_det.default,
     _A._linalg_slogdet.default,
     _A._linalg_solve_ex.default,
     _A.cumprod.default,
+}
+
+# Results that autograd takes for constants although they are functions of the input: the formulas of the first and
+# second derivative account for them, their own derivatives (the third) do not.  Here they carry a derivative, and
+# where a formula reads them in elementary operators the operator spelled out gives it (mlc.passes.spelling).
+STATISTICS: dict[Any, tuple[int, ...]] = {
+    _A.native_layer_norm.default: (1, 2),
+    _A.native_batch_norm.default: (1, 2),
+}
+
+# The other half of that: arguments whose part in the derivative is already in the formula for another argument.
+ACCOUNTED: dict[Any, tuple[str, ...]] = {
+    _A.native_layer_norm_backward.default: ("mean", "rstd"),
+    _A.native_batch_norm_backward.default: ("save_mean", "save_invstd"),
 }
 
 # Reverse formula of a fused operator has no (or a wrong) second derivative: differentiate its decomposition.

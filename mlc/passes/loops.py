@@ -102,6 +102,7 @@ def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None
     consts = [i for i, v in enumerate(p.consts) if v in active]
     seqs = [i for i, v in enumerate(p.seqs) if v in active]
     given = [i for i, v in enumerate(p.emitted) if v in cts]
+    carried = _reaching(p, carried, {i for i in carried if p.final[i] in cts}, given)
     wrt = [*[p.in_carry[i] for i in carried], *[p.in_const[i] for i in consts], *[p.in_seq[i] for i in seqs]]
     keep = [v for v in saved_values(p.op.body)]
     modes: set[Eqn] = set()
@@ -126,6 +127,22 @@ def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None
 
     for v, ct in zip(targets, outs, strict=True):
         _give(b, cts, v, ct, active)
+
+
+def _reaching(p: _Parts, carried: list[int], wanted: set[int], given: list[int]) -> list[int]:
+    """The carries that may have a cotangent: wanted behind the loop, or read on the way to one, or to what is emitted.
+
+    Running statistics and averages that only the final state needs have none, so nothing is kept for them.
+    """
+    while True:
+        needed = {*[p.next[i] for i in wanted], *[p.emit[i] for i in given]}
+        for x in reversed(p.op.body.eqns):
+            if any(v in needed for v in x.outs):
+                needed.update(x.inputs)
+        more = wanted | {i for i in carried if p.in_carry[i] in needed}
+        if more == wanted:
+            return [i for i in carried if i in wanted]
+        wanted = more
 
 
 def _adjoint_body(p: _Parts, carried: list[int], consts: list[int], seqs: list[int], given: list[int],

@@ -25,7 +25,7 @@ from mlc.passes.offload import offload
 from mlc.passes.phases import in_phases
 from mlc.passes.remat import AGAIN, Trade, rematerialise
 from mlc.passes.residuals import keep_residuals
-from mlc.passes.reverse import active_vars
+from mlc.passes.reverse import active_vars, outermost
 from mlc.passes.states import sparse_states
 
 __all__ = ["Joint", "Levers", "Stages", "differentiate", "finish"]
@@ -232,7 +232,7 @@ def _joint(program: Program, policy: Policy, reverse_over: frozenset[Eqn]
     metas = [i for i in program.metas]
     tape = Tape(b, region, env, policy, reverse_over=reverse_over)
     outs = [env[v] for v in region.outputs]
-    passing: bool | str = True if policy.stop == "inner" else "inner"
+    passing = outermost(policy.stop)
     active = active_vars(tape.eqns, [inputs[i] for i in metas], through_stops=passing)
     cts = [
         (i, b.input(contiguous_type(v.type), f"ct_{i}"))

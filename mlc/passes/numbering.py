@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlc.ir.core import Alias, Arg, Custom, Region, Stop, Var
+from mlc.ir.core import Alias, Custom, Region, Stop, Var
+from mlc.ir.keys import equation_key
 
 __all__ = ["Numbering"]
 
@@ -38,18 +39,7 @@ class Numbering:
                 raw = e.args[e.op.n_in : e.op.n_in + e.op.n_out]
                 numbers.update((o, numbers[a]) for o, a in zip(e.outs, raw, strict=True))
                 continue
-            key = object() if e.impure else (e.op, _key(e.args, numbers), _key(e.kwargs, numbers))
+            key = object() if e.impure else equation_key(e, lambda v: ("value", numbers[v]))
             for i, v in enumerate(e.outs):
                 numbers[v] = self._known.setdefault((key, i), len(self._known))
         return numbers
-
-
-def _key(a: Arg, numbers: dict[Var, int]) -> Any:
-    t = type(a)
-    if t is Var:
-        return ("value", numbers[a])
-    if t is tuple or t is list:
-        return (tuple, *[_key(x, numbers) for x in a])
-    if t is dict:
-        return (dict, *[(k, _key(x, numbers)) for k, x in a.items()])
-    return (t, repr(a)) if t is float else (t, a)

@@ -34,8 +34,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         PlanError: naming the option.
     """
-    if options.get("stop_gradient", "all") not in ("all", "inner"):
-        raise PlanError(f"stop_gradient={options['stop_gradient']!r}", advice='use "all" or "inner"')
+    if options.get("stop_gradient", "all") not in ("all", "inner", "torch"):
+        raise PlanError(f"stop_gradient={options['stop_gradient']!r}", advice='use "all", "inner" or "torch"')
     if options.get("backend", "auto") not in ("auto", "interpreter", "inductor"):
         raise PlanError(f"backend={options['backend']!r}", advice='use "auto", "interpreter" or "inductor"')
     check_flows(options.get("flows"))

@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mlc.ir.core import Arg, Eqn, Index, Op, SafeSqrt, Var, aten, elem_type, map_vars
+from mlc.ir.keys import call_key
 from mlc.ir.types import TensorType, Type
 
 __all__ = ["Retyper", "shared"]
@@ -34,7 +35,7 @@ class Retyper:
         """
         if isinstance(op, Index):
             return (elem_type(args[0].type),)
-        key = (op, _key(args), _key(kwargs))
+        key = call_key(op, args, kwargs, _type_of)
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._run(op, args, kwargs)
@@ -70,15 +71,11 @@ def _fake(v: Var) -> Tensor:
     return torch.empty_strided(t.shape, t.stride, dtype=t.dtype, device=t.device)
 
 
+def _type_of(v: Var) -> Type:
+    return v.type
+
+
 def _flat(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result]
     return [t for r in result or () for t in _flat(r)]
-
-
-def _key(a: Arg) -> Any:
-    if type(a) is Var:
-        return a.type
-    if isinstance(a, (tuple, list)):
-        return (type(a), *[_key(x) for x in a])
-    return (type(a), repr(a)) if isinstance(a, float) else (type(a), a)

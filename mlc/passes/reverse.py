@@ -15,7 +15,7 @@ from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, V
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.rules import NoRule, differentiable_outs, reverse_rule
 
-__all__ = ["Deeper", "Inside", "Passing", "active_vars", "dependence", "loop_activity", "passes", "pull_eqn", "pullback"]
+__all__ = ["Deeper", "Inside", "Passing", "active_vars", "dependence", "loop_activity", "outermost", "passes", "pull_eqn", "pullback"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,12 @@ def passes(e: Eqn, through: Through) -> bool:
     assert isinstance(e.op, Stop)
     if isinstance(through, Deeper):
         return through.hard if e.op.level is None else e.op.level > through.depth
-    return e.op.inner
+    return e.op.inner and not (through == "torch" and e.tag == "state")
+
+
+def outermost(stop: str) -> Inside:
+    """Which stops the hypergradient passes under a meaning of ``stop_gradient``."""
+    return True if stop == "inner" else "torch" if stop == "torch" else "inner"
 
 
 def pullback(b: Builder, eqns: Sequence[Eqn], seeds: dict[Var, Var], wrt: Sequence[Var],

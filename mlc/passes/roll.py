@@ -33,6 +33,7 @@ from mlc.ir.core import (
 from mlc.passes.exits import even_exits
 from mlc.passes.fold import Fold, Uses
 from mlc.passes.liveness import live_equations
+from mlc.passes.quotients import regrouped
 from mlc.passes.scalars import holes, literal_key, spell_out
 
 __all__ = ["RollResult", "roll"]
@@ -61,6 +62,7 @@ def roll(eqns: Sequence[Eqn], inputs: Sequence[Var], results: Sequence[Var], nam
         results: Values that the program returns (outputs and final states).
         names: Names of the inputs, for readers.
     """
+    eqns = regrouped(eqns)
     loops = _worth_rolling(eqns)
     paths = {id(e): _truncate(e, loops) for e in eqns}
     eqns = live_equations([e for e in eqns], results, paths)

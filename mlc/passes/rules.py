@@ -28,13 +28,14 @@ from torch.autograd import forward_ad
 from mlc.errors import DifferentiationError, MlcError
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Eqn, Region, Var
+from mlc.ir.keys import equation_key
 from mlc.ir.trees import flatten
 from mlc.ir.types import TensorType, Type
 from mlc.passes import legality
 from mlc.passes.spelling import own_decomposition
 from mlc.record.recorder import Handle, Recorder, Storage
 
-__all__ = ["NoRule", "Rule", "differentiable_outs", "forward_rule", "reverse_rule"]
+__all__ = ["NoRule", "Rule", "differentiable_outs", "forward_rule", "reverse_rule", "signature"]
 
 
 class NoRule(Exception):
@@ -60,15 +61,13 @@ def _mode() -> FakeTensorMode:
     return _MODE
 
 
-def _skeleton(a: Any) -> Any:
-    t = type(a)
-    if t is Var:
-        return a.type
-    if t is tuple or t is list:
-        return (tuple, *[_skeleton(x) for x in a])
-    if t is dict:
-        return tuple((k, _skeleton(v)) for k, v in a.items())
-    return (t, repr(a)) if t is float else (t, a)
+def signature(e: Eqn) -> Any:
+    """What a rule of an equation depends on: its operator, literals and the types of its inputs."""
+    return (equation_key(e, _type_of), torch.get_default_dtype())
+
+
+def _type_of(v: Var) -> Type:
+    return v.type
 
 
 def _rebuild(a: Any, values: list[Tensor]) -> Any:
@@ -109,17 +108,26 @@ def reverse_rule(e: Eqn, active: tuple[bool, ...], given: Given) -> Rule:
     Returns:
         A rule with inputs ``(*e.inputs, *e.outs, *cotangents given)``, one result per active input.
     """
-    key = ("vjp", e.op, _skeleton(e.args), _skeleton(dict(e.kwargs)), active, given)
-    return _cached(key, lambda: _first(e, _reverse_ways(e, given), lambda way: _record_reverse(e, active, given, way)))
+    key = ("vjp", signature(e), active, given)
+
+    def make() -> Rule:
+        own = _own_part(e, active)
+        rule = _first(e, _reverse_ways(e, own, given), lambda way: _record_reverse(e, own, given, way))
+        if own == active:
+            return rule
+        has = iter(rule.present)
+        return Rule(rule.region, tuple([next(has) if o else False for o, a in zip(own, active, strict=True) if a]))
+
+    return _cached(key, make)
 
 
 _CARRYING: dict[Any, tuple[bool, ...]] = {}
 
 
 def differentiable_outs(e: Eqn) -> tuple[bool, ...]:
-    """Which results of an ATen equation carry a derivative according to autograd.
+    """Which results of an ATen equation carry a derivative: what autograd says, and saved statistics.
 
-    Saved statistics (of batch norm, layer norm) and factorisations do not: formulas that read them account for them.
+    Factorisations do not: formulas that read them account for them.
     """
     key = (e.op, len(e.outs), tuple([v.type.is_float for v in e.inputs]))
     found = _CARRYING.get(key)
@@ -136,6 +144,8 @@ def differentiable_outs(e: Eqn) -> tuple[bool, ...]:
                 found = floats
             if not any(found):
                 found = floats
+            known = legality.STATISTICS.get(e.op, ())
+            found = tuple([f or i in known for i, f in enumerate(found)])
         _CARRYING[key] = found
     return found
 
@@ -145,10 +155,10 @@ def forward_rule(e: Eqn, active: Given) -> Rule:
 
     ``active[i]`` is the type of the tangent of input i, or None when it has none.
     """
-    key = ("jvp", e.op, _skeleton(e.args), _skeleton(dict(e.kwargs)), active)
+    key = ("jvp", signature(e), active)
 
     def make() -> Rule:
-        own = own_decomposition(e.op, e.args)
+        own = own_decomposition(e, tuple([a is not None for a in active]))
         ways: list[Any] = [own] if own is not None else [e.op]
         if not legality.forward_formula_trusted(e.op, e.args, e.kwargs):
             ways = []
@@ -160,13 +170,23 @@ def forward_rule(e: Eqn, active: Given) -> Rule:
     return _cached(key, make)
 
 
-def _reverse_ways(e: Eqn, given: Given) -> list[Callable[..., Any]]:
+def _own_part(e: Eqn, active: tuple[bool, ...]) -> tuple[bool, ...]:
+    """``active`` without the inputs whose part is in the formula for another one already."""
+    names = legality.ACCOUNTED.get(e.op)
+    if names is None:
+        return active
+    assert isinstance(e.op, OpOverload)
+    skip = [a.name in names for a, x in zip(e.op._schema.arguments, e.args, strict=False) if type(x) is Var]
+    return tuple([a and not s for a, s in zip(active, skip, strict=True)])
+
+
+def _reverse_ways(e: Eqn, active: tuple[bool, ...], given: Given) -> list[Callable[..., Any]]:
     op = e.op
     ways: list[Callable[..., Any]] = []
     if isinstance(op, OpOverload):
         if op not in legality.REVERSE_NEEDS_DECOMPOSITION:
             ways.append(op)
-        own = own_decomposition(op, e.args, given)
+        own = own_decomposition(e, active, given)
         if own is not None:
             ways.insert(0, own)
         if op in decomposition_table:
@@ -191,6 +211,8 @@ def _first(e: Eqn, ways: Sequence[Callable[..., Any]], record: Callable[[Callabl
             IndexError,
         ) as err:
             why.append(str(err).split("\n")[0])
+        except NoRule as err:
+            why.append(str(err))
         except MlcError as err:
             why.append(err.what)
     raise NoRule(f"{e.op}: " + ("; ".join(why) or "no formula"))
@@ -251,8 +273,10 @@ def _record_reverse(e: Eqn, active: tuple[bool, ...], given: Given, way: Callabl
         with torch.enable_grad():
             outs = [t for t, g in zip(tape.call(way, tape.ins), given, strict=True) if g is not None]
         pairs = [(t, c) for t, c in zip(outs, tape.extra, strict=True) if t.requires_grad]
+        if pairs and len(pairs) < len(outs) and way is e.op:
+            raise NoRule(f"{e.op}: PyTorch takes one of its results for a constant")
         grads: Sequence[Tensor | None] = [None] * len(wanted)
-        if pairs:
+        if pairs and wanted:
             twice = e.op in legality.SECOND_ORDER_FORMULA
             ends, seeds = [t for t, _ in pairs], [c for _, c in pairs]
             grads = torch.autograd.grad(ends, wanted, seeds, allow_unused=True, create_graph=twice)

@@ -9,6 +9,7 @@ from torch._ops import OpOverload
 
 from mlc.ir.builder import Builder
 from mlc.ir.core import Custom, Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Var, aten
+from mlc.ir.keys import structure
 from mlc.ir.types import TensorType
 
 __all__ = ["holes", "literal_key", "spell_out"]
@@ -91,12 +92,11 @@ def region_key(region: Region) -> Any:
 
 
 def _lit(a: Any) -> Any:
-    t = type(a)
-    if t is Var:
-        return "%"
-    if t is list or t is tuple:
-        return (tuple, *[_lit(x) for x in a])
-    return (t, repr(a)) if t is float else (t, a)
+    return structure(a, _any_value)
+
+
+def _any_value(v: Var) -> str:
+    return "%"
 
 
 def _number(table: Builder, value: Any, dtype: torch.dtype, device: torch.device) -> Var:
@@ -123,7 +123,10 @@ def spell_out(e: Eqn, table: Builder) -> list[Eqn]:
     if base in ("mul", "div"):
         return [e.with_(op=aten(base, "Tensor"), args=(e.args[0], num(e.args[1])))]
     if base == "rsub":
-        return [e.with_(op=aten("sub", "Tensor"), args=(num(e.args[1]), e.args[0]), kwargs=())]
+        alpha = _alpha(e, kw)
+        scaled = [] if alpha == 1 else _scaled(e, e.args[0], num(alpha))
+        x = scaled[0].outs[0] if scaled else e.args[0]
+        return [*scaled, e.with_(op=aten("sub", "Tensor"), args=(num(e.args[1]), x), kwargs=())]
     if base == "lerp":
         weight = num(e.args[2], out_t.dtype, out_t.device)
         return [e.with_(op=aten("lerp", "Tensor"), args=(e.args[0], e.args[1], weight))]
@@ -136,15 +139,21 @@ def spell_out(e: Eqn, table: Builder) -> list[Eqn]:
 
 
 def _spell_sum(e: Eqn, base: str, kw: dict[str, Any], num: Any) -> list[Eqn]:
-    alpha = kw.get("alpha", 1)
+    alpha = _alpha(e, kw)
     b = e.args[1]
     if type(b) in (int, float):
         return [e.with_(op=aten(base, "Tensor"), args=(e.args[0], num(b * alpha)), kwargs=())]
-    scaled = Var(b.type)
-    return [
-        Eqn(aten("mul", "Tensor"), (b, num(alpha)), (scaled,), (), e.loc, e.tag, e.site),
-        e.with_(op=aten(base, "Tensor"), args=(e.args[0], scaled), kwargs=()),
-    ]
+    scaled = _scaled(e, b, num(alpha))
+    return [*scaled, e.with_(op=aten(base, "Tensor"), args=(e.args[0], scaled[0].outs[0]), kwargs=())]
+
+
+def _alpha(e: Eqn, kw: dict[str, Any]) -> Any:
+    """``alpha``, which the overloads for numbers also take by position."""
+    return e.args[2] if len(e.args) > 2 else kw.get("alpha", 1)
+
+
+def _scaled(e: Eqn, v: Var, by: Var) -> list[Eqn]:
+    return [Eqn(aten("mul", "Tensor"), (v, by), (Var(v.type),), (), e.loc, e.tag, e.site)]
 
 
 def _spell_product(e: Eqn, base: str, kw: dict[str, Any], num: Any) -> list[Eqn]:

@@ -7,16 +7,20 @@ operator itself is still what runs forward.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from mlc.ir.core import Eqn
+from mlc.ir.types import TensorType
+from mlc.passes import determinants, losses, norms
 from mlc.record import views
 
 __all__ = ["own_decomposition"]
 
 _A: Any = torch.ops.aten
+Flags: TypeAlias = "tuple[bool, ...]"
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
@@ -75,28 +79,6 @@ def _as_strided_scatter(
     return new
 
 
-def _layer_norm(
-    x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    dims = list(range(x.dim() - len(shape), x.dim()))
-    mean = x.mean(dims, keepdim=True)
-    centered = x - mean
-    rstd = torch.rsqrt((centered * centered).mean(dims, keepdim=True) + eps)
-    y = centered * rstd
-    if weight is not None:
-        y = y * weight
-    return (y if bias is None else y + bias), mean, rstd
-
-
-def _layer_norm_backward(
-    g: Tensor, x: Tensor, shape: list[int], mean: Tensor, rstd: Tensor, weight: Tensor | None,
-    bias: Tensor | None, mask: list[bool],
-) -> Any:  # fmt: skip
-    """With a weight of ones: PyTorch's second derivative needs a weight to know mean(x) and rstd(x)."""
-    ones = torch.ones(shape, dtype=x.dtype, device=x.device)
-    return _A.native_layer_norm_backward.default(g, x, shape, mean, rstd, ones, bias, mask)
-
-
 def _cdist(a: Tensor, b: Tensor, p: float, mode: int | None = None) -> Tensor:
     """All differences at once (fused: no second derivative): memory rows x columns x features."""
     out: Tensor = torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
@@ -140,6 +122,14 @@ def _embedding_bag(
     return (out, *rest)
 
 
+def _embedding_renorm(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float) -> Tensor:
+    """Rows that are looked up and longer than ``max_norm`` are shortened to it; the others stay."""
+    norms = torch.linalg.vector_norm(weight, norm_type, 1, keepdim=True)
+    hit = torch.zeros(weight.shape[0], dtype=torch.bool, device=weight.device)
+    hit = hit.index_fill(0, indices.reshape(-1), True).unsqueeze(1)
+    return torch.where(hit & (norms > max_norm), weight * (max_norm / (norms + 1e-7)), weight)
+
+
 _SPELT: dict[Any, Callable[..., Any]] = {
     _A._weight_norm_interface.default: _weight_norm,
     _A.logcumsumexp.default: _logcumsumexp,
@@ -148,18 +138,51 @@ _SPELT: dict[Any, Callable[..., Any]] = {
     _A._cdist_forward.default: _cdist,
     _A._pdist_forward.default: _pdist,
     _A._embedding_bag.default: _embedding_bag,
+    _A._linalg_det.default: determinants.det,
+    _A.embedding_renorm.default: _embedding_renorm,
+    _A._ctc_loss_backward.default: losses.ctc_backward,
+    _A._ctc_loss_backward.Tensor: losses.ctc_backward,
+    _A.multi_margin_loss_backward.default: losses.multi_margin_backward,
+    _A.multilabel_margin_loss_backward.default: losses.multilabel_margin_backward,
 }
 
 
-def own_decomposition(op: Any, args: tuple[Any, ...], given: tuple[Any, ...] = ()) -> Callable[..., Any] | None:
-    """Our own spelling of an operator whose formulas cannot be used with these arguments and cotangents."""
+def own_decomposition(e: Eqn, active: Flags, given: tuple[Any, ...] = ()) -> Callable[..., Any] | None:
+    """Our own spelling of an equation's operator, where its formulas cannot be used.
+
+    Args:
+        e: The equation.
+        active: Which of its inputs are differentiated.
+        given: Its results' cotangents (None for one without); empty for a forward rule.
+    """
+    op, args = e.op, e.args
     if op in (_A.index_put.default, _A._unsafe_index_put.default):
         return _index_put if any(_is_mask(i) for i in args[1]) else None
-    if op is _A.native_layer_norm.default and any(g is not None for g in given[1:]):
-        return _layer_norm  # PyTorch's formula ignores cotangents of the statistics
     if op is _A.native_layer_norm_backward.default:
-        return _layer_norm_backward if args[5] is None else None
-    return _SPELT.get(op)
+        return norms.layer_norm_backward if args[5] is None else None
+    if op in (_A._ctc_loss.default, _A._ctc_loss.Tensor):
+        shapes = [v.type.shape for v in e.outs if isinstance(v.type, TensorType)]
+        return losses.ctc(shapes) if given else None
+    spelled = _NORMS.get(op)
+    if spelled is None:
+        return _SPELT.get(op)
+    if not given:
+        return spelled if _reads_running(e, active) else norms.with_statistics(op, spelled)
+    return spelled if any(g is not None for g in given[1:]) or _reads_running(e, active) else None
+
+
+_NORMS: dict[Any, Callable[..., Any]] = {
+    _A.native_layer_norm.default: norms.layer_norm,
+    _A.native_batch_norm.default: norms.batch_norm,
+}
+
+
+def _reads_running(e: Eqn, active: Flags) -> bool:
+    """Whether a normalisation in evaluation is differentiated in its running statistics."""
+    if e.op is not _A.native_batch_norm.default or e.args[5]:
+        return False
+    running = {v for v in e.args[3:5] if v is not None}
+    return any(a and v in running for v, a in zip(e.inputs, active, strict=True))
 
 
 def _is_mask(index: Any) -> bool:

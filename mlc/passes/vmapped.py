@@ -21,7 +21,7 @@ from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Alias, Eqn, Region, Stop, Var, aten, map_vars
 from mlc.ir.trees import flatten
 from mlc.ir.types import SeqType, TensorType, Type
-from mlc.passes.rules import NoRule, _mode, _rebuild, _skeleton
+from mlc.passes.rules import NoRule, _mode, _rebuild, signature
 from mlc.record.recorder import Recorder
 
 __all__ = ["batched_type", "inline_batched", "slice_type"]
@@ -76,7 +76,7 @@ def _emit_batched(b: Builder, e: Eqn, here: Eqn, batched: set[Var], k: int) -> t
     if not isinstance(e.op, OpOverload):
         raise NoRule(f"{e.op.name} has no batched form")
     if all(v in b.zeros for v in here.inputs if v in batched):
-        short = b._simplify(e.op, here.args, [batched_type(v.type, k) for v in e.outs])
+        short = b._simplify(e.op, here.args, [batched_type(v.type, k) for v in e.outs], here.kwargs)
         if short is not None:
             return short
     rule = _rule(here, tuple([v in batched for v in here.inputs]), len(e.outs))
@@ -89,7 +89,7 @@ def _rule(e: Eqn, batched: tuple[bool, ...], n_outs: int) -> Region | None:
     """What vmap makes of an equation: a region over ``e.inputs``; None where it has no rule."""
     if e.op in _BY_SLICES:
         return None
-    key = (e.op, _skeleton(e.args), _skeleton(dict(e.kwargs)), batched)
+    key = (*signature(e), batched)
     if key not in _CACHE:
         try:
             _CACHE[key] = _record(e, batched, n_outs)

@@ -14,7 +14,7 @@ Complexity: O(equations + uses), apart from sorting.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch._ops import OpOverload
 
 from mlc.ir.core import Alias, Custom, Eqn, Primitive, Region, SafeSqrt, Stop, Var, map_vars
 from mlc.ir.inplace import schema_of
+from mlc.ir.keys import equation_key
 from mlc.ir.types import TensorType
 
 __all__ = ["Fused", "fuse", "fusible", "is_view", "key_of"]
@@ -158,24 +159,13 @@ def _value_numbers(region: Region) -> list[int]:
     known: dict[Any, int] = {}
     out = []
     for e in region.eqns:
-        args = _spell((e.args, e.kwargs), lambda v: number.get(v, v))
-        key = (e.op, args) if isinstance(e.op, OpOverload) else (e.op, args, e)
+        key: Any = equation_key(e, lambda v: ("%", number.get(v, v)))
+        if not isinstance(e.op, OpOverload):
+            key = (key, e)
         n = known.setdefault(key, len(known))
         out.append(n)
         number.update((v, (n, k)) for k, v in enumerate(e.outs))
     return out
-
-
-def _spell(a: Any, name: Callable[[Var], Any]) -> Any:
-    """Arguments as something hashable: literals with their types, values by name."""
-    t = type(a)
-    if t is Var:
-        return ("%", name(a))
-    if t in (tuple, list):
-        return (t.__name__, *[_spell(x, name) for x in a])
-    if t is dict:
-        return ("dict", *[(k, _spell(v, name)) for k, v in a.items()])
-    return (t.__name__, repr(a))
 
 
 def _pieces(region: Region, part: list[int], numbers: list[int], most: int) -> Iterable[list[int]]:
@@ -226,8 +216,8 @@ def key_of(body: Region) -> str:
 
     words = [f"{name(v)}:{_type(v)}" for v in body.inputs]
     for e in body.eqns:
-        args = _spell((e.args, e.kwargs), name)
-        words.append(f"{','.join(f'{name(v)}:{_type(v)}' for v in e.outs)}={e.op}{args}")
+        _, args, kwargs = equation_key(e, name)
+        words.append(f"{','.join(f'{name(v)}:{_type(v)}' for v in e.outs)}={e.op}{args}{kwargs}")
     words.append("return " + ",".join(map(name, body.outputs)))
     return "\n".join(words)
 

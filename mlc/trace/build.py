@@ -12,7 +12,7 @@ from mlc.ir.program import Input, Program
 from mlc.ir.types import SeqType, Type
 from mlc.ir.verify import verify
 from mlc.passes.levels import find_levels
-from mlc.passes.reverse import dependence
+from mlc.passes.reverse import dependence, outermost
 from mlc.passes.roll import roll
 from mlc.trace.capture import Recording
 
@@ -167,7 +167,7 @@ def _diagnose(program: Program, stop: str) -> tuple[tuple[str, ...], tuple[str, 
         )  # fmt: skip
     outs = region.outputs[: program.n_outputs]
     marks = {region.inputs[i]: 1 << k for k, i in enumerate(metas)}
-    passing = dependence(region.eqns, marks, through_stops=True if stop == "inner" else "inner")
+    passing = dependence(region.eqns, marks, through_stops=outermost(stop))
     reached = _union(passing, outs)
     cuts_of = _cuts(region, marks)
     if not reached:

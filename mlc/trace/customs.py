@@ -53,9 +53,15 @@ def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any,
     mask = 0
     for v in in_vars:
         mask |= v.mask
+    if tracer.real:
+        out, outs = _apart(tracer, out, outs, ins)
     results = []
     for t, r in zip(outs, raw, strict=True):
         v = Var(r.type, mask if r.type.is_float else 0)
+        if tracer.real:
+            tracer.bind(t, v)  # type: ignore[attr-defined]
+            results.append(v)
+            continue
         h = tracer.handle(t)
         if h.chain or any(h.storage is tracer.handle(i).storage for i in ins):
             h.storage, h.chain = Storage(v), ()
@@ -68,6 +74,17 @@ def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any,
     op = Custom(cls.__name__, backward, len(in_vars), len(results), present)
     tracer.builder.append(Eqn(op, (*in_vars, *raw, *extra), tuple(results), (), loc, tracer.tag, site))
     return out
+
+
+def _apart(tracer: Any, out: Any, outs: list[Tensor], ins: list[Tensor]) -> tuple[Any, list[Tensor]]:
+    """Results in memories of their own: a Function that gives its input back gives another value all the same."""
+    given = {t.untyped_storage()._cdata for t in ins}
+    with tracer.pause(), torch.enable_grad():
+        moved = {id(t): t.clone() if t.untyped_storage()._cdata in given else t for t in outs}
+    if isinstance(out, Tensor):
+        return moved[id(out)], [moved[id(out)]]
+    kind = type(out)
+    return kind(moved.get(id(x), x) for x in out), [moved[id(t)] for t in outs]
 
 
 @contextlib.contextmanager

@@ -38,6 +38,8 @@ class Cuts(_Base):
         self._cut_edges: dict[Eqn, dict[Var, Loc | None]] = {}
         self._state_read: dict[Eqn, tuple[Var, ...]] = {}
         self._as_loss: dict[Any, Var] = {}
+        self.leaf_history: dict[int, list[Var]] = {}  # values that a leaf had, in order
+        self.leaf_bits: dict[int, int] = {}  # their bits
         self._flips = 0
         self._grad_on = True
 
@@ -141,7 +143,11 @@ class Cuts(_Base):
             elif outside:
                 self._claim(t, h)
             h.storage.leaf = True
-        self.new_bit(var)
+        bit = self.new_bit(var)
+        history = self.leaf_history.setdefault(id(t), [])
+        if not history or history[-1] is not var:
+            history.append(var)
+            self.leaf_bits[id(t)] = self.leaf_bits.get(id(t), 0) | bit
         return var
 
     def _claim(self, t: Tensor, h: Handle) -> None:
@@ -158,7 +164,8 @@ class Cuts(_Base):
         s = h.storage
         if not (s.updated or s.soft or s.leaf or s.external is not None):
             var = self._cut_inside(var)
-        return self._stop_at(var, self.depth(), None, tag="state" if s.updated else None) if var.mask else var
+        tag = None if s.leaf or s.soft else "state"  # what stop_gradient="torch" holds constant
+        return self._stop_at(var, self.depth(), None, tag=tag) if var.mask else var
 
     def _cut_inside(self, var: Var) -> Var:
         """A passing value, with stops where cut values entered it."""

@@ -35,8 +35,6 @@ class Gradients:
         self.observer = observer
         self.original = original
         self._reach: dict[tuple[int, bool], Reach] = {}
-        self._older: dict[int, list[Var]] = {}  # values that a leaf had before
-        self._last: dict[int, Var] = {}
         self._held: dict[int, Tensor] = {}  # what .grad held before the backward() that runs
 
     # ---- backward() and grad()
@@ -179,13 +177,10 @@ class Gradients:
         now = ob.read(t, True) if t.requires_grad else ob.current(t)
         out = [now] if self.reach().among(losses, [now]) else []
         if t.is_leaf and t.requires_grad:
-            last = self._last.get(id(t))
-            older = self._older.setdefault(id(t), [])
-            if last is not None and last is not now and last not in older:
-                older.append(last)
-            self._last[id(t)] = now
-            if not out:
-                out = [v for v in reversed(older) if ob._bit_of.get(v, 0) & reached]
+            bits = ob.leaf_bits.get(id(t), 0) & ~ob._bit_of.get(now, 0)
+            if bits & reached:  # written since the loss read it
+                history = reversed(ob.leaf_history[id(t)])
+                out += [v for v in history if v is not now and ob._bit_of.get(v, 0) & reached]
         return out
 
     def _gradients(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], wrt: Sequence[Tensor]

@@ -55,6 +55,7 @@ class Program:
             optimizer's result is differentiated inside the loop: plain PyTorch drops that path.
         tolerance: Relative error allowed between the compiled gradient and the reference.
         differences: Relative error allowed between the reference and finite differences.
+        stop: What `stop_gradient` is to mean.
     """
 
     make: Callable[..., Setup]
@@ -63,6 +64,7 @@ class Program:
     tolerance: float = 1e-9
     differences: float = 2e-6
     clones: bool = False
+    stop: str = "all"
 
     @property
     def name(self) -> str:
@@ -141,7 +143,7 @@ def check_reference(program: Program) -> None:
 def check_compiled(program: Program, mlc: ModuleType, mode: str | None = None) -> None:
     """Gradient of the reference; value, random state, modules and optimizers of the plain loop."""
     setup = program.fresh(clone=mlc.clone) if program.clones else program.fresh()
-    compiled = mlc.compile(setup.loop, flows=mode)
+    compiled = mlc.compile(setup.loop, flows=mode, stop_gradient=program.stop)
     out = compiled(**setup.args)
     assert mode in (None, compiled.plan.mode), compiled.plan.explain()
     draws = torch.get_rng_state()

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tests.opinfo.case import Verdict, judge, name_of
+from tests.opinfo.case import RANKS, Verdict, judge, name_of
 
 
 def operators() -> list[Any]:
@@ -30,26 +30,65 @@ def operators() -> list[Any]:
     return [o for o in op_db if o.supports_gradgrad and torch.float64 in o.supported_dtypes("cpu")]
 
 
+# Why what is refused is refused, by what the refusal says.
+REASONS = {
+    "linalg_lstsq": "the size of its residuals follows from the rank; use `torch.linalg.pinv` or `solve`",
+    "repeat_interleave": "the size follows from the repeats; give `output_size` or use `index_select`",
+    "size that depends on data": "a program has one size for all values; use `torch.where` or a mask",
+    "in chunks computes its gradient": "PyTorch's derivative of that gradient is silently wrong; do not chunk",
+    "_to_dense": "sparse tensors have no functional form that PyTorch can differentiate twice on fake tensors",
+}
+
+
 def table(verdicts: Iterable[Verdict]) -> str:
     """``docs/legality.md``."""
-    rows = sorted(verdicts, key=lambda v: v.op)
-    count = Counter(v.verdict for v in rows)
+    found: dict[str, dict[int, Verdict]] = {}
+    for v in verdicts:
+        by = found.setdefault(v.op, {})
+        by[v.order] = max(by.get(v.order, v), v, key=lambda x: RANKS.index(x.verdict))
     head = [
         "# Legality of operators",
         "",
         "Written by the sweep of `tests/opinfo` (part of `make test-all`); do not edit.",
         "",
-        "Every operator of PyTorch's OpInfo database that states a second derivative in float64, as the loss",
-        "of one compiled gradient step; the hypergradient is compared with float64 differences and with the",
-        "plain unroll. `mixed`: forward over reverse. `reverse`: reverse over reverse.",
+        "Every operator of PyTorch's OpInfo database that states a second derivative in float64, in the loss of one",
+        "compiled gradient step; the hypergradient (second order) is compared with float64 differences and with the",
+        "plain unroll. For the third order the loss is a penalty on the operator's own gradient. Samples are spread",
+        "over the database's; then come some with other keywords, words and flags. `mixed`: forward over reverse.",
+        "`reverse`: reverse over reverse. `unusable`: there is nothing to compare (the derivative is zero or undefined",
+        "there, or PyTorch has no derivative of one order less).",
         "",
-        f"torch {torch.__version__}: " + ", ".join(f"{count[k]} {k}" for k in sorted(count)) + ".",
-        "",
-        "| operator | verdict | mode | note |",
-        "|---|---|---|---|",
     ]
-    body = [f"| `{v.op}` | {v.verdict} | {v.mode} | {v.note.replace('|', '/')} |" for v in rows]
-    return "\n".join([*head, *body]) + "\n"
+    for order, title in ((2, "second"), (3, "third")):
+        count = Counter(v[order].verdict for v in found.values() if order in v)
+        if count:
+            words = ", ".join(f"{n} {k}" for k, n in sorted(count.items()))
+            head += [f"torch {torch.__version__}, {title} order: {words}.", ""]
+    body = ["| operator | second | third | mode | note |", "|---|---|---|---|---|"]
+    for op, by in sorted(found.items()):
+        mode = " / ".join(dict.fromkeys(v.mode for v in by.values() if v.mode))
+        note = "; ".join(dict.fromkeys(v.note.replace("|", "/") for v in by.values() if v.note))
+        body.append(f"| `{op}` | {_word(by, 2)} | {_word(by, 3)} | {mode} | {note} |")
+    return "\n".join([*head, *_refusals(found), *body]) + "\n"
+
+
+def _word(by: dict[int, Verdict], order: int) -> str:
+    return by[order].verdict if order in by else ""
+
+
+def _refusals(found: dict[str, dict[int, Verdict]]) -> list[str]:
+    """Every refused operator with its reason."""
+    out = ["## Refused", ""]
+    for op, by in sorted(found.items()):
+        note = next((v.note for v in by.values() if v.verdict == "refused"), "")
+        if note:
+            out.append(f"- `{op}`: {reason(note)}")
+    return [*out, "", "## All", ""]
+
+
+def reason(note: str) -> str:
+    """Why an operator is refused; a refusal without a known reason is a fault."""
+    return next((why for part, why in REASONS.items() if part in note), f"unexplained: {note}")
 
 
 def main() -> int:
@@ -57,6 +96,8 @@ def main() -> int:
     p.add_argument("--match", default="")
     p.add_argument("--shard", default="0/1")
     p.add_argument("--samples", type=int, default=2)
+    p.add_argument("--orders", type=int, nargs="*", default=[2, 3])
+    p.add_argument("--variants", type=int, default=6)
     p.add_argument("--out", type=Path)
     p.add_argument("--merge", type=Path, nargs="*")
     p.add_argument("--table", type=Path)
@@ -67,12 +108,13 @@ def main() -> int:
         i, n = map(int, a.shard.split("/"))
         found = []
         for op in [o for o in operators() if re.search(a.match, name_of(o))][i::n]:
-            found.append(judge(op, a.samples))
-            v = found[-1]
-            print(f"{v.verdict:9} {v.mode:8} {v.seconds:6.2f}s {v.op}: {v.note}", flush=True)
-            if a.out:
-                with a.out.open("a") as f:
-                    f.write(json.dumps(asdict(v)) + "\n")
+            for order in a.orders:
+                v = judge(op, a.samples, order=order, variants=a.variants)
+                found.append(v)
+                print(f"{order} {v.verdict:9} {v.mode:8} {v.seconds:6.2f}s {v.op}: {v.note}", flush=True)
+                if a.out:
+                    with a.out.open("a") as f:
+                        f.write(json.dumps(asdict(v)) + "\n")
     print(dict(Counter(v.verdict for v in found)))
     if a.table:
         a.table.write_text(table(found))
