@@ -32,7 +32,7 @@ from mlc.record.memories import Layout, Memories, Memory, layout_of
 from mlc.trace.cuts import Cuts
 from mlc.trace.grads import get_grad
 from mlc.trace.numberlinks import Linked
-from mlc.trace.randomness import RandomWatch
+from mlc.trace.randomness import RandomWatch, key_of
 from mlc.trace.snapshots import Snapshots
 from mlc.trace.tracer import External, Tracer
 
@@ -57,7 +57,7 @@ class Observer(Cuts, Tracer):
         Tracer.__init__(self, paths)
         Cuts.__init__(self)
         self.memories = Memories()
-        self.generators = {id(g) for g in generators}
+        self.generators = {0, *map(key_of, generators)}
         self.snapshots = Snapshots()
         self.paused = 0
         self.unplaced: list[Loc | None] = []  # data from outside that no later call could find again
@@ -120,7 +120,7 @@ class Observer(Cuts, Tracer):
     def _drawing(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
         """A random operator: an equation while its generator goes on from where the last one left it, else data."""
         generator = kwargs.get("generator")
-        known = generator is None or id(generator) in self.generators
+        known = generator is None or key_of(generator) in self.generators
         self.random_is_data = self.random_is_data or not known or not self.random.continues(generator)
         try:
             return super().dispatch(func, s, SPECIAL_REAL.get(func, special), args, kwargs)
