@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from mlc.compiled.growth import Counts
 from mlc.ir.program import Program
@@ -66,11 +67,26 @@ def fits(entry: Entry, roots: Roots) -> bool:
         found = roots.batches.get(path, roots.objects.get(path))
         if found is not None and len(found) != n:
             return False
+    if not all(_stands(x, rec.roots, roots) for x in _by_reference(rec)):
+        return False
     for where, t, none in rec.grad_guards:
         now = roots.at.get(where, t) if where is not None else t
         if (now.grad is None) != none:
             return False
     return all(g.holds(lambda x: found_in(x, roots)) for g in rec.guards)
+
+
+def _by_reference(rec: Recording) -> list[Any]:
+    """Objects that the program uses as they were: generators, datasets of loaders that the call itself made."""
+    loaders = [s.object for s in rec.sources if s.path is None and isinstance(s.object, DataLoader)]
+    generators = [g for g in rec.roots.objects.values() if isinstance(g, torch.Generator)]
+    return [*generators, *[x.dataset for x in loaders]]
+
+
+def _stands(x: Any, before: Roots, now: Roots) -> bool:
+    """Whether an object still stands at every place where it stood."""
+    pairs = ((before.objects, now.objects), (before.batches, now.batches))
+    return all(b.get(path) is x for a, b in pairs for path, y in a.items() if y is x)
 
 
 def found_in(x: External, roots: Roots) -> Tensor:
