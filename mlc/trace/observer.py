@@ -555,6 +555,7 @@ class Observer(Cuts, Tracer):
 
     def read_grad(self, t: Tensor, accumulating: bool = False) -> None:
         """Python looks at ``t.grad``, or ``backward`` adds to it: what it was before the call counts."""
+        self.gradients.later.settle(t)
         if id(t) not in self.grads:
             self.grad_reads.setdefault(id(t), (t, get_grad(t) is None))
             if not accumulating:
@@ -562,6 +563,7 @@ class Observer(Cuts, Tracer):
 
     def set_grad(self, t: Tensor, g: Tensor | None = None) -> None:
         """``t.grad`` is set: from here on it is the call's own."""
+        self.gradients.later.forget(t)
         self.keep_grad(t)
         self.grads[id(t)] = (t, None)
 
@@ -584,7 +586,7 @@ class Observer(Cuts, Tracer):
         """The value of a gradient that PyTorch's graph does not have, computed from the recording."""
         from mlc.trace.evaluate import evaluate
 
-        return evaluate(self, v)
+        return evaluate(self, [v])[0]
 
     # ---- copies
 
