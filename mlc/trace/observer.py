@@ -32,7 +32,7 @@ from mlc.record.memories import Layout, Memories, Memory, layout_of
 from mlc.trace.cuts import Cuts
 from mlc.trace.grads import get_grad
 from mlc.trace.numberlinks import Linked
-from mlc.trace.randomness import RandomWatch
+from mlc.trace.randomness import RandomWatch, key_of
 from mlc.trace.snapshots import Snapshots
 from mlc.trace.tracer import External, Tracer
 
@@ -57,7 +57,7 @@ class Observer(Cuts, Tracer):
         Tracer.__init__(self, paths)
         Cuts.__init__(self)
         self.memories = Memories()
-        self.generators = {id(g) for g in generators}
+        self.generators = {0, *map(key_of, generators)}
         self.snapshots = Snapshots()
         self.paused = 0
         self.unplaced: list[Loc | None] = []  # data from outside that no later call could find again
@@ -69,7 +69,6 @@ class Observer(Cuts, Tracer):
         self.gradients: Any = None
         self.reads: Any = None
         self.ended = False
-        self.promised: dict[int, tuple[Tensor, Var]] = {}  # gradients that are computed when they are looked at
         self.hooked_grads: dict[Var, CaptureError] = {}  # gradients that hooks of the user's saw
         self.grads_seen: set[int] = set()  # tensors whose .grad from before the call Python looked at
         self.target: Tensor | None = None  # what an in-place operator writes
@@ -121,7 +120,7 @@ class Observer(Cuts, Tracer):
     def _drawing(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
         """A random operator: an equation while its generator goes on from where the last one left it, else data."""
         generator = kwargs.get("generator")
-        known = generator is None or id(generator) in self.generators
+        known = generator is None or key_of(generator) in self.generators
         self.random_is_data = self.random_is_data or not known or not self.random.continues(generator)
         try:
             return super().dispatch(func, s, SPECIAL_REAL.get(func, special), args, kwargs)
@@ -557,11 +556,7 @@ class Observer(Cuts, Tracer):
 
     def read_grad(self, t: Tensor, accumulating: bool = False) -> None:
         """Python looks at ``t.grad``, or ``backward`` adds to it: what it was before the call counts."""
-        promised = self.promised.pop(id(t), None)
-        if promised is not None and get_grad(t) is promised[0]:
-            value = self.evaluate(promised[1])
-            with self.pause(), torch.no_grad():
-                promised[0].copy_(value)
+        self.gradients.later.settle(t)
         if id(t) not in self.grads:
             self.grad_reads.setdefault(id(t), (t, get_grad(t) is None))
             if not accumulating:
@@ -569,6 +564,7 @@ class Observer(Cuts, Tracer):
 
     def set_grad(self, t: Tensor, g: Tensor | None = None) -> None:
         """``t.grad`` is set: from here on it is the call's own."""
+        self.gradients.later.forget(t)
         self.keep_grad(t)
         self.grads[id(t)] = (t, None)
 
@@ -591,7 +587,7 @@ class Observer(Cuts, Tracer):
         """The value of a gradient that PyTorch's graph does not have, computed from the recording."""
         from mlc.trace.evaluate import evaluate
 
-        return evaluate(self, v)
+        return evaluate(self, [v])[0]
 
     # ---- copies
 
