@@ -34,10 +34,11 @@ def three_levels() -> mlc.Program:
         top = SGD([reg], lr=0.1)
         for _ in range(3):
             opt = Adam(model.parameters(), lr=0.1, eps=1e-3)
-            for x, y in batches:
-                opt.zero_grad()
-                (error(model, x, y).mean() + reg.exp() * model.weight.square().sum()).backward()
-                opt.step()
+            with mlc.level("inner"):
+                for x, y in batches:
+                    opt.zero_grad()
+                    (error(model, x, y).mean() + reg.exp() * model.weight.square().sum()).backward()
+                    opt.step()
             top.zero_grad()
             (error(model, *val) * meta.exp()).mean().backward()
             top.step()

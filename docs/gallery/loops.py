@@ -36,11 +36,12 @@ def three_level_chain() -> mlc.Program:
         top = SGD([decay], lr=0.1)
         for _ in range(3):
             opt = Adam(model.parameters(), lr=1e-2, eps=1e-4)
-            for x, y in batches:
-                opt.zero_grad()
-                penalty = sum(p.square().sum() for p in model.parameters())
-                (F.cross_entropy(model(x), y) + decay.exp() * penalty).backward()
-                opt.step()
+            with mlc.level("inner"):
+                for x, y in batches:
+                    opt.zero_grad()
+                    penalty = sum(p.square().sum() for p in model.parameters())
+                    (F.cross_entropy(model(x), y) + decay.exp() * penalty).backward()
+                    opt.step()
             top.zero_grad()
             (rate.exp() * F.cross_entropy(model(val[0]), val[1])).backward()
             top.step()

@@ -4,186 +4,32 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mlc.compiled.commit import commit, storages
-from mlc.compiled.growth import Counts, longer, open_loops, planned_again
+from mlc.compiled.call import Call, Node, leaf
+from mlc.compiled.entry import Entry, fits, generator_states, given_back, iterable
+from mlc.compiled.growth import longer, open_loops, planned_again
 from mlc.compiled.report import Report
-from mlc.compiled.validate import Redrawn, compare, same
-from mlc.errors import BudgetError, DifferentiationError, MemoryWarning, MlcWarning, PlanError
+from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
 from mlc.passes.explain import size_text, time_text
 from mlc.passes.options import check_options
 from mlc.passes.plan import Plan, stages_for
 from mlc.passes.planner import make_plan
-from mlc.passes.retrip import Group
 from mlc.progress import progress
-from mlc.runtime.call import Executor, Run
-from mlc.runtime.feeds import Drawer, Stale
+from mlc.runtime.call import Executor
+from mlc.runtime.feeds import Stale
 from mlc.trace.build import build_program
-from mlc.trace.capture import Recording, Ref
-from mlc.trace.changes import without
 from mlc.trace.inputs import Path, Roots, walk
-from mlc.trace.iterables import batch_tensors
 from mlc.trace.observe import Observation, observe
 from mlc.trace.randomness import RandomWatch
-from mlc.trace.reads import Found
-from mlc.trace.tracer import External
 
 __all__ = ["CompiledFunction", "compile"]
-
-
-@dataclass
-class _Entry:
-    """One traced program with everything needed to use it again."""
-
-    key: list[Any]
-    found: Found
-    ignored: set[Path]
-    recording: Recording
-    program: Program
-    plan: Plan
-    executor: Executor
-    lengths: dict[Path, int]
-    calls: int = 0
-    smaller: bool = False  # planned again because memory was refused
-    loops: dict[int, Group] = field(default_factory=dict)  # open ones, by the iterable that they run over
-    fitting: Counts = field(default_factory=dict)  # trips that were found to fit
-
-
-class _Node(torch.autograd.Function):
-    """The result in autograd: meta-parameters in, outputs out."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, *metas: Tensor) -> Any:
-        outs = call.run()
-        ctx.call = call
-        ctx.save_for_backward(*metas)
-        differentiable = {i for i in call.entry.executor.stages.cotangents}
-        ctx.mark_non_differentiable(*[t for i, t in enumerate(outs) if i not in differentiable])
-        ctx.set_materialize_grads(True)
-        return tuple(outs)
-
-    @staticmethod
-    def backward(ctx: Any, *cts: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise DifferentiationError(
-                "create_graph=True on the result of a compiled function",
-                advice="put the level that differentiates this hypergradient inside the compiled function",
-            )
-        _ = ctx.saved_tensors  # raises as autograd does when the graph was freed or a meta-parameter changed
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        return (None, *ctx.call.gradients(cts, keep))
-
-
-class _Call:
-    """One call of a compiled function; ``seen``: the run that was recorded, where this is the first."""
-
-    def __init__(self, owner: CompiledFunction, entry: _Entry, roots: Roots, seen: Observation | None = None) -> None:
-        self.owner = owner
-        self.entry = entry
-        self.roots = roots
-        self.seen = seen
-        self.inputs = _inputs(entry, roots)
-        self.done: Run | None = None
-        self.drawer = Drawer(self._open, batch_tensors) if seen is None else Redrawn(seen)
-
-    def metas(self) -> list[Tensor]:
-        return [self.inputs[i] for i in self.entry.program.metas]
-
-    def _open(self, source: int, visit: int) -> Iterator[Any]:
-        return iter(_iterable(self.entry, self.roots, source))
-
-    def run(self) -> list[Tensor]:
-        """Forward stage, then the user's objects are brought to their final state."""
-        return self._later() if self.seen is None else self._first(self.seen)
-
-    def _first(self, seen: Observation) -> list[Tensor]:
-        """The user's function has run: the program must reproduce it; what is given out is what it computed."""
-        entry = self.entry
-        recording = entry.recording
-        own = [seen.initial(x) for x in recording.externals]
-        RandomWatch.put(seen.random[0])
-        try:
-            run = entry.executor.forward(own, self.drawer)
-        finally:
-            RandomWatch.put(seen.random[1])
-        if self.owner.options.get("verify", "values") is not None:
-            compare(seen, run.results, lambda i: _made_at(recording, i))
-        run.results = []
-        self.done = run
-        self.owner.report = Report.of(entry.plan, run)
-        return [_tensor(t) for t in seen.reals[: entry.program.n_outputs]]
-
-    def _later(self) -> list[Tensor]:
-        entry = self.entry
-        written = {id(self.roots.at.get(e.path or (), e.owner)) for e in entry.recording.effects if e.kind == "copy"}
-        own = [t.detach().clone() if id(t) in written else t for t in self.inputs]
-        run = entry.executor.forward(own, self.drawer)
-        for i, outcome, what, loc in entry.recording.decisions:
-            if not same(run.results[i], outcome):
-                raise Stale(f"{what} is another one at {loc}")
-        for s, src in enumerate(entry.recording.sources):
-            for v, (_, exhausted) in enumerate(src.visits):
-                if exhausted and not src.indexed and not self.drawer.finished(s, v):
-                    raise Stale("an iterable has more items than before")
-        n = entry.program.n_outputs
-        kept = storages([*run.saved, *self.inputs])
-        outs = []
-        for t in run.results[:n]:
-            mine = t.untyped_storage()._cdata
-            outs.append(t.clone() if mine in kept else t)
-            kept.add(mine)
-        commit(entry.recording.effects, run.results, self.roots, kept)
-        run.results = []
-        self.done = run
-        self.owner.report = Report.of(entry.plan, run)
-        return outs
-
-    def gradients(self, cts: Sequence[Tensor], keep: bool) -> list[Tensor | None]:
-        """Hypergradient for every meta-parameter (None: no path)."""
-        assert self.done is not None
-        stages = self.entry.executor.stages
-        found = self.entry.executor.backward(self.done, [cts[i] for i in stages.cotangents], keep)
-        self.owner.report = Report.of(self.entry.plan, self.done)
-        by_input = dict(zip(stages.gradients, found, strict=True))
-        return [by_input.get(i) for i in self.entry.program.metas]
-
-
-def _tensor(real: Any) -> Tensor:
-    """What the run returned, apart from PyTorch's graph of it."""
-    return real.detach() if isinstance(real, Tensor) else torch.tensor(real, dtype=_KINDS.get(type(real), torch.float64))
-
-
-_KINDS = {bool: torch.bool, int: torch.int64, complex: torch.complex128}
-
-
-def _made_at(recording: Recording, i: int) -> Any:
-    """The user's line that made a result."""
-    v = recording.results[i]
-    return next((e.loc for e in reversed(recording.eqns) if v in e.outs), recording.loc)
-
-
-def _iterable(entry: _Entry, roots: Roots, source: int) -> Any:
-    """The iterable that now stands where this one stood."""
-    src = entry.recording.sources[source]
-    if src.path is None:
-        return src.object
-    found = roots.batches.get(src.path)
-    found = roots.iterators.get(src.path) if found is None else found
-    found = roots.objects.get(src.path) if found is None else found
-    return src.object if found is None else found
-
-
-def _inputs(entry: _Entry, roots: Roots) -> list[Tensor]:
-    return [_found(x, roots) for x in entry.recording.externals]
 
 
 class CompiledFunction:
@@ -203,9 +49,9 @@ class CompiledFunction:
         self.options = options
         self.report: Report | None = None
         self.recordings = 0
-        self._entries: list[_Entry] = []
-        self._planned: dict[str, _Entry] = {}
-        self._last: _Entry | None = None
+        self._entries: list[Entry] = []
+        self._planned: dict[str, Entry] = {}
+        self._last: Entry | None = None
 
     @property
     def program(self) -> Program | None:
@@ -227,13 +73,13 @@ class CompiledFunction:
             return self._record(args, kwargs, {})
         if entry.loops:
             self._fit(entry, roots)
-        call = _Call(self, entry, roots)
+        call = Call(self, entry, roots)
         try:
             return self._run(call)
         except Stale:
             if entry in self._entries:
                 self._entries.remove(entry)
-        return self._record(args, kwargs, _given_back(entry, roots, call.drawer))
+        return self._record(args, kwargs, given_back(entry, roots, call.drawer))
 
     def _record(self, args: Any, kwargs: Any, drawn: dict[Path, list[Any]]) -> Any:
         """The function runs for real; what is compiled from that must reproduce it.
@@ -249,7 +95,7 @@ class CompiledFunction:
             seen = observe(self.fn, args, kwargs, drawn)
             try:
                 entry = self._compile(seen, say)
-                result = self._run(_Call(self, entry, seen.recording.roots, seen), seen)
+                result = self._run(Call(self, entry, seen.recording.roots, seen), seen)
             except BaseException:
                 seen.undo()
                 raise
@@ -261,15 +107,15 @@ class CompiledFunction:
         seen.release()
         return result
 
-    def _run(self, call: _Call, seen: Observation | None = None) -> Any:
+    def _run(self, call: Call, seen: Observation | None = None) -> Any:
         entry = call.entry
         self._last = entry
         entry.calls += 1
-        states = _states(entry)
+        states = generator_states(entry)
         metas = call.metas()
         try:
             if torch.is_grad_enabled() and metas and entry.executor.stages.cotangents:
-                outs = list(_Node.apply(call, *metas))  # type: ignore[no-untyped-call]
+                outs = list(Node.apply(call, *metas))  # type: ignore[no-untyped-call]
             else:
                 outs = call.run()
         except BaseException as e:
@@ -277,21 +123,23 @@ class CompiledFunction:
             if not _refused_memory(e) or entry.smaller:
                 raise
             self._shrink(entry)
-            return self._run(_Call(self, entry, call.roots, seen), seen)
+            return self._run(Call(self, entry, call.roots, seen), seen)
         rec = entry.recording
-        leaves = [_leaf(x, outs) for x in rec.out_leaves]
+        leaves = [leaf(x, outs) for x in rec.out_leaves]
         return pytree.tree_unflatten(leaves, rec.out_spec)
 
-    def _fit(self, entry: _Entry, roots: Roots) -> None:
+    def _fit(self, entry: Entry, roots: Roots) -> None:
         """Plan again when loops are longer than any that is known to fit, and would need more than the budget.
 
         Raises:
             BudgetError: when no plan fits; the entry stays as it was.
         """
-        more = longer(entry.loops, lambda s: _iterable(entry, roots, s), entry.fitting)
+        more = longer(entry.loops, lambda s: iterable(entry, roots, s), entry.fitting)
         if not more:
             return
-        made = planned_again(entry.program, entry.plan, {**entry.fitting, **more}, _planning(self.options), entry.smaller)
+        made = planned_again(
+            entry.program, entry.plan, {**entry.fitting, **more}, _planning(self.options), entry.smaller
+        )
         if made is not None:
             entry.program, entry.plan, needed = made
             entry.executor = Executor(stages_for(entry.program, entry.plan), entry.plan.backend)
@@ -306,7 +154,7 @@ class CompiledFunction:
             )
         entry.fitting.update(more)
 
-    def _shrink(self, entry: _Entry) -> None:
+    def _shrink(self, entry: Entry) -> None:
         """Plan again for half the memory, or for as little as can be."""
         budget = entry.plan.peak_bytes // 2
         try:
@@ -323,18 +171,18 @@ class CompiledFunction:
             stacklevel=4,
         )
 
-    def _find(self, args: Any, kwargs: Any) -> tuple[_Entry | None, Roots]:
+    def _find(self, args: Any, kwargs: Any) -> tuple[Entry | None, Roots]:
         """A recording that this call may use, and the call's objects at its places."""
         walks: dict[Any, Roots] = {}
         for entry in self._entries:
             roots = walks.get(entry.found)
             if roots is None:
                 roots = walks[entry.found] = walk(self.fn, args, kwargs, entry.found)
-            if _fits(entry, roots):
+            if fits(entry, roots):
                 return entry, roots
         return None, Roots()
 
-    def _compile(self, seen: Observation, say: Callable[[str], None]) -> _Entry:
+    def _compile(self, seen: Observation, say: Callable[[str], None]) -> Entry:
         """A program and its plan; a plan made before for an equal program serves again."""
         rec = seen.recording
         roots = rec.roots
@@ -352,7 +200,7 @@ class CompiledFunction:
             if s.path is not None and hasattr(s.object, "__len__") and not s.generic
         }  # fmt: skip
         lengths.update({p: len(b) for p, b in roots.batches.items() if p not in {s.path for s in rec.sources}})
-        entry = _Entry(seen.key, seen.found, seen.ignored, rec, program, plan, executor, lengths)
+        entry = Entry(seen.key, seen.found, seen.ignored, rec, program, plan, executor, lengths)
         entry.loops = open_loops(program) if rec.reusable else {}
         self._planned[key] = entry
         return entry
@@ -366,58 +214,11 @@ def _planning(options: dict[str, Any]) -> dict[str, Any]:
 _MOST = 16  # recordings kept of one function
 
 
-def _states(entry: _Entry) -> list[Any]:
-    """States of the generators that a program draws from."""
-    return [(None, torch.get_rng_state()), *((g, g.get_state()) for g in entry.recording.generators)]
-
-
-def _given_back(entry: _Entry, roots: Roots, drawer: Drawer) -> dict[Path, list[Any]]:
-    """Items that a call drew from iterators before it turned out to be another program: they come first now."""
-    sources = enumerate(entry.recording.sources)
-    return {src.path: drawer.items[s] for s, src in sources if src.once and src.path is not None and s in drawer.items}
-
-
 def _refused_memory(e: BaseException) -> bool:
     """Whether an allocator gave up."""
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(e, RuntimeError) and "can't allocate memory" in str(e)
     )
-
-
-def _fits(entry: _Entry, roots: Roots) -> bool:
-    rec = entry.recording
-    if list(without(roots.key, entry.ignored)) != entry.key:
-        return False
-    for path, n in entry.lengths.items():
-        found = roots.batches.get(path, roots.objects.get(path))
-        if found is not None and len(found) != n:
-            return False
-    for where, t, none in rec.grad_guards:
-        now = roots.at.get(where, t) if where is not None else t
-        if (now.grad is None) != none:
-            return False
-    return all(g.holds(lambda x: _found(x, roots)) for g in rec.guards)
-
-
-def _found(x: External, roots: Roots) -> Tensor:
-    """The tensor that now stands where ``x`` stood."""
-    if x.parts:
-        return _whole(_found(x.parts[0], roots), x.held.dtype)
-    now = roots.at.get(x.path) if x.path is not None else None
-    return x.tensor if now is None else now
-
-
-def _whole(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """Everything in the memory of a tensor, as one vector."""
-    s = t.untyped_storage()
-    with torch.no_grad():
-        return torch.empty(0, dtype=dtype, device=t.device).set_(s, 0, (s.nbytes() // dtype.itemsize,), (1,))
-
-
-def _leaf(x: Any, outs: list[Tensor]) -> Any:
-    if not isinstance(x, Ref):
-        return x
-    return x.kind(outs[x.index].item()) if x.number else outs[x.index]
 
 
 @overload

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from mlc.errors import CaptureError
 from mlc.ir.core import Eqn, Grad, Stop, Var
-from mlc.ir.types import TensorType
+from mlc.ir.types import Loc, TensorType
 from mlc.trace.grads import get_grad, put_grad
+from mlc.trace.later import Later
 from mlc.trace.reach import Reach
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Gradients"]
 
 _BASE: Any = torch._C.TensorBase
+_OWN = 1 << 30  # so deep that nothing is followed but PyTorch's own graph
 
 
 class Gradients:
@@ -35,6 +37,8 @@ class Gradients:
         self.observer = observer
         self.original = original
         self._reach: dict[tuple[int, bool], Reach] = {}
+        self.later = Later(observer)
+        self._held: dict[int, Tensor] = {}  # what .grad held before the backward() that runs
 
     # ---- backward() and grad()
 
@@ -52,6 +56,8 @@ class Gradients:
             self._noted(t)
             if g is not None:
                 ob.will_write(g)
+        with ob.pause():
+            self._held = {id(t): g.clone() for t, g in before if g is not None} if ob.farther else {}
         given = tuple(wrt) if accumulate_grad and not inputs and ob.outer_nodes else tuple(inputs)
         with ob.pause():
             found = None
@@ -62,9 +68,9 @@ class Gradients:
                 )  # fmt: skip
         ob.next_stretch()
         if accumulate_grad:
-            if not inputs:
-                before += self._farther(losses, grad_tensors, wrt)
             self._accumulated(losses, grad_tensors, before, create_graph)
+            if not inputs:
+                self._farther(losses, grad_tensors, wrt)
             return found
         taken = self._taken(losses, grad_tensors, wrt, found, create_graph)
         if not allow_unreachable and any(g is None for g in taken):
@@ -74,20 +80,21 @@ class Gradients:
             )
         return taken
 
-    def _farther(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], known: Sequence[Tensor]
-                 ) -> list[tuple[Tensor, Tensor | None]]:  # fmt: skip
-        """Leaves that the losses reach only through a training that the user declared, with their ``.grad``."""
+    def _farther(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], known: Sequence[Tensor]) -> None:
+        """Leaves that the losses reach only through a training that the user declared: taken where they are read."""
         ob = self.observer
         if not ob.farther:
-            return []
+            return
         pairs = self._pairs(losses, seeds)
-        beyond = self.reach().beyond([v for v, _ in pairs])
+        values = [v for v, _ in pairs]
+        beyond = self.reach().beyond(values)
         have = {id(t) for t in known}
         more = [t for t in ob.leaves.values() if id(t) not in have and t.requires_grad and t.is_leaf]
         found = [t for t in more if ob._bit_of.get(ob.read(t, True), 0) & beyond]
         for t in found:
             ob.keep_grad(t)
-        return [(t, get_grad(t)) for t in found]
+        (loc, site), depth = ob.locate(), ob.depth()
+        self.later.note([(t, [ob.read(t, True)]) for t in found], lambda vs: self._equation(pairs, vs, loc, site, depth))
 
     def _noted(self, t: Tensor) -> None:
         """``backward`` reads what ``.grad`` was before the call."""
@@ -142,28 +149,29 @@ class Gradients:
             pairs.append((ob.read(t, True), ob.read(s, False)))
         return pairs
 
-    def _equation(self, pairs: list[tuple[Var, Var]], targets: list[Var]) -> list[Var]:
+    def _equation(self, pairs: list[tuple[Var, Var]], targets: Sequence[Var], loc: Loc | None, site: Any, depth: int
+                  ) -> list[Var]:  # fmt: skip
         """One ``grad`` equation; its results."""
         ob = self.observer
-        loc, site = ob.locate()
         mask = 0
         for v, _ in pairs:
             mask |= v.mask
         outs = tuple(Var(v.type, mask) for v in targets)
         args = (*[v for v, _ in pairs], *targets, *[s for _, s in pairs])
-        eqn = Eqn(Grad(len(pairs), len(targets), ob.depth()), args, outs, (), loc, "grad", site)
+        eqn = Eqn(Grad(len(pairs), len(targets), depth), args, outs, (), loc, "grad", site)
         if targets:
             ob.builder.append(eqn)
             ob.grad_eqns.append(eqn)
         return list(outs)
 
-    def reach(self, through: bool = False) -> Reach:
-        """Dependence for gradients taken here."""
+    def reach(self, depth: int | None = None, through: bool = False) -> Reach:
+        """Dependence for gradients taken here, or in this number of declared levels."""
         ob = self.observer
-        key = (ob.depth(), through)
+        depth = ob.depth() if depth is None else depth
+        key = (depth, through)
         known = self._reach.get(key)
         if known is None or known.builder is not ob.builder:
-            known = Reach(ob.builder, ob._bit_of, ob.depth(), through)
+            known = Reach(ob.builder, ob._bit_of, depth, through, own=depth == _OWN)
             if not ob.nested:
                 self._reach[key] = known
         return known
@@ -187,9 +195,9 @@ class Gradients:
         pairs = self._pairs(losses, seeds)
         values = [v for v, _ in pairs]
         reach = self.reach()
-        reached, beyond = reach.bits(values), reach.beyond(values)
-        groups = [self._values(t, values, reached) for t in wrt]
-        outs = iter(self._equation(pairs, [v for g in groups for v in g]))
+        own, beyond = self.reach(_OWN).bits(values), reach.beyond(values)
+        groups = [self._values(t, values, own) for t in wrt]
+        outs = iter(self._equation(pairs, [v for g in groups for v in g], *ob.locate(), ob.depth()))
         found: list[Var | None] = []
         for g in groups:
             parts = [next(outs) for _ in g]
@@ -270,14 +278,14 @@ class Gradients:
                 ob.bind(now, total).storage.soft = not create_graph
 
     def _set_beyond(self, t: Tensor, old: Tensor | None, g: Tensor) -> Tensor:
-        with self.observer.pause(), torch.no_grad():
-            if old is None or get_grad(t) is not old:
+        ob = self.observer
+        if old is None or get_grad(t) is not old:
+            with ob.pause(), torch.no_grad():
                 put_grad(t, g if old is None else old + g)
-            else:
-                raise CaptureError(
-                    "a gradient through an inner training is added to a .grad that is there already",
-                    loc=self.observer.place(), advice="call zero_grad() before backward()",
-                )  # fmt: skip
+        else:  # in place, as PyTorch adds; what it added of its own is no part of the sum
+            ob.will_write(old)
+            with ob.pause(), torch.no_grad():
+                old.copy_(self._held.get(id(t), old) + g)
         now = get_grad(t)
         assert now is not None
         return now

@@ -227,6 +227,8 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
     def iterate(loader: Any) -> Any:
         if not active():
             return original_iter(loader)
+        if isinstance(loader.dataset, (_TracedList, _TracedTuple)):
+            vars(loader)["dataset"] = sources.all[loader.dataset._source].object  # later calls read the user's own list
         if sources.tracer.real and loaders.get(id(loader)) is None and not _rooted(loader.dataset, sources, loaders):
             return original_iter(loader)  # over tensors that the call made: its items are picked by recorded operators
         source = source_of(loader)
@@ -249,4 +251,5 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
 
 def _rooted(dataset: Any, sources: Sources, loaders: dict[int, Path]) -> bool:
     """Whether a dataset was there before the call (then its loader may be iterated again as it is)."""
-    return id(dataset) in getattr(sources, "known_objects", {})
+    known = getattr(sources, "known_objects", {})
+    return id(dataset) in known or any(s.object is dataset and s.path is not None for s in sources.all)

@@ -32,7 +32,7 @@ from mlc.record.memories import Layout, Memories, Memory, layout_of
 from mlc.trace.cuts import Cuts
 from mlc.trace.grads import get_grad
 from mlc.trace.numberlinks import Linked
-from mlc.trace.randomness import RandomWatch
+from mlc.trace.randomness import RandomWatch, key_of
 from mlc.trace.snapshots import Snapshots
 from mlc.trace.tracer import External, Tracer
 
@@ -57,7 +57,7 @@ class Observer(Cuts, Tracer):
         Tracer.__init__(self, paths)
         Cuts.__init__(self)
         self.memories = Memories()
-        self.generators = {id(g) for g in generators}
+        self.generators = {0, *map(key_of, generators)}
         self.snapshots = Snapshots()
         self.paused = 0
         self.written_out: Any = WeakIdKeyDictionary()  # sparse matrices as dense ones
@@ -122,7 +122,7 @@ class Observer(Cuts, Tracer):
     def _drawing(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
         """A random operator: an equation while its generator goes on from where the last one left it, else data."""
         generator = kwargs.get("generator")
-        known = generator is None or id(generator) in self.generators
+        known = generator is None or key_of(generator) in self.generators
         self.random_is_data = self.random_is_data or not known or not self.random.continues(generator)
         try:
             return super().dispatch(func, s, SPECIAL_REAL.get(func, special), args, kwargs)
@@ -580,6 +580,7 @@ class Observer(Cuts, Tracer):
 
     def read_grad(self, t: Tensor, accumulating: bool = False) -> None:
         """Python looks at ``t.grad``, or ``backward`` adds to it: what it was before the call counts."""
+        self.gradients.later.settle(t)
         if id(t) not in self.grads:
             self.grad_reads.setdefault(id(t), (t, get_grad(t) is None))
             if not accumulating:
@@ -587,6 +588,7 @@ class Observer(Cuts, Tracer):
 
     def set_grad(self, t: Tensor, g: Tensor | None = None) -> None:
         """``t.grad`` is set: from here on it is the call's own."""
+        self.gradients.later.forget(t)
         self.keep_grad(t)
         self.grads[id(t)] = (t, None)
 
@@ -609,7 +611,7 @@ class Observer(Cuts, Tracer):
         """The value of a gradient that PyTorch's graph does not have, computed from the recording."""
         from mlc.trace.evaluate import evaluate
 
-        return evaluate(self, v)
+        return evaluate(self, [v])[0]
 
     # ---- copies
 

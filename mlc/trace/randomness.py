@@ -10,7 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["RandomWatch", "state_of"]
+__all__ = ["RandomWatch", "key_of", "state_of"]
+
+
+def key_of(generator: torch.Generator) -> int:
+    """Identity of a generator (PyTorch hands operators another Python object for it each time); 0: the default one."""
+    cdata: int = generator._cdata  # type: ignore[attr-defined]
+    return 0 if cdata == torch.default_generator._cdata else cdata  # type: ignore[attr-defined]
 
 
 def state_of(generator: torch.Generator | None) -> Tensor:
@@ -29,7 +35,7 @@ class RandomWatch:
 
     @staticmethod
     def _key(generator: torch.Generator | None) -> int:
-        return 0 if generator is None or generator is torch.default_generator else id(generator)
+        return 0 if generator is None else key_of(generator)
 
     def continues(self, generator: torch.Generator | None) -> bool:
         """Whether the generator stands where the last recorded operator left it (or was not used yet)."""

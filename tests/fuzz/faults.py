@@ -129,7 +129,7 @@ def state_not_left() -> Iterator[None]:
     def change(commit: Any) -> Any:
         return lambda effects, *rest: commit([e for e in effects if e.kind not in ("state", "group")], *rest)
 
-    with instead("mlc.compiled.compiled:commit", change):
+    with instead("mlc.compiled.call:commit", change):
         yield
 
 
@@ -144,7 +144,7 @@ def buffers_not_left() -> Iterator[None]:
 
         return faulty
 
-    with instead("mlc.compiled.compiled:commit", change):
+    with instead("mlc.compiled.call:commit", change):
         yield
 
 
@@ -186,7 +186,7 @@ def literals_merged() -> Iterator[None]:
 @fault
 def guards_hold() -> Iterator[None]:
     """A trace is used again whatever has changed."""
-    with instead("mlc.compiled.compiled:_fits", lambda fits: lambda entry, roots: True):
+    with instead("mlc.compiled.compiled:fits", lambda fits: lambda entry, roots: True):
         yield
 
 

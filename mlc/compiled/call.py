@@ -1,0 +1,152 @@
+"""One call of a compiled function, and its result as a node of autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mlc.compiled.commit import commit, storages
+from mlc.compiled.entry import Entry, inputs_of, iterable
+from mlc.compiled.report import Report
+from mlc.compiled.validate import Redrawn, compare, same
+from mlc.errors import DifferentiationError
+from mlc.runtime.call import Run
+from mlc.runtime.feeds import Drawer, Stale
+from mlc.trace.capture import Recording, Ref
+from mlc.trace.inputs import Roots
+from mlc.trace.iterables import batch_tensors
+from mlc.trace.observe import Observation
+from mlc.trace.randomness import RandomWatch
+
+if TYPE_CHECKING:
+    from mlc.compiled.compiled import CompiledFunction
+
+__all__ = ["Call", "Node", "leaf"]
+
+
+class Node(torch.autograd.Function):
+    """The result in autograd: meta-parameters in, outputs out."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, *metas: Tensor) -> Any:
+        """Run the call; its outputs."""
+        outs = call.run()
+        ctx.call = call
+        ctx.save_for_backward(*metas)
+        differentiable = {i for i in call.entry.executor.stages.cotangents}
+        ctx.mark_non_differentiable(*[t for i, t in enumerate(outs) if i not in differentiable])
+        ctx.set_materialize_grads(True)
+        return tuple(outs)
+
+    @staticmethod
+    def backward(ctx: Any, *cts: Tensor) -> Any:
+        """The hypergradient, from the gradients of the outputs."""
+        if torch.is_grad_enabled():
+            raise DifferentiationError(
+                "create_graph=True on the result of a compiled function",
+                advice="put the level that differentiates this hypergradient inside the compiled function",
+            )
+        _ = ctx.saved_tensors  # raises as autograd does when the graph was freed or a meta-parameter changed
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        return (None, *ctx.call.gradients(cts, keep))
+
+
+class Call:
+    """One call of a compiled function; ``seen``: the run that was recorded, where this is the first."""
+
+    def __init__(self, owner: CompiledFunction, entry: Entry, roots: Roots, seen: Observation | None = None) -> None:
+        self.owner = owner
+        self.entry = entry
+        self.roots = roots
+        self.seen = seen
+        self.inputs = inputs_of(entry, roots)
+        self.done: Run | None = None
+        self.drawer = Drawer(self._open, batch_tensors) if seen is None else Redrawn(seen)
+
+    def metas(self) -> list[Tensor]:
+        """The meta-parameters of this call."""
+        return [self.inputs[i] for i in self.entry.program.metas]
+
+    def _open(self, source: int, visit: int) -> Iterator[Any]:
+        return iter(iterable(self.entry, self.roots, source))
+
+    def run(self) -> list[Tensor]:
+        """Forward stage, then the user's objects are brought to their final state."""
+        return self._later() if self.seen is None else self._first(self.seen)
+
+    def _first(self, seen: Observation) -> list[Tensor]:
+        """The user's function has run: the program must reproduce it; what is given out is what it computed."""
+        entry = self.entry
+        recording = entry.recording
+        own = [seen.initial(x) for x in recording.externals]
+        RandomWatch.put(seen.random[0])
+        try:
+            run = entry.executor.forward(own, self.drawer)
+        finally:
+            RandomWatch.put(seen.random[1])
+        if self.owner.options.get("verify", "values") is not None:
+            compare(seen, run.results, lambda i: _made_at(recording, i))
+        run.results = []
+        self.done = run
+        self.owner.report = Report.of(entry.plan, run)
+        return [_tensor(t) for t in seen.reals[: entry.program.n_outputs]]
+
+    def _later(self) -> list[Tensor]:
+        entry = self.entry
+        written = {id(self.roots.at.get(e.path or (), e.owner)) for e in entry.recording.effects if e.kind == "copy"}
+        own = [t.detach().clone() if id(t) in written else t for t in self.inputs]
+        run = entry.executor.forward(own, self.drawer)
+        for i, outcome, what, loc in entry.recording.decisions:
+            if not same(run.results[i], outcome):
+                raise Stale(f"{what} is another one at {loc}")
+        for s, src in enumerate(entry.recording.sources):
+            for v, (_, exhausted) in enumerate(src.visits):
+                if exhausted and not src.indexed and not self.drawer.finished(s, v):
+                    raise Stale("an iterable has more items than before")
+        n = entry.program.n_outputs
+        kept = storages([*run.saved, *self.inputs])
+        outs = []
+        for t in run.results[:n]:
+            mine = t.untyped_storage()._cdata
+            outs.append(t.clone() if mine in kept else t)
+            kept.add(mine)
+        commit(entry.recording.effects, run.results, self.roots, kept)
+        run.results = []
+        self.done = run
+        self.owner.report = Report.of(entry.plan, run)
+        return outs
+
+    def gradients(self, cts: Sequence[Tensor], keep: bool) -> list[Tensor | None]:
+        """Hypergradient for every meta-parameter (None: no path)."""
+        assert self.done is not None
+        stages = self.entry.executor.stages
+        found = self.entry.executor.backward(self.done, [cts[i] for i in stages.cotangents], keep)
+        self.owner.report = Report.of(self.entry.plan, self.done)
+        by_input = dict(zip(stages.gradients, found, strict=True))
+        return [by_input.get(i) for i in self.entry.program.metas]
+
+
+def _tensor(real: Any) -> Tensor:
+    """What the run returned, apart from PyTorch's graph of it."""
+    if isinstance(real, Tensor):
+        return real.detach()
+    return torch.tensor(real, dtype=_KINDS.get(type(real), torch.float64))
+
+
+_KINDS = {bool: torch.bool, int: torch.int64, complex: torch.complex128}
+
+
+def _made_at(recording: Recording, i: int) -> Any:
+    """The user's line that made a result."""
+    v = recording.results[i]
+    return next((e.loc for e in reversed(recording.eqns) if v in e.outs), recording.loc)
+
+
+def leaf(x: Any, outs: list[Tensor]) -> Any:
+    """A leaf of what the function returns."""
+    if not isinstance(x, Ref):
+        return x
+    return x.kind(outs[x.index].item()) if x.number else outs[x.index]
