@@ -17,6 +17,7 @@ from mlc.runtime.feeds import Drawer
 from mlc.trace.capture import Ref
 from mlc.trace.evaluate import Replay
 from mlc.trace.observe import Observation
+from mlc.trace.trees import Fresh
 
 __all__ = ["Redrawn", "compare"]
 
@@ -130,6 +131,8 @@ def _noise(seen: Observation) -> dict[int, float]:
 def _named(value: Any, name: str, owner: Any, names: dict[int, Any]) -> None:
     if isinstance(value, Ref):
         names[value.index] = (*owner, name)
+    elif isinstance(value, Fresh):
+        _named([value.value, value.grad], name, owner, names)
     elif isinstance(value, dict):
         for k, v in value.items():
             _named(v, k if isinstance(k, str) else name, owner, names)
