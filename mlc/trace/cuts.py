@@ -100,11 +100,11 @@ class Cuts(_Base):
         if not self.leaf_values:
             return None
         found = self.leaf_values.get(t)
-        if found is not None and found[0] == h.storage.version:
+        if found is not None and found[0] == (h.storage, h.storage.version):
             return found[1]  # type: ignore[no-any-return]
         if found is None and not t.is_inference() and t._is_view() and t._base is not None:
             found = self.leaf_values.get(t._base)
-            if found is not None and found[0] == h.storage.version:
+            if found is not None and found[0] == (h.storage, h.storage.version):
                 return self._seen_from(found[1], self.handle(t._base), h)
         return None
 
@@ -159,7 +159,7 @@ class Cuts(_Base):
         if apart or e is None or not isinstance(e.op, (Random, Alias, Draw)):
             (var,) = self._emit(Alias(), (var,), (var.type,))
         if apart or h.chain or before.mask:
-            self.leaf_values[t] = (h.storage.version, var)
+            self.leaf_values[t] = ((h.storage, h.storage.version), var)
         else:
             h.storage.var = var
         return var
