@@ -188,7 +188,7 @@ def test_parameters_rebound_to_views_of_one_vector():
                 vector_to_parameters(0.9 * parameters_to_vector(net.parameters()) + 0.1 * old, net.parameters())
         return net(X).square().sum()
 
-    judge(fn, at=0.01)
+    judge(fn, at=0.01, tol=1e-4)
 
 
 def test_rademacher_probes():
@@ -202,3 +202,21 @@ def test_rademacher_probes():
         return (p * X).sum()
 
     judge(fn)
+
+
+def test_evaluation_of_batchnorm_in_inference_mode():
+    def fn(w):
+        net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+        opt = torch.optim.SGD(net.parameters(), lr=w)
+        x = torch.stack([X, X.flip(0), X * X])
+        for _ in range(2):
+            net.train()
+            opt.zero_grad()
+            (net(x) - 1).square().mean().backward()
+            opt.step()
+            net.eval()
+            with torch.inference_mode():
+                assert net(x).square().mean().item() >= 0
+        return net(x).square().mean()
+
+    judge(fn, at=0.01)
