@@ -220,3 +220,19 @@ def test_evaluation_of_batchnorm_in_inference_mode():
         return net(x).square().mean()
 
     judge(fn, at=0.01)
+
+
+def test_retained_gradients_of_results():
+    def fn(w):
+        p, total = X.mul(0.2).requires_grad_(), torch.zeros(())
+        for _ in range(3):
+            h = torch.tanh(p * X)
+            h.retain_grad()
+            p.grad = None
+            ((h - X) ** 2 * w).sum().backward()
+            with torch.no_grad():
+                p -= 0.1 * p.grad
+            total = total + h.grad.square().sum()
+        return total
+
+    judge(fn)
