@@ -236,3 +236,19 @@ def test_retained_gradients_of_results():
         return total
 
     judge(fn)
+
+
+@pytest.mark.parametrize("write", [
+    lambda p, lr: p.data.sub_(lr * p.grad.data),
+    lambda p, lr: p.data.copy_(p.data - lr * p.grad),
+])  # fmt: skip
+def test_updates_by_hand_through_data(write):
+    def fn(w):
+        p = X.mul(0.2).requires_grad_()
+        for _ in range(3):
+            p.grad = None
+            (p * X - 1).square().sum().backward()
+            write(p, w)
+        return (p * X).square().sum()
+
+    judge(fn, at=0.02)
