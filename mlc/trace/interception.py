@@ -6,7 +6,10 @@ Almost everything is PyTorch's own.  Only what does not pass the dispatcher is l
 
 from __future__ import annotations
 
+import builtins
 import contextlib
+import functools
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -202,6 +205,30 @@ def _retained(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
     yield Tensor, "retain_grad", retain
 
 
+def _files(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
+    """Files that the loop writes: only the loop itself writes them again."""
+
+    def noting(original: Any, writes: Callable[..., bool]) -> Any:
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if active() and writes(*args, **kwargs):
+                ob.files.append(ob.place())
+            return original(*args, **kwargs)
+
+        return call
+
+    def to_write(file: Any, mode: Any = "r", *args: Any, **kwargs: Any) -> bool:
+        return isinstance(mode, str) and bool(set(mode) & set("wax+"))
+
+    def saves(obj: Any, f: Any, *args: Any, **kwargs: Any) -> bool:
+        return isinstance(f, (str, os.PathLike))
+
+    yield builtins, "open", noting(builtins.open, to_write)
+    save = noting(torch.save, saves)
+    yield torch, "save", save
+    yield torch.serialization, "save", save
+
+
 def _refused(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
     def refuse(original: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -247,7 +274,7 @@ def intercepted(ob: Observer) -> Iterator[Active]:
         put(Tensor, "grad", _grad(ob, active))
         put(Tensor, "data", _data(ob, active))
         put(Tensor, "__deepcopy__", _deepcopy(ob, active))
-        for make in (_texts, _bulk, _zero_grad, _retained, _refused):
+        for make in (_texts, _bulk, _zero_grad, _retained, _files, _refused):
             for owner, name, value in make(ob, active):
                 put(owner, name, value)
         run = _checkpoint(active, torch.utils.checkpoint.checkpoint)

@@ -338,5 +338,8 @@ class _Finish:
         if ob.unplaced:
             where = next((str(x) for x in ob.unplaced if x is not None), "the loop")
             notes.append(f"recorded anew at every call: data is made at {where}")
+        if ob.files:
+            where = next((str(x) for x in ob.files if x is not None), "the loop")
+            notes.append(f"recorded anew at every call: a file is written at {where}")
         return not [n for n in notes if "is read and changed" not in n], notes
 

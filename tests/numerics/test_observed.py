@@ -252,3 +252,22 @@ def test_updates_by_hand_through_data(write):
         return (p * X).square().sum()
 
     judge(fn, at=0.02)
+
+
+def test_files_are_written_at_every_call(tmp_path):
+    def fn(w):
+        p = X.mul(0.2).requires_grad_()
+        (p * X * w).sum().square().backward()
+        with torch.no_grad():
+            p -= 0.1 * p.grad
+        torch.save({"p": p}, tmp_path / "p.pt")
+        with open(tmp_path / "log.txt", "a") as f:
+            f.write(f"{p.sum().item():.3f} ")
+        return (p * p).sum()
+
+    compiled, w = mlc.compile(fn), torch.tensor(0.3, requires_grad=True)
+    for k in range(2):
+        (tmp_path / "p.pt").unlink(missing_ok=True)
+        compiled(w)
+        assert (tmp_path / "p.pt").exists()
+        assert len((tmp_path / "log.txt").read_text().split()) == k + 1
