@@ -137,8 +137,11 @@ class _Writer:
 
 
 def _flat(result: Any) -> list[Tensor]:
+    """Tensors of a result in order; one that an ``output_mask`` left out keeps its place (None) in a flat tuple."""
     if isinstance(result, Tensor):
         return [result]
+    if type(result) is tuple and all(r is None or isinstance(r, Tensor) for r in result):
+        return list(result)
     out: list[Tensor] = []
     for r in result:
         if isinstance(r, (list, tuple)):

@@ -507,6 +507,7 @@ class Observer(Cuts, Tracer):
         s = self.handle(t).storage
         if s.external is not None or s.born != self.region() or self.cut_of(t) is not None:
             s.updated = True
+            new = self.as_state(new)
         super().write(t, new)
         if not torch.is_grad_enabled() and not s.updated:
             self.cut_vars[s.var] = self.place()
@@ -525,6 +526,9 @@ class Observer(Cuts, Tracer):
         h = self.handle(value)
         if h.storage.external is None:
             h.storage.updated = True
+            if not h.chain:
+                h.storage.var = self.as_state(h.storage.var)
+                h.storage.version += 1
             h.storage.leaf = h.storage.leaf or (t.requires_grad and t.is_leaf)
         self.rebound[id(t)] = t
 
