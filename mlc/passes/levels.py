@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import networkx as nx
+
 from mlc.ir.core import Eqn, Loop, Stop, Var
 from mlc.ir.program import Flow, Level, Program
 from mlc.ir.steps import Origins, Step, find_steps
@@ -32,10 +34,7 @@ class _Group:
     names: list[str]
     above: list[_Group] = field(default_factory=list)
     name: str = ""
-
-    @property
-    def depth(self) -> int:
-        return 1 + max((g.depth for g in self.above), default=0)
+    depth: int = 1
 
     @property
     def own(self) -> set[Var]:
@@ -110,12 +109,26 @@ def _groups(program: Program, graph: ValueGraph) -> list[_Group]:
             h for h in groups
             if h is not g and any((index[a], index[b]) in inside for a in g.steps for b in h.steps)
         ]  # fmt: skip
+    _depths(groups)
     groups.sort(key=lambda g: (g.depth, found.index(g.steps[0])))
     for i, g in enumerate(groups):
         g.name = f"L{i + 1}"
         taken = {n for h in g.above for n in h.names}
         g.names = [n + "'" if n in taken else n for n in g.names]
     return groups
+
+
+def _depths(groups: Sequence[_Group]) -> None:
+    """Levels from the top down to each; the players of a game stand above each other, and share their depth."""
+    nested: Any = nx.DiGraph()
+    nested.add_nodes_from(groups)
+    nested.add_edges_from((g, h) for g in groups for h in g.above)
+    games = nx.condensation(nested)
+    below: dict[int, int] = {}
+    for k in reversed(list(nx.topological_sort(games))):
+        below[k] = 1 + max((below[h] for h in games.successors(k)), default=0)
+        for g in games.nodes[k]["members"]:
+            g.depth = below[k]
 
 
 def _nesting(graph: ValueGraph, steps: Sequence[Step]) -> set[tuple[int, int]]:

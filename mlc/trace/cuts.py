@@ -33,6 +33,7 @@ class Cuts(_Base):
 
     def __init__(self) -> None:
         self.cut_tensors: Any = WeakIdKeyDictionary()  # results of detach() and .data, and views of them
+        self.seen_leaves: Any = WeakIdKeyDictionary()  # leaves that have a value of their own
         self.cut_vars: dict[Var, Loc | None] = {}  # values made under no_grad
         self.copies: set[Var] = set()  # values made by copy.deepcopy
         self._cut_edges: dict[Eqn, dict[Var, Loc | None]] = {}
@@ -132,22 +133,35 @@ class Cuts(_Base):
     def _leaf(self, t: Tensor, h: Handle, var: Var) -> Var:
         """A leaf that requires grad: a value of its own, cut from what it was made of."""
         self.leaves[id(t)] = t
-        if not h.leaf:
-            h.leaf = True
+        if not h.leaf or t not in self.seen_leaves:
+            other, h.leaf = h.leaf, True
+            self.seen_leaves[t] = True
             outside = h.storage.external is not None
-            if var.mask and not outside:
-                level = self.depth() if h.storage.updated else None
-                stopped = self._stop_at(var, level, self.cut_of(t), copied=var in self.copies)
-                self.leaf_values[t] = (h.storage.version, stopped)
-                var = stopped
-            elif outside:
+            if outside and not other and t not in self.cut_tensors:
                 self._claim(t, h)
+            elif not outside or getattr(h.storage.external, "tensor", None) is not t:
+                var = self._leaf_value(t, h, var, apart=other or outside)
             h.storage.leaf = True
         bit = self.new_bit(var)
         history = self.leaf_history.setdefault(id(t), [])
         if not history or history[-1] is not var:
             history.append(var)
             self.leaf_bits[id(t)] = self.leaf_bits.get(id(t), 0) | bit
+        return var
+
+    def _leaf_value(self, t: Tensor, h: Handle, var: Var, apart: bool) -> Var:
+        """A value that no other value is merged with, however alike: gradients by two leaves are two."""
+        before = var
+        if var.mask:
+            level = self.depth() if h.storage.updated else None
+            var = self._stop_at(var, level, self.cut_of(t), copied=var in self.copies)
+        e = self.builder.producer(var)
+        if apart or e is None or not isinstance(e.op, (Random, Alias, Draw)):
+            (var,) = self._emit(Alias(), (var,), (var.type,))
+        if apart or h.chain or before.mask:
+            self.leaf_values[t] = (h.storage.version, var)
+        else:
+            h.storage.var = var
         return var
 
     def _claim(self, t: Tensor, h: Handle) -> None:

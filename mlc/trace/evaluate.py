@@ -7,7 +7,6 @@ items and random numbers: a plain unroll (Maclaurin et al. 2015), used for the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 
-def evaluate(observer: Observer, vs: Sequence[Var]) -> list[Tensor]:
-    """The values of ``vs``, which the last ``grad`` equation gave.
+def evaluate(observer: Observer, v: Var) -> Tensor:
+    """The value of ``v``, which the last ``grad`` equation gave.
 
     Memory: every step up to here is kept while it runs, as by a plain unroll.
     """
     externals = list(observer.externals.values())
-    region = dce(Region(tuple(x.var for x in externals), tuple(observer.builder.eqns), tuple(vs)))
+    region = dce(Region(tuple(x.var for x in externals), tuple(observer.builder.eqns), (v,)))
     with observer.pause(), _disable_current_modes():
         now = observer.random.states()
         observer.random.put(list(observer.random.start.values()))
@@ -40,19 +39,13 @@ def evaluate(observer: Observer, vs: Sequence[Var]) -> list[Tensor]:
             for x, t in zip(externals, inputs, strict=True):
                 if x.tensor.requires_grad:
                     t.requires_grad_()
-            found = Replay(observer, region.eqns, externals).run(inputs, tuple(vs))
+            found = Replay(observer, region.eqns, externals).run(inputs, (v,))[0]
         finally:
             observer.random.put(now)
-    return [_laid_out(observer, x, v) for x, v in zip(found, vs, strict=True)]
-
-
-def _laid_out(observer: Observer, found: Tensor, v: Var) -> Tensor:
     ty = v.type
     assert isinstance(ty, TensorType)
-    out = torch.empty_strided(ty.shape, ty.stride, dtype=ty.dtype, device=ty.device)
     with observer.pause(), torch.no_grad():
-        out.copy_(found)
-    return out
+        return torch.empty_strided(ty.shape, ty.stride, dtype=ty.dtype, device=ty.device).copy_(found)
 
 
 class Replay(Unroll):

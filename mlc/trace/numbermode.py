@@ -44,7 +44,7 @@ def _enter(func: Any, types_: Any, args: Any, kwargs: Any, mode: NumberMode | No
     if not func.__module__.startswith("torch"):  # a replacement of ours: it calls the original itself
         return func(*args, **kwargs)
     redispatch = getattr(torch.overrides, "redispatch_function", None)
-    if redispatch is None:  # before PyTorch 2.13
+    if func is Tensor.unflatten or redispatch is None:  # it calls its native namesake; before PyTorch 2.13
         return func(
             *pinned(args, f"an argument of {func.__name__}"), **pinned(kwargs, f"an argument of {func.__name__}")
         )
