@@ -7,6 +7,7 @@ items and random numbers: a plain unroll (Maclaurin et al. 2015), used for the f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 
-def evaluate(observer: Observer, v: Var) -> Tensor:
-    """The value of ``v``, which the last ``grad`` equation gave.
+def evaluate(observer: Observer, vs: Sequence[Var]) -> list[Tensor]:
+    """The values of ``vs``, which the last ``grad`` equation gave.
 
     Memory: every step up to here is kept while it runs, as by a plain unroll.
     """
     externals = list(observer.externals.values())
-    region = dce(Region(tuple(x.var for x in externals), tuple(observer.builder.eqns), (v,)))
+    region = dce(Region(tuple(x.var for x in externals), tuple(observer.builder.eqns), tuple(vs)))
     with observer.pause(), _disable_current_modes():
         now = observer.random.states()
         observer.random.put(list(observer.random.start.values()))
@@ -39,9 +40,13 @@ def evaluate(observer: Observer, v: Var) -> Tensor:
             for x, t in zip(externals, inputs, strict=True):
                 if x.tensor.requires_grad:
                     t.requires_grad_()
-            found = Replay(observer, region.eqns, externals).run(inputs, (v,))[0]
+            found = Replay(observer, region.eqns, externals).run(inputs, tuple(vs))
         finally:
             observer.random.put(now)
+    return [_laid_out(observer, x, v) for x, v in zip(found, vs, strict=True)]
+
+
+def _laid_out(observer: Observer, found: Tensor, v: Var) -> Tensor:
     ty = v.type
     assert isinstance(ty, TensorType)
     with observer.pause(), torch.no_grad():

@@ -8,7 +8,6 @@ the right numbers.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from mlc.errors import CaptureError
 from mlc.ir.core import Eqn, Grad, Stop, Var
-from mlc.ir.types import TensorType
+from mlc.ir.types import Loc, TensorType
 from mlc.trace.grads import get_grad, put_grad
+from mlc.trace.later import Later
 from mlc.trace.reach import Reach
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Gradients"]
 
 _BASE: Any = torch._C.TensorBase
+_OWN = 1 << 30  # so deep that nothing is followed but PyTorch's own graph
 
 
 class Gradients:
@@ -36,6 +37,8 @@ class Gradients:
         self.observer = observer
         self.original = original
         self._reach: dict[tuple[int, bool], Reach] = {}
+        self.later = Later(observer)
+        self._held: dict[int, Tensor] = {}  # what .grad held before the backward() that runs
 
     # ---- backward() and grad()
 
@@ -53,6 +56,8 @@ class Gradients:
             self._noted(t)
             if g is not None:
                 ob.will_write(g)
+        with ob.pause():
+            self._held = {id(t): g.clone() for t, g in before if g is not None} if ob.farther else {}
         given = tuple(wrt) if accumulate_grad and not inputs and ob.outer_nodes else tuple(inputs)
         with ob.pause():
             found = None
@@ -63,10 +68,9 @@ class Gradients:
                 )  # fmt: skip
         ob.next_stretch()
         if accumulate_grad:
-            natural = len(before)
+            self._accumulated(losses, grad_tensors, before, create_graph)
             if not inputs:
-                before += self._farther(losses, grad_tensors, wrt)
-            self._accumulated(losses, grad_tensors, before, natural, create_graph)
+                self._farther(losses, grad_tensors, wrt)
             return found
         taken = self._taken(losses, grad_tensors, wrt, found, create_graph)
         if not allow_unreachable and any(g is None for g in taken):
@@ -76,20 +80,21 @@ class Gradients:
             )
         return taken
 
-    def _farther(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], known: Sequence[Tensor]
-                 ) -> list[tuple[Tensor, Tensor | None]]:  # fmt: skip
-        """Leaves that the losses reach only through a training that the user declared, with their ``.grad``."""
+    def _farther(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], known: Sequence[Tensor]) -> None:
+        """Leaves that the losses reach only through a training that the user declared: taken where they are read."""
         ob = self.observer
         if not ob.farther:
-            return []
+            return
         pairs = self._pairs(losses, seeds)
-        beyond = self.reach().beyond([v for v, _ in pairs])
+        values = [v for v, _ in pairs]
+        beyond = self.reach().beyond(values)
         have = {id(t) for t in known}
         more = [t for t in ob.leaves.values() if id(t) not in have and t.requires_grad and t.is_leaf]
         found = [t for t in more if ob._bit_of.get(ob.read(t, True), 0) & beyond]
         for t in found:
             ob.keep_grad(t)
-        return [(t, get_grad(t)) for t in found]
+        (loc, site), depth = ob.locate(), ob.depth()
+        self.later.note([(t, [ob.read(t, True)]) for t in found], lambda vs: self._equation(pairs, vs, loc, site, depth))
 
     def _noted(self, t: Tensor) -> None:
         """``backward`` reads what ``.grad`` was before the call."""
@@ -144,29 +149,29 @@ class Gradients:
             pairs.append((ob.read(t, True), ob.read(s, False)))
         return pairs
 
-    def _equation(self, pairs: list[tuple[Var, Var]], targets: list[Var]) -> list[Var]:
+    def _equation(self, pairs: list[tuple[Var, Var]], targets: Sequence[Var], loc: Loc | None, site: Any, depth: int
+                  ) -> list[Var]:  # fmt: skip
         """One ``grad`` equation; its results."""
         ob = self.observer
-        loc, site = ob.locate()
         mask = 0
         for v, _ in pairs:
             mask |= v.mask
         outs = tuple(Var(v.type, mask) for v in targets)
         args = (*[v for v, _ in pairs], *targets, *[s for _, s in pairs])
-        eqn = Eqn(Grad(len(pairs), len(targets), ob.depth()), args, outs, (), loc, "grad", site)
+        eqn = Eqn(Grad(len(pairs), len(targets), depth), args, outs, (), loc, "grad", site)
         if targets:
             ob.builder.append(eqn)
             ob.grad_eqns.append(eqn)
         return list(outs)
 
-    def reach(self, through: bool = False, native: bool = False) -> Reach:
-        """Dependence for gradients taken here; ``native``: by PyTorch's own graph alone."""
+    def reach(self, depth: int | None = None, through: bool = False) -> Reach:
+        """Dependence for gradients taken here, or in this number of declared levels."""
         ob = self.observer
-        depth = sys.maxsize if native else ob.depth()
+        depth = ob.depth() if depth is None else depth
         key = (depth, through)
         known = self._reach.get(key)
         if known is None or known.builder is not ob.builder:
-            known = Reach(ob.builder, ob._bit_of, depth, through)
+            known = Reach(ob.builder, ob._bit_of, depth, through, own=depth == _OWN)
             if not ob.nested:
                 self._reach[key] = known
         return known
@@ -178,10 +183,9 @@ class Gradients:
         out = [now] if self.reach().among(losses, [now]) else []
         if t.is_leaf and t.requires_grad:
             bits = ob.leaf_bits.get(id(t), 0) & ~ob._bit_of.get(now, 0)
-            if bits & reached and not ob.handle(t).storage.copied:  # written since the loss read it
-                own = self.reach(native=True).bits(losses) if ob.farther else reached
+            if bits & reached:  # written since the loss read it
                 history = reversed(ob.leaf_history[id(t)])
-                out += [v for v in history if v is not now and ob._bit_of.get(v, 0) & own]
+                out += [v for v in history if v is not now and ob._bit_of.get(v, 0) & reached]
         return out
 
     def _gradients(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], wrt: Sequence[Tensor]
@@ -191,9 +195,9 @@ class Gradients:
         pairs = self._pairs(losses, seeds)
         values = [v for v, _ in pairs]
         reach = self.reach()
-        reached, beyond = reach.bits(values), reach.beyond(values)
-        groups = [self._values(t, values, reached) for t in wrt]
-        outs = iter(self._equation(pairs, [v for g in groups for v in g]))
+        own, beyond = self.reach(_OWN).bits(values), reach.beyond(values)
+        groups = [self._values(t, values, own) for t in wrt]
+        outs = iter(self._equation(pairs, [v for g in groups for v in g], *ob.locate(), ob.depth()))
         found: list[Var | None] = []
         for g in groups:
             parts = [next(outs) for _ in g]
@@ -247,18 +251,14 @@ class Gradients:
         return g
 
     def _accumulated(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None],
-                     before: Sequence[tuple[Tensor, Tensor | None]], natural: int, create_graph: bool) -> None:  # fmt: skip
-        """What ``backward()`` did to ``.grad``; the first ``natural`` leaves are those of PyTorch's own graph."""
+                     before: Sequence[tuple[Tensor, Tensor | None]], create_graph: bool) -> None:  # fmt: skip
+        """What ``backward()`` did to ``.grad``."""
         ob = self.observer
         wrt = [t for t, _ in before]
         values, more = self._gradients(losses, seeds, wrt)
-        for i, ((t, old), v, beyond) in enumerate(zip(before, values, more, strict=True)):
-            reached = i < natural
+        for (t, old), v, beyond in zip(before, values, more, strict=True):
             ob.set_grad(t)
             now = get_grad(t)
-            if beyond and not reached and v is not None:
-                self._promise(t, old, v)
-                continue
             if v is None:
                 if old is None and now is not None:
                     self._zero(now)
@@ -277,33 +277,17 @@ class Gradients:
             else:
                 ob.bind(now, total).storage.soft = not create_graph
 
-    def _promise(self, t: Tensor, old: Tensor | None, v: Var) -> None:
-        """A gradient of which PyTorch's graph has no part: it is computed when somebody looks at ``t.grad``."""
-        ob = self.observer
-        total = v if old is None else ob.add(ob.current(old), v)
-        if old is None:
-            ty = v.type
-            assert isinstance(ty, TensorType)
-            with ob.pause(), torch.no_grad():
-                old = torch.zeros(ty.shape, dtype=ty.dtype, device=ty.device)
-                put_grad(t, old)
-            ob.bind(old, total).storage.soft = True
-        else:
-            ob.will_write(old)
-            ob.write(old, total)
-        ob.promised[id(t)] = (old, total)
-
     def _set_beyond(self, t: Tensor, old: Tensor | None, g: Tensor) -> Tensor:
-        """Give ``t.grad`` the part of the gradient that PyTorch's graph does not have, too."""
         ob = self.observer
-        if old is not None and get_grad(t) is old:
-            raise CaptureError(
-                "a gradient through an inner training is added to a .grad that is there already", loc=ob.place(),
-                advice="call zero_grad() before backward()",
-            )  # fmt: skip
-        with ob.pause(), torch.no_grad():
-            now = g if old is None else old + g
-            put_grad(t, now)
+        if old is None or get_grad(t) is not old:
+            with ob.pause(), torch.no_grad():
+                put_grad(t, g if old is None else old + g)
+        else:  # in place, as PyTorch adds; what it added of its own is no part of the sum
+            ob.will_write(old)
+            with ob.pause(), torch.no_grad():
+                old.copy_(self._held.get(id(t), old) + g)
+        now = get_grad(t)
+        assert now is not None
         return now
 
     def _hold(self, t: Tensor, g: Tensor, v: Var, create_graph: bool) -> None:

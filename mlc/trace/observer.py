@@ -69,7 +69,6 @@ class Observer(Cuts, Tracer):
         self.gradients: Any = None
         self.reads: Any = None
         self.ended = False
-        self.promised: dict[int, tuple[Tensor, Var]] = {}  # gradients that are computed when they are looked at
         self.hooked_grads: dict[Var, CaptureError] = {}  # gradients that hooks of the user's saw
         self.grads_seen: set[int] = set()  # tensors whose .grad from before the call Python looked at
         self.target: Tensor | None = None  # what an in-place operator writes
@@ -557,11 +556,7 @@ class Observer(Cuts, Tracer):
 
     def read_grad(self, t: Tensor, accumulating: bool = False) -> None:
         """Python looks at ``t.grad``, or ``backward`` adds to it: what it was before the call counts."""
-        promised = self.promised.pop(id(t), None)
-        if promised is not None and get_grad(t) is promised[0]:
-            value = self.evaluate(promised[1])
-            with self.pause(), torch.no_grad():
-                promised[0].copy_(value)
+        self.gradients.later.settle(t)
         if id(t) not in self.grads:
             self.grad_reads.setdefault(id(t), (t, get_grad(t) is None))
             if not accumulating:
@@ -569,6 +564,7 @@ class Observer(Cuts, Tracer):
 
     def set_grad(self, t: Tensor, g: Tensor | None = None) -> None:
         """``t.grad`` is set: from here on it is the call's own."""
+        self.gradients.later.forget(t)
         self.keep_grad(t)
         self.grads[id(t)] = (t, None)
 
@@ -591,7 +587,7 @@ class Observer(Cuts, Tracer):
         """The value of a gradient that PyTorch's graph does not have, computed from the recording."""
         from mlc.trace.evaluate import evaluate
 
-        return evaluate(self, v)
+        return evaluate(self, [v])[0]
 
     # ---- copies
 

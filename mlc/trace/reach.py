@@ -23,13 +23,16 @@ class Reach:
         bits: One bit for each leaf value, given before it is first read or not at all.
         depth: Stops of this level or a smaller one hold (and those without a level).
         through: Whether stops of levels let everything pass: what the gradient through the loop would see.
+        own: Whether leaves have no history, as in PyTorch's own graph.
     """
 
-    def __init__(self, builder: Builder, bits: Mapping[Var, int], depth: int, through: bool = False) -> None:
+    def __init__(self, builder: Builder, bits: Mapping[Var, int], depth: int, through: bool = False, own: bool = False
+                 ) -> None:  # fmt: skip
         self.builder = builder
         self._bits = bits
         self._depth = depth
         self._through = through
+        self._own = own
         self._found: dict[Var, int] = {}
         self._beyond: dict[Var, int] = {}
         self._seen = 0
@@ -85,6 +88,8 @@ class Reach:
         self._seen = len(eqns)
 
     def _of(self, v: Var) -> int:
+        if self._own and self._bits.get(v):
+            return self._bits[v]
         found = self._found.get(v)
         if found is None:
             found = self._found[v] = self._bits.get(v, 0)
