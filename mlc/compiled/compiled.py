@@ -18,7 +18,7 @@ from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
 from mlc.passes.explain import size_text, time_text
-from mlc.passes.options import check_options
+from mlc.passes.options import check_options, planning
 from mlc.passes.plan import Plan, stages_for
 from mlc.passes.planner import make_plan
 from mlc.progress import progress
@@ -138,7 +138,7 @@ class CompiledFunction:
         if not more:
             return
         made = planned_again(
-            entry.program, entry.plan, {**entry.fitting, **more}, _planning(self.options), entry.smaller
+            entry.program, entry.plan, {**entry.fitting, **more}, planning(self.options), entry.smaller
         )
         if made is not None:
             entry.program, entry.plan, needed = made
@@ -158,9 +158,9 @@ class CompiledFunction:
         """Plan again for half the memory, or for as little as can be."""
         budget = entry.plan.peak_bytes // 2
         try:
-            entry.plan = make_plan(entry.program, **{**_planning(self.options), "memory": max(budget, 1)})
+            entry.plan = make_plan(entry.program, **{**planning(self.options), "memory": max(budget, 1)})
         except BudgetError as why:
-            entry.plan = make_plan(entry.program, **{**_planning(self.options), "memory": why.least})
+            entry.plan = make_plan(entry.program, **{**planning(self.options), "memory": why.least})
         entry.executor = Executor(stages_for(entry.program, entry.plan), entry.plan.backend)
         entry.smaller = True
         warnings.warn(
@@ -193,7 +193,7 @@ class CompiledFunction:
             plan, executor = before.plan, Executor(stages_for(program, before.plan), before.plan.backend)
         else:
             say("planning")
-            plan = make_plan(program, **_planning(self.options))
+            plan = make_plan(program, **planning(self.options))
             executor = Executor(stages_for(program, plan), plan.backend)
         lengths = {
             s.path: len(s.object) for s in rec.sources
@@ -204,11 +204,6 @@ class CompiledFunction:
         entry.loops = open_loops(program) if rec.reusable else {}
         self._planned[key] = entry
         return entry
-
-
-def _planning(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that planning takes."""
-    return {k: v for k, v in options.items() if k != "verify"}
 
 
 _MOST = 16  # recordings kept of one function
