@@ -112,6 +112,11 @@ class Observer(Cuts, Tracer):
     def dispatch(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
         """Run one operator and record it."""
         self.notice_mode()
+        if torch.is_inference_mode_enabled():  # nothing took compound operators apart
+            with self.active():
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         if any(self._odd(t) for t in _tensors(args, kwargs)):
             found = self._sparse_product(func, args, kwargs)
             return self._freeze(func, args, kwargs) if found is None else found
