@@ -52,7 +52,7 @@ class Drawer:
             it = self._iterators[key] = self._open(*key)
         item = next(it)
         self.items.setdefault(op.source, []).append(item)
-        found = self._tensors(item)
+        found = [t.clone() if t.is_inference() else t for t in self._tensors(item)]  # autograd cannot save those
         if [_shape(TensorType.of(t)) for t in found] != [_shape(t) for t in types]:
             raise Stale(f"an item of iterable {op.source} has another shape than before")
         return found

@@ -60,6 +60,7 @@ class Observer(Cuts, Tracer):
         self.generators = {0, *map(key_of, generators)}
         self.snapshots = Snapshots()
         self.paused = 0
+        self.written_out: Any = WeakIdKeyDictionary()  # sparse matrices as dense ones
         self.unplaced: list[Loc | None] = []  # data from outside that no later call could find again
         self.frozen: list[tuple[str, Loc | None]] = []  # results taken as data: what, where
         self.outer_nodes: set[Any] = set()  # of graphs that were there before the call
@@ -112,7 +113,8 @@ class Observer(Cuts, Tracer):
         """Run one operator and record it."""
         self.notice_mode()
         if any(self._odd(t) for t in _tensors(args, kwargs)):
-            return self._freeze(func, args, kwargs)
+            found = self._sparse_product(func, args, kwargs)
+            return self._freeze(func, args, kwargs) if found is None else found
         if s.random:
             return self._drawing(func, s, special, args, kwargs)
         return super().dispatch(func, s, SPECIAL_REAL.get(func, special), args, kwargs)
@@ -159,6 +161,9 @@ class Observer(Cuts, Tracer):
         return False
 
     def _plain(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        if any(isinstance(o, Tensor) and self._odd(o) for o in flatten(out)):
+            self._refuse_odd(args, kwargs, next(o for o in flatten(out) if isinstance(o, Tensor) and self._odd(o)))
+            return self._as_data(func, args, kwargs, out)
         if torch.Tag.dynamic_output_shape in func.tags:
             if func is _A.index.Tensor:
                 return self._masked(func, s, args, kwargs, out)
@@ -217,13 +222,32 @@ class Observer(Cuts, Tracer):
                     f"a {t.layout} tensor that requires grad is used", loc=self.place(),
                     advice="convert it with .to_dense() before the call",
                 )  # fmt: skip
+        self._refuse_odd(args, kwargs, next(x for x in _tensors(args, kwargs) if self._odd(x)))
+        return self._as_data(func, args, kwargs, func(*args, **kwargs))
+
+    def _refuse_odd(self, args: Any, kwargs: Any, odd: Tensor) -> None:
+        for t in _tensors(args, kwargs):
             if not self._odd(t) and t.dtype.is_floating_point and self.value(self.handle(t)).mask:
-                odd = next(x for x in _tensors(args, kwargs) if self._odd(x))
                 raise CaptureError(
                     f"a {odd.layout} tensor is used", loc=self.place(),
                     advice="convert it with .to_dense() before the call",
                 )  # fmt: skip
-        return self._as_data(func, args, kwargs, func(*args, **kwargs))
+
+    def _sparse_product(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A sparse matrix of data times a dense one: the product with the matrix written out; None for anything else."""
+        at = 0 if func is _A.mm.default else 1
+        op = {_A.mm.default: func, _A.addmm.default: func, _A._sparse_addmm.default: _A.addmm.default}.get(func)
+        if op is None or [self._odd(t) for t in args[: at + 2]] != [i == at for i in range(at + 2)]:
+            return None
+        if args[at].requires_grad:
+            return None
+        dense = self.written_out.get(args[at])
+        with self.pause():
+            out = func(*args, **kwargs)
+            if dense is None:
+                dense = self.written_out[args[at]] = args[at].to_dense()
+                self._data(dense)
+        return super()._plain(op, schema_of(op), (*args[:at], dense, *args[at + 1 :]), kwargs, out)
 
     def _data(self, t: Tensor) -> Handle:
         """A tensor that is data of this very call."""
@@ -507,6 +531,7 @@ class Observer(Cuts, Tracer):
         s = self.handle(t).storage
         if s.external is not None or s.born != self.region() or self.cut_of(t) is not None:
             s.updated = True
+            new = self.as_state(new)
         super().write(t, new)
         if not torch.is_grad_enabled() and not s.updated:
             self.cut_vars[s.var] = self.place()
@@ -525,6 +550,9 @@ class Observer(Cuts, Tracer):
         h = self.handle(value)
         if h.storage.external is None:
             h.storage.updated = True
+            if not h.chain:
+                h.storage.var = self.as_state(h.storage.var)
+                h.storage.version += 1
             h.storage.leaf = h.storage.leaf or (t.requires_grad and t.is_leaf)
         self.rebound[id(t)] = t
 
