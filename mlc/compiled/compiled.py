@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, overload
 
 import torch
@@ -68,18 +68,24 @@ class CompiledFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the loop; the result has the structure that the function returns."""
-        entry, roots = self._find(args, kwargs)
-        if entry is None:
-            return self._record(args, kwargs, {})
-        if entry.loops:
-            self._fit(entry, roots)
-        call = Call(self, entry, roots)
-        try:
-            return self._run(call)
-        except Stale:
-            if entry in self._entries:
-                self._entries.remove(entry)
-        return self._record(args, kwargs, given_back(entry, roots, call.drawer))
+        drawn: dict[Path, list[Any]] = {}
+        for entry, roots in self._find(args, kwargs):
+            if entry.loops:
+                self._fit(entry, roots)
+            call = Call(self, entry, roots)
+            try:
+                found = self._run(call)
+            except Stale:
+                entry.stale += 1
+                if entry.stale == _TRIES and entry in self._entries:
+                    self._entries.remove(entry)
+                drawn = given_back(entry, roots, call.drawer)
+                if drawn:
+                    break
+            else:
+                entry.stale = 0
+                return found
+        return self._record(args, kwargs, drawn)
 
     def _record(self, args: Any, kwargs: Any, drawn: dict[Path, list[Any]]) -> Any:
         """The function runs for real; what is compiled from that must reproduce it.
@@ -171,16 +177,17 @@ class CompiledFunction:
             stacklevel=4,
         )
 
-    def _find(self, args: Any, kwargs: Any) -> tuple[Entry | None, Roots]:
-        """A recording that this call may use, and the call's objects at its places."""
+    def _find(self, args: Any, kwargs: Any) -> Iterator[tuple[Entry, Roots]]:
+        """Recordings that this call may use, if their guards hold, and the call's objects at their places."""
         walks: dict[Any, Roots] = {}
-        for entry in self._entries:
+        left = _TRIES
+        for entry in list(self._entries):
             roots = walks.get(entry.found)
             if roots is None:
                 roots = walks[entry.found] = walk(self.fn, args, kwargs, entry.found)
-            if fits(entry, roots):
-                return entry, roots
-        return None, Roots()
+            if left and fits(entry, roots):
+                left -= 1
+                yield entry, roots
 
     def _compile(self, seen: Observation, say: Callable[[str], None]) -> Entry:
         """A program and its plan; a plan made before for an equal program serves again."""
@@ -207,6 +214,7 @@ class CompiledFunction:
 
 
 _MOST = 16  # recordings kept of one function
+_TRIES = 3  # recordings whose guards are tried before a call is recorded; times in a row that one may fail
 
 
 def _refused_memory(e: BaseException) -> bool:
@@ -241,8 +249,8 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
         backend: ``"interpreter"``, ``"inductor"`` (compiles; see ``docs/backends.md``) or ``"auto"``: Inductor where
             its compilation is predicted to be paid back within some hundred calls.
         stop_gradient: ``"all"``: a ``detach``, a read of ``.data`` or a value computed under ``no_grad`` stops the
-            gradient at every level on its way into a loss (what is written into state in place is an update and passes);
-            ``"inner"``: only the gradient taken by the level it stands in; ``"torch"``: state that PyTorch's own
+            gradient at every level on its way into a loss (what is written into state in place is an update, and
+            passes); ``"inner"``: only the gradient taken by the level it stands in; ``"torch"``: state that PyTorch's own
             autograd would not follow (running statistics, averages) is constant, too.
         flows: Which way derivatives go; None: chosen. ``"mixed"`` (reverse through the loops, inner gradients by one
             forward sweep), ``"reverse"`` (reverse over reverse) or ``"forward"`` (one tangent per element of the

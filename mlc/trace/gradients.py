@@ -38,6 +38,7 @@ class Gradients:
         self.original = original
         self._reach: dict[tuple[int, bool], Reach] = {}
         self.later = Later(observer)
+        self._stopped: dict[int, Any] = {}  # leaves without a gradient: the losses, their value, line and depth
         self._held: dict[int, Tensor] = {}  # what .grad held before the backward() that runs
 
     # ---- backward() and grad()
@@ -215,7 +216,18 @@ class Gradients:
         for g, total in zip(groups, found, strict=True):
             if total is not None and ob._bit_of.get(g[0], 0) & lost:
                 ob.dropped[total] = (tuple(values), g[0], ob.place(), ob.depth())
+        if lost:
+            self._unreached(values, wrt, lost)
         return found, more
+
+    def _unreached(self, values: Sequence[Var], wrt: Sequence[Tensor], lost: int) -> None:
+        """Leaves that get no gradient at all here, though a training leads to them."""
+        ob = self.observer
+        have = {id(t) for t in wrt}
+        for t in ob.leaves.values():
+            now = ob.leaf_history.get(id(t), [None])[-1]
+            if id(t) not in have and now is not None and ob._bit_of.get(now, 0) & lost:
+                self._stopped.setdefault(id(t), (t, tuple(values), now, ob.place(), ob.depth()))
 
     def _taken(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], wrt: Sequence[Tensor], found: Any,
                create_graph: bool) -> Any:  # fmt: skip
@@ -313,8 +325,10 @@ class Gradients:
         """Warnings: gradients that the result needs, which stop at a training as in PyTorch though more was there."""
         ob = self.observer
         found: dict[str, None] = {}
-        for out, (losses, target, loc, depth) in ob.dropped.items():
-            if out in live:
+        stepped = {id(p) for s in ob.steps for g in s.optimizer.param_groups for p in g["params"]}
+        without = [x for x in self._stopped.values() if id(x[0]) in stepped and get_grad(x[0]) is None]
+        for out, losses, target, loc, depth in [*((k, *x) for k, x in ob.dropped.items()), *((None, *x[1:]) for x in without)]:
+            if out is None or out in live:
                 update = self._update_between(losses, ob._bit_of[target], depth)
                 found[
                     f"the gradient taken at {loc} stops at the update at {update}, as in PyTorch: what was trained there "
