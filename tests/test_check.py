@@ -597,6 +597,20 @@ def test_shared_memory_stays_shared() -> None:
     assert torch.equal(whole, torch.arange(12.0))
 
 
+def test_a_lazy_module_is_lazy_again() -> None:
+    model, box = nn.Sequential(nn.LazyLinear(3)), Sandbox(torch.float64)
+    box.enter(model)
+    box.ready()
+    for _ in range(2):
+        box.reset()
+        assert type(model[0]) is nn.LazyLinear
+        model(torch.randn(2, 5, dtype=torch.float64)).sum().backward()
+        assert model[0].weight.shape == (3, 5)
+    box.restore()
+    assert type(model[0]) is nn.LazyLinear
+    assert model(torch.randn(2, 7)).dtype is torch.float32
+
+
 def test_relative_errors() -> None:
     one = torch.tensor([1.0, 2.0])
     assert relative(one, one) == 0

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -294,6 +296,8 @@ class Sandbox:
         if isinstance(fields, dict):
             self._mapping(fields, depth)
             self._alive.append(fields)
+        if isinstance(x, LazyModuleMixin):
+            self._slot(lambda: x.__class__, functools.partial(setattr, x, "__class__"))
         self.enter(type(x), depth)
         for name in (n for c in type(x).__mro__ for n in getattr(c, "__slots__", ())):
             if isinstance(name, str) and not name.startswith("__") and hasattr(x, name):
@@ -303,6 +307,9 @@ class Sandbox:
     # ---- tensors
 
     def _tensor(self, t: Tensor) -> Tensor:
+        if is_lazy(t):  # a run gives it a shape and another class
+            self._lazy(t)
+            return t
         ordinary = type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided
         if not ordinary or t.is_inference() or t.is_meta:
             return t
@@ -317,6 +324,17 @@ class Sandbox:
         if grad is not None:
             self.enter(grad)
         return t
+
+    def _lazy(self, t: Any) -> None:
+        kind = type(t)
+
+        def write(empty: Tensor) -> None:
+            t.grad = None
+            t.data = empty
+            t.__class__ = kind
+
+        self._slot(lambda: t.data, write)
+        t.data = torch.empty(0, dtype=_target(t.data.dtype, self.dtype), device=t.device)
 
     def _hold(self, t: Tensor) -> None:
         storage = t.untyped_storage()
