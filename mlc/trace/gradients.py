@@ -60,6 +60,7 @@ class Gradients:
         with ob.pause():
             self._held = {id(t): g.clone() for t, g in before if g is not None} if ob.farther else {}
         given = tuple(wrt) if accumulate_grad and not inputs and ob.outer_nodes else tuple(inputs)
+        kept = [(t, get_grad(t)) for t in ob.retained]
         with ob.pause():
             found = None
             if wrt or not accumulate_grad:
@@ -69,6 +70,7 @@ class Gradients:
                 )  # fmt: skip
         ob.next_stretch()
         if accumulate_grad:
+            before += [(t, g) for t, g in kept if get_grad(t) is not g]
             self._accumulated(losses, grad_tensors, before, create_graph)
             if not inputs:
                 self._farther(losses, grad_tensors, wrt)

@@ -191,6 +191,17 @@ def _zero_grad(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
     yield nn.Module, "zero_grad", zero(nn.Module.zero_grad, lambda m: m.parameters())
 
 
+def _retained(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
+    original = _BASE.retain_grad
+
+    def retain(t: Tensor) -> None:
+        original(t)
+        if active() and t.requires_grad and not t.is_leaf:
+            ob.retained[t] = True
+
+    yield Tensor, "retain_grad", retain
+
+
 def _refused(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
     def refuse(original: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -236,7 +247,7 @@ def intercepted(ob: Observer) -> Iterator[Active]:
         put(Tensor, "grad", _grad(ob, active))
         put(Tensor, "data", _data(ob, active))
         put(Tensor, "__deepcopy__", _deepcopy(ob, active))
-        for make in (_texts, _bulk, _zero_grad, _refused):
+        for make in (_texts, _bulk, _zero_grad, _retained, _refused):
             for owner, name, value in make(ob, active):
                 put(owner, name, value)
         run = _checkpoint(active, torch.utils.checkpoint.checkpoint)

@@ -66,6 +66,7 @@ class Observer(Cuts, Tracer):
         self.outer_nodes: set[Any] = set()  # of graphs that were there before the call
         self.leaf_values: Any = WeakIdKeyDictionary()  # leaves that share a memory with what they were cut from
         self.trail: dict[Var, Tensor] | None = {} if os.environ.get("MLC_TRAIL") else None  # what the run computed
+        self.retained: Any = WeakIdKeyDictionary()  # results that retain_grad() was called on
         self.rebound: dict[int, Tensor] = {}  # tensors whose .data was set
         self.gradients: Any = None
         self.reads: Any = None

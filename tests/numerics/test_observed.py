@@ -220,3 +220,35 @@ def test_evaluation_of_batchnorm_in_inference_mode():
         return net(x).square().mean()
 
     judge(fn, at=0.01)
+
+
+def test_retained_gradients_of_results():
+    def fn(w):
+        p, total = X.mul(0.2).requires_grad_(), torch.zeros(())
+        for _ in range(3):
+            h = torch.tanh(p * X)
+            h.retain_grad()
+            p.grad = None
+            ((h - X) ** 2 * w).sum().backward()
+            with torch.no_grad():
+                p -= 0.1 * p.grad
+            total = total + h.grad.square().sum()
+        return total
+
+    judge(fn)
+
+
+@pytest.mark.parametrize("write", [
+    lambda p, lr: p.data.sub_(lr * p.grad.data),
+    lambda p, lr: p.data.copy_(p.data - lr * p.grad),
+])  # fmt: skip
+def test_updates_by_hand_through_data(write):
+    def fn(w):
+        p = X.mul(0.2).requires_grad_()
+        for _ in range(3):
+            p.grad = None
+            (p * X - 1).square().sum().backward()
+            write(p, w)
+        return (p * X).square().sum()
+
+    judge(fn, at=0.02)
