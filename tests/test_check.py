@@ -471,6 +471,47 @@ def test_what_is_recorded_anew_at_every_call() -> None:
     assert random.getstate() == before
 
 
+HIDDEN = torch.tensor([0.3, 0.2, 0.1], requires_grad=True)
+
+
+class Shift:
+    """Reads a global in a method, and an attribute of its class."""
+
+    moved = torch.zeros(3)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            Shift.moved += 1
+        return x + HIDDEN + 0.01 * Shift.moved
+
+
+def test_what_only_methods_reach_is_checked_and_put_back() -> None:
+    def loop(w, rate, start):
+        shift = Shift()
+        return hand(w, rate, start, lambda x, w: (w * shift(x).square()).sum())
+
+    report = mlc.check(loop, *tensors())
+    assert report.ok, str(report)
+    assert report.referee == "the function itself"
+    assert report.tolerances.exact == 1e-7, "in float64"
+    assert "HIDDEN" in " ".join(m.name for m in report.metas)
+    assert HIDDEN.dtype is torch.float32
+    assert torch.equal(Shift.moved, torch.zeros(3))
+
+
+def test_a_meta_parameter_made_in_the_call() -> None:
+    given = np.ones(3)
+
+    def loop(w, rate, start):
+        made = torch.from_numpy(given.copy()).requires_grad_()
+        return hand(w, rate, start, lambda x, w: (made * w * x.square()).sum())
+
+    report = mlc.check(loop, *tensors())
+    assert report.ok, str(report)
+    assert report.referee == "the recording"
+    assert any("is made in the call" in n for n in report.notes)
+
+
 ELSEWHERE = nn.Linear(2, 2, device="meta")
 
 

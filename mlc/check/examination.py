@@ -18,6 +18,7 @@ from mlc.check.recorded import Began, Frozen, Recorded, Start, Watched
 from mlc.check.report import CheckReport, Difference, MetaError, Tolerances, best_pair, relative, worst
 from mlc.check.sandbox import Sandbox
 from mlc.errors import DifferentiationError, MlcError
+from mlc.ir.core import Random
 from mlc.trace.capture import Recording, Ref
 
 __all__ = ["Examination", "UsersError"]
@@ -74,6 +75,12 @@ class Examination:
         self.tolerances = Tolerances.of(precision(self.rec, vars_))
         self.frozen: Frozen | None = None
         self.runs = self.plain.failure is None
+        if self.runs and any(isinstance(e.op, Random) and e.inputs for e in self.rec.eqns):
+            self.plain.keep_draws()
+        inside = [n for n, t in zip(self.names, self.metas, strict=True) if not box.holds(t)]
+        self.moves = not inside  # whether the function can be run with moved meta-parameters
+        if inside:
+            self.notes.append(f"{', '.join(inside[:3])} is made in the call: only the recording can be moved")
         self.wrong: list[str] = []
 
     def _called(self, cf: Watched, args: Any, kwargs: Any) -> list[Any]:
@@ -116,7 +123,7 @@ class Examination:
         if not all(d.ok for d in differences) and len(self.metas) > 1:
             shown = sorted(range(len(self.metas)), key=lambda i: -float(self.ours[i].norm()))[:MOST_METAS]
             differences += [self._difference(self.names[i], self._direction(i, i)) for i in sorted(shown)]
-        if self.runs and self.cut:
+        if self.runs and self.moves and self.cut:
             differences += [self._faithful(f"direction {i + 1}", self._direction(i)) for i in range(DIRECTIONS)]
         errors = self._errors(reference)
         self.plain.last()
@@ -138,12 +145,13 @@ class Examination:
             tolerances=self.tolerances,
             notes=tuple(dict.fromkeys(self.notes)),
             wrong=tuple(self.wrong),
+            against="the eager function" if self.runs else "the plain unroll",
         )
 
     def _referee(self) -> str:
-        if not self.runs:
-            return "the recording with stopped values frozen" if self.cut else "the recording"
-        return "the recording with stopped values frozen" if self.cut else "the function itself"
+        if self.cut:
+            return "the recording with stopped values frozen"
+        return "the function itself" if self.runs and self.moves else "the recording"
 
     # ---- the function itself
 
@@ -309,7 +317,7 @@ class Examination:
         """Derivative along one direction, beside central differences at several step sizes."""
 
         def at(h: float) -> float:
-            plain = self.runs and not self.cut
+            plain = self.runs and self.moves and not self.cut
             return float(self._moved(direction, h) if plain else self._replayed(direction, h, True))
 
         predicted = float(sum((g * d).sum() for g, d in zip(self.ours, direction, strict=True)))

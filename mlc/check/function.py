@@ -70,10 +70,10 @@ class Function:
         self.leaves = self._base()
 
     def _base(self) -> list[Any]:
-        """The run as it is; what it drew is kept."""
+        """The run as it is."""
         self.box.reset()
         try:
-            with _graphs_kept(), _Draws(self._samples, keep=True):
+            with _graphs_kept():
                 leaves = pytree.tree_leaves(self.fn(*self.args, **self.kwargs))
         except Exception:
             self.failure = self._failing()
@@ -81,6 +81,13 @@ class Function:
         self.state = self.now()
         self.generator = torch.get_rng_state()
         return [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
+
+    def keep_draws(self) -> None:
+        """Later runs use the samples of the run as it is (for programs that have such draws)."""
+        self._samples.clear()
+        self.box.reset()
+        with _graphs_kept(), _Draws(self._samples, keep=True):
+            self.fn(*self.args, **self.kwargs)
 
     def _failing(self) -> Failure | None:
         """The run again, its operators watched."""
@@ -104,7 +111,7 @@ class Function:
         }  # fmt: skip
 
     def run(self, move: Callable[[], None]) -> list[Any]:
-        """What it returns after the meta-parameters were moved; draws are those of the first run."""
+        """What it returns after the meta-parameters were moved; draws are those that were kept."""
         self.box.reset()
         move()
         with _graphs_kept(), _Draws(self._samples) if self._samples else contextlib.nullcontext():

@@ -102,6 +102,7 @@ class CheckReport:
         tolerances: What was allowed.
         notes: What a reader should know.
         wrong: Meta-parameters whose gradient is not finite where the function itself gives numbers.
+        against: What values and final state were compared with.
     """
 
     function: str
@@ -114,6 +115,7 @@ class CheckReport:
     tolerances: Tolerances
     notes: tuple[str, ...] = ()
     wrong: tuple[str, ...] = ()
+    against: str = "the eager function"
 
     @property
     def rel_err(self) -> float:
@@ -165,8 +167,9 @@ class CheckReport:
     def __str__(self) -> str:
         t = self.tolerances
         lines = [f"mlc.check of {self.function}: {'ok' if self.ok else 'NOT ok'}"]
-        lines.append(f"  values         {_err(self.value_err, t.exact)} against the eager function")
-        lines.append(f"  final state    {_err(self.state_err, t.exact)} against the eager function")
+        lines.append(f"  values         {_err(self.value_err, t.exact)} against {self.against}")
+        if self.against == "the eager function":
+            lines.append(f"  final state    {_err(self.state_err, t.exact)} against {self.against}")
         shown = [d for d in self.differences if d.conclusive and d.what == "compiled"]
         largest = worst([d.error for d in shown])
         allowed = max([t.differences, *(5 * d.spread for d in shown if d.error > d.tolerance)])

@@ -92,5 +92,5 @@ def like_to_fill(op: OpOverload, args: tuple[Any, ...]) -> tuple[OpOverload, tup
         return getattr(getattr(_A, packet), overload), fill_args
     if name == "aten::randint_like" and op._overloadname in ("default", "low_dtype"):
         low, high = (0, args[1]) if op._overloadname == "default" else args[1:3]
-        return _A.random_["from"], (low, high)
+        return getattr(_A.random_, "from"), (low, high)
     return None

@@ -31,6 +31,9 @@ __all__ = ["Cuts"]
 class Cuts(_Base):
     """The part of an observer that decides what a tracked operator reads."""
 
+    leaf_values: Any
+    target: Tensor | None
+
     def __init__(self) -> None:
         self.cut_tensors: Any = WeakIdKeyDictionary()  # results of detach() and .data, and views of them
         self.seen_leaves: Any = WeakIdKeyDictionary()  # leaves that have a value of their own
@@ -90,7 +93,7 @@ class Cuts(_Base):
 
     # ---- what an operator reads
 
-    def current(self, t: Tensor) -> Var:
+    def present(self, t: Tensor) -> Var:
         """Present value of a tensor."""
         h = self.handle(t)
         over = self._own_value(t, h)
@@ -121,7 +124,7 @@ class Cuts(_Base):
     def read(self, t: Tensor, tracking: bool) -> Var:
         """The value an operator reads from ``t``; a stop where a derivative is cut."""
         h = self.handle(t)
-        var = self.current(t)
+        var = self.present(t)
         if not t.dtype.is_floating_point | t.dtype.is_complex:
             return var
         if t.requires_grad and not self.hidden(t):
@@ -287,7 +290,7 @@ class Cuts(_Base):
 
         def look(t: Tensor) -> None:
             h = self.handle(t)
-            var = self.current(t)
+            var = self.present(t)
             if not var.mask:
                 return
             cut = self.cut_of(t)

@@ -134,7 +134,9 @@ class Gradients:
                 found[id(leaf)] = leaf
             todo.extend(n for n, _ in node.next_functions if n is not None)
         order = {id(t): i for i, t in enumerate(self.observer.leaves.values())}
-        return sorted(found.values(), key=lambda t: order.get(id(t), len(order)))
+        outside = {id(x.tensor) for x in self.observer.externals.values()}
+        # The same order in every iteration: leaves that an iteration makes anew come last.
+        return sorted(found.values(), key=lambda t: (id(t) not in outside, order.get(id(t), len(order))))
 
     # ---- recording
 
@@ -180,7 +182,7 @@ class Gradients:
     def _values(self, t: Tensor, losses: Sequence[Var], reached: int) -> list[Var]:
         """Values of a target that the losses depend on: the present one, and earlier ones of a leaf written since."""
         ob = self.observer
-        now = ob.read(t, True) if t.requires_grad else ob.current(t)
+        now = ob.read(t, True) if t.requires_grad else ob.present(t)
         out = [now] if self.reach().among(losses, [now]) else []
         if t.is_leaf and t.requires_grad:
             bits = ob.leaf_bits.get(id(t), 0) & ~ob._bit_of.get(now, 0)
@@ -283,7 +285,7 @@ class Gradients:
             if old is None:
                 self._hold(t, now, v, create_graph)
                 continue
-            total = ob.add(ob.current(old), v)
+            total = ob.add(ob.present(old), v)
             if now is old:
                 ob.write(old, total)
             else:

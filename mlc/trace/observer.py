@@ -112,6 +112,11 @@ class Observer(Cuts, Tracer):
     def dispatch(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
         """Run one operator and record it."""
         self.notice_mode()
+        if torch.is_inference_mode_enabled():  # nothing took compound operators apart
+            with self.active():
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         if any(self._odd(t) for t in _tensors(args, kwargs)):
             found = self._sparse_product(func, args, kwargs)
             return self._freeze(func, args, kwargs) if found is None else found
@@ -128,6 +133,16 @@ class Observer(Cuts, Tracer):
             return super().dispatch(func, s, SPECIAL_REAL.get(func, special), args, kwargs)
         finally:
             self.random.left(generator)
+
+    def constant(self, t: Tensor, beside: tuple[Tensor | None, ...]) -> Tensor:
+        """As :meth:`Recorder.constant`: operators inside another one do not see that it is tracked."""
+        if not self.tracks([b for b in beside if b is not None], {}):
+            return t
+        var = self.read(t, True)
+        with self.pause():
+            c = t.detach().clone()
+        self.bind(c, var)
+        return c
 
     def plain(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run and record an operator as it stands, whatever is special about it."""
@@ -172,7 +187,7 @@ class Observer(Cuts, Tracer):
             return self._as_data(func, args, kwargs, out)
         result = super()._plain(func, s, args, kwargs, out)
         if func is _A.clone.default and self.copying():
-            self.copies.add(self.current(out))
+            self.copies.add(self.present(out))
         return result
 
     def _masked(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
@@ -504,7 +519,7 @@ class Observer(Cuts, Tracer):
         func(*args, **kwargs)
         if self.trail is not None:
             with self.pause():
-                self.trail[self.current(t)] = t.detach().clone()
+                self.trail[self.present(t)] = t.detach().clone()
         return t
 
     def _fix(self, t: Tensor, value: Tensor) -> None:
@@ -577,7 +592,7 @@ class Observer(Cuts, Tracer):
         """Later calls must find the same outcome in ``t``."""
         if self.ended:
             return
-        var = self.current(t)
+        var = self.present(t)
         self.decisions.append((var, outcome, what, self.place()))
 
     # ---- .grad

@@ -171,3 +171,52 @@ def test_states_that_are_only_rounding():
 
     net_out: dict = {}
     judge(fn, calls=1)
+
+
+def test_parameters_rebound_to_views_of_one_vector():
+    from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+    def fn(w):
+        net = nn.Linear(3, 2)
+        opt = torch.optim.SGD(net.parameters(), lr=w)
+        for k in range(3):
+            old = parameters_to_vector(net.parameters())
+            opt.zero_grad()
+            (net(X * (k + 1)) - 1).square().mean().backward()
+            opt.step()
+            with torch.no_grad():
+                vector_to_parameters(0.9 * parameters_to_vector(net.parameters()) + 0.1 * old, net.parameters())
+        return net(X).square().sum()
+
+    judge(fn, at=0.01, tol=1e-4)
+
+
+def test_rademacher_probes():
+    def fn(w):
+        p = X.clone().requires_grad_()
+        opt = torch.optim.SGD([p], lr=w)
+        for _ in range(2):
+            opt.zero_grad()
+            (p * (torch.randint_like(p, 2) * 2 - 1)).sum().square().backward()
+            opt.step()
+        return (p * X).sum()
+
+    judge(fn)
+
+
+def test_evaluation_of_batchnorm_in_inference_mode():
+    def fn(w):
+        net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+        opt = torch.optim.SGD(net.parameters(), lr=w)
+        x = torch.stack([X, X.flip(0), X * X])
+        for _ in range(2):
+            net.train()
+            opt.zero_grad()
+            (net(x) - 1).square().mean().backward()
+            opt.step()
+            net.eval()
+            with torch.inference_mode():
+                assert net(x).square().mean().item() >= 0
+        return net(x).square().mean()
+
+    judge(fn, at=0.01)
