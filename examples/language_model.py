@@ -31,9 +31,9 @@ CONTEXT = 48
 
 def train(model, opt, logits, batches, val_text):
     """An ordinary loop over batches of (text, source); returns the loss on ``val_text``."""
-    weights = len(logits) * torch.softmax(logits, 0)
     for text, source in batches:
         opt.zero_grad()
+        weights = len(logits) * torch.softmax(logits, 0)
         (weights[source] * sequence_losses(model, text)).mean().backward()
         opt.step()
     return sequence_losses(model, val_text).mean()

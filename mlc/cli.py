@@ -31,7 +31,7 @@ from mlc.errors import MlcError, PlanError
 from mlc.page import Measured
 from mlc.passes.explain import explained
 from mlc.passes.listing import difference, listing
-from mlc.passes.options import check_options
+from mlc.passes.options import check_options, planning
 from mlc.passes.plan import Plan
 from mlc.passes.plandiff import changes, compare
 from mlc.passes.planner import sweep as planned_sweep
@@ -95,7 +95,7 @@ def _planned(file: UserFile, memory: str | None, verbose: bool) -> tuple[Any, Pl
     with _timed("tracing", verbose), contextlib.redirect_stdout(sys.stderr):
         program = mlc.trace(fn, *args, **kwargs)
     with _timed("planning", verbose):
-        plan = mlc.plan(program, **options)
+        plan = mlc.plan(program, **planning(options))
     if verbose:
         for note in program.notes:
             _screen.print(f"note: {note}", markup=False)
@@ -214,7 +214,7 @@ def _swept(file: UserFile, output: Path | None, as_json: bool) -> None:
     with progress("sweeping budgets") as say, contextlib.redirect_stdout(sys.stderr):
         say("tracing")
         program = mlc.trace(fn, *args, **kwargs)
-        plans = planned_sweep(program, say=say, **_without_memory(options))
+        plans = planned_sweep(program, say=say, **planning(_without_memory(options)))
     if output is not None:
         save_curve(plans, output)
         _screen.print(f"curve written to {output}", markup=False)

@@ -82,7 +82,7 @@ def test_a_budget_that_nothing_fits() -> None:
 
 
 def test_a_placeholder_after_the_call() -> None:
-    """What was logged while tracing says what it is, and is never taken for a number."""
+    """What was logged while tracing without running says what it is, and is never taken for a number."""
     logged = []
 
     def loop(model: nn.Module, weight: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,7 @@ def test_a_placeholder_after_the_call() -> None:
         logged.append(loss.item())
         return loss
 
-    mlc.trace(loop, nn.Linear(2, 1), torch.ones((), requires_grad=True))
+    mlc.trace(loop, nn.Linear(2, 1), torch.ones((), requires_grad=True), fake=True)
     (x,) = logged
     assert "placeholder" in str(x) and "return it" in f"{x:.3f}"
     for use in (float, int, bool, "%.3f".__mod__, lambda v: v + 1, lambda v: v < 1, lambda v: torch.ones(2) * v):
@@ -98,6 +98,20 @@ def test_a_placeholder_after_the_call() -> None:
             use(x)
         assert "return the value" in caught.value.advice
     assert x in logged and x != 1.0
+
+
+def test_a_number_that_was_logged_is_a_number() -> None:
+    logged = []
+
+    def loop(model: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+        loss = (weight * model(torch.ones(1, 2))).sum()
+        logged.append(loss.item())
+        return loss
+
+    model, weight = nn.Linear(2, 1), torch.ones((), requires_grad=True)
+    cf = mlc.compile(loop)
+    values = [cf(model, weight).item(), cf(model, weight * 2).item()]
+    assert logged == values and all(type(x) is float for x in logged)
 
 
 def test_no_meta_parameter() -> None:

@@ -47,7 +47,7 @@ def test_example_args_are_the_same_every_time_and_main_needs_none(name: str) -> 
     torch.manual_seed(1)
     first = compiled(*example.example_args())
     torch.manual_seed(2)
-    assert torch.equal(first, compiled(*example.example_args()))
+    torch.testing.assert_close(compiled(*example.example_args()), first)  # the first one is eager's own
     inspect.signature(example.main).bind()
 
 

@@ -14,6 +14,7 @@ from loops import LOOPS
 
 import mlc
 from mlc.api import plain
+from mlc.passes.options import planning
 from mlc.userfile import load
 
 HERE = Path(__file__).parent
@@ -33,7 +34,7 @@ def plan_of_example(path: Path) -> mlc.Plan:
     args, kwargs = file.arguments()
     fn, args, options = plain(file.function(), args)
     with contextlib.redirect_stdout(sys.stderr):
-        return mlc.plan(mlc.trace(fn, *args, **kwargs), **options)
+        return mlc.plan(mlc.trace(fn, *args, **kwargs), **planning(options))
 
 
 def readme() -> mlc.Plan:

@@ -8,7 +8,7 @@ import torch
 
 from mlc.ir.core import Custom, Eqn, Grad, Stop, Var
 from mlc.ir.types import TensorType
-from mlc.passes.reverse import active_vars
+from mlc.passes.reverse import Deeper, active_vars
 from mlc.trace.capture import Recording
 
 __all__ = ["customs", "cutting", "precision", "through_updates"]
@@ -25,7 +25,7 @@ def cutting(rec: Recording, metas: Sequence[Var]) -> list[Eqn]:
 def through_updates(rec: Recording) -> bool:
     """Whether a gradient that the result needs is taken through another one.
 
-    PyTorch drops such a path unless ``create_graph`` keeps it.
+    PyTorch drops such a path unless ``create_graph`` keeps it; one through a declared level it always drops.
     """
     producer = {v: e for e in rec.eqns for v in e.outs}
     wanted = _wanted(rec)
@@ -33,7 +33,8 @@ def through_updates(rec: Recording) -> bool:
         if isinstance(e.op, Grad):
             n = e.op.n_loss
             targets = [v for v, o in zip(e.args[n : n + e.op.n_wrt], e.outs, strict=True) if o in wanted]
-            if _meets_gradient(e.args[:n], active_vars(rec.eqns, targets), set(targets), producer):
+            active = active_vars(rec.eqns, targets, through_stops=Deeper(e.op.depth, False))
+            if _meets_gradient(e.args[:n], active, set(targets), producer):
                 return True
     return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CheckReport", "Difference", "MetaError", "Tolerances", "best_pair", "relative"]
+__all__ = ["CheckReport", "Difference", "MetaError", "Tolerances", "best_pair", "relative", "worst"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,19 @@ class Tolerances:
 
 @dataclass(frozen=True)
 class MetaError:
-    """One meta-parameter against the plain unroll: norm of its gradient, relative error (None: no unroll)."""
+    """One meta-parameter against the plain unroll: norm of its gradient, relative error (None: no unroll).
+
+    ``overruled``: differences confirm the compiled gradient, and not the unroll's.
+    """
 
     name: str
     norm: float
     error: float | None
+    overruled: bool = False
+
+    def ok(self, allowed: float) -> bool:
+        """Whether the unroll confirms it, as far as the unroll counts."""
+        return self.error is None or self.overruled or self.error <= allowed
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,8 @@ class Difference:
     """One direction: derivative from the compiled gradient, and from differences.
 
     ``error`` and ``spread`` (how far the best two neighbouring step sizes are apart) are relative to the
-    gradient; with ``informs`` a disagreement is no failure (a custom backward need not be a derivative).
+    gradient, whose size is ``scale``; with ``informs`` a disagreement is no failure (a custom backward need not be a
+    derivative); ``what`` is compared, the compiled gradient or the recording's own slope.
     """
 
     name: str
@@ -63,6 +73,8 @@ class Difference:
     spread: float
     tolerance: float
     informs: bool = False
+    scale: float = 1.0
+    what: str = "compiled"
 
     @property
     def conclusive(self) -> bool:
@@ -89,6 +101,8 @@ class CheckReport:
         referee: What the differences were taken of.
         tolerances: What was allowed.
         notes: What a reader should know.
+        wrong: Meta-parameters whose gradient is not finite where the function itself gives numbers.
+        against: What values and final state were compared with.
     """
 
     function: str
@@ -100,33 +114,39 @@ class CheckReport:
     referee: str
     tolerances: Tolerances
     notes: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+    against: str = "the eager function"
 
     @property
     def rel_err(self) -> float:
-        """Largest relative error of a gradient, against the unroll (against differences without one)."""
-        if self.unrolled:
-            return _worst([m.error for m in self.metas if m.error is not None])
-        return _worst([d.error for d in self.differences])
+        """Largest relative error of a gradient, against the unroll (against differences where that does not count)."""
+        if self.wrong:
+            return float("nan")
+        counting = [m.error for m in self.metas if m.error is not None and not m.overruled]
+        if counting and len(counting) == len(self.metas):
+            return worst(counting)
+        return worst([*counting, *(d.error for d in self.differences if d.what == "compiled")])
 
     @property
     def differences_err(self) -> float:
         """Largest error against finite differences, among the directions that say anything."""
-        return _worst([d.error for d in self.differences if d.conclusive])
+        return worst([d.error for d in self.differences if d.conclusive and d.what == "compiled"])
 
     @property
     def ok(self) -> bool:
         """Whether every comparison agrees, and at least one referee could be asked."""
         exact = self.tolerances.exact
-        asked = self.unrolled or any(d.conclusive for d in self.differences)
+        confirmed = self.unrolled and not any(m.overruled for m in self.metas)
+        asked = confirmed or any(d.conclusive for d in self.differences if d.what == "compiled")
         return (
-            asked and (not self.unrolled or self.rel_err <= exact) and self.value_err <= exact
+            asked and not self.wrong and all(m.ok(exact) for m in self.metas) and self.value_err <= exact
             and self.state_err <= exact and all(d.ok for d in self.differences)
         )  # fmt: skip
 
     @property
     def disagreeing(self) -> tuple[str, ...]:
         """Names of the meta-parameters whose gradient a referee does not confirm."""
-        bad = [m.name for m in self.metas if m.error is not None and not m.error <= self.tolerances.exact]
+        bad = [*self.wrong, *(m.name for m in self.metas if not m.ok(self.tolerances.exact))]
         names = {m.name for m in self.metas}
         bad += [d.name for d in self.differences if not d.ok and d.name in names]
         if not bad and len(self.metas) == 1 and not all(d.ok for d in self.differences):
@@ -147,25 +167,29 @@ class CheckReport:
     def __str__(self) -> str:
         t = self.tolerances
         lines = [f"mlc.check of {self.function}: {'ok' if self.ok else 'NOT ok'}"]
-        lines.append(f"  values         {_err(self.value_err, t.exact)} against the eager function")
-        lines.append(f"  final state    {_err(self.state_err, t.exact)} against the eager function")
-        if self.unrolled:
-            lines.append(f"  gradient       {_err(self.rel_err, t.exact)} against the plain unroll")
-        shown = [d for d in self.differences if d.conclusive]
-        worst = _worst([d.error for d in shown])
+        lines.append(f"  values         {_err(self.value_err, t.exact)} against {self.against}")
+        if self.against == "the eager function":
+            lines.append(f"  final state    {_err(self.state_err, t.exact)} against {self.against}")
+        shown = [d for d in self.differences if d.conclusive and d.what == "compiled"]
+        largest = worst([d.error for d in shown])
         allowed = max([t.differences, *(5 * d.spread for d in shown if d.error > d.tolerance)])
-        what = _err(worst, allowed) if shown else "not conclusive"
+        what = _err(largest, allowed) if shown else "not conclusive"
         lines.append(f"  gradient       {what} against finite differences of {self.referee}")
+        if self.unrolled:
+            error = worst([m.error for m in self.metas if m.error is not None])
+            overruled = any(m.overruled for m in self.metas) and all(m.ok(t.exact) for m in self.metas)
+            said = f"{_err(error, t.exact)} against the plain unroll"
+            lines.append(f"  gradient       {said}{', which the differences overrule' if overruled else ''}")
         lines += ["", f"  {'meta-parameter':40s}{'|gradient|':>12s}{'error':>12s}"]
         order = sorted(self.metas, key=lambda m: -m.error if m.error is not None and m.error >= 0 else -1e300)
         for m in order[:20]:
-            error = "-" if m.error is None else f"{m.error:.1e}"
+            shown_error = "-" if m.error is None else f"{m.error:.1e}"
             flag = "   <- disagrees" if m.name in self.disagreeing else ""
-            lines.append(f"  {m.name:40s}{m.norm:12.3e}{error:>12s}{flag}")
+            lines.append(f"  {m.name:40s}{m.norm:12.3e}{shown_error:>12s}{flag}")
         if len(order) > 20:
             lines.append(f"  and {len(order) - 20} more with smaller errors")
         lines += [
-            f"  along {d.name}: compiled {d.predicted:.8g}, differences {d.measured:.8g}, error {d.error:.1e}"
+            f"  along {d.name}: {d.what} {d.predicted:.8g}, differences {d.measured:.8g}, error {d.error:.1e}"
             for d in self.differences if not d.ok
         ]  # fmt: skip
         lines += [f"  note: {n}" for n in self.notes]
@@ -176,7 +200,7 @@ def _err(error: float, allowed: float) -> str:
     return f"error {error:.1e} ({'allowed' if error <= allowed else 'MORE THAN'} {allowed:.0e})"
 
 
-def _worst(errors: Sequence[float]) -> float:
+def worst(errors: Sequence[float]) -> float:
     """The largest; NaN wins."""
     worst = 0.0
     for e in errors:
@@ -199,6 +223,12 @@ def relative(a: Tensor, b: Tensor, floor: float = 0.0) -> float:
 
 
 def best_pair(slopes: Sequence[float]) -> tuple[float, float]:
-    """Of neighbouring step sizes the two that agree best: mean of their slopes, distance between them."""
-    a, b = min(pairwise(slopes), key=lambda p: abs(p[0] - p[1]))
+    """Of neighbouring step sizes the two that agree best: mean of their slopes, distance between them.
+
+    Slopes that are not finite (a step left the domain) do not count; NaN and infinity when no pair is left.
+    """
+    pairs = [(a, b) for a, b in pairwise(slopes) if math.isfinite(a) and math.isfinite(b)]
+    if not pairs:
+        return math.nan, math.inf
+    a, b = min(pairs, key=lambda p: abs(p[0] - p[1]))
     return (a + b) / 2, abs(a - b)

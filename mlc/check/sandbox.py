@@ -21,10 +21,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mlc.trace.frames import is_user_code
+from mlc.trace.frames import is_user_code, is_user_module
 
 __all__ = ["Sandbox", "convert", "rng_state", "set_rng_state"]
 
@@ -138,6 +140,9 @@ class Sandbox:
 
     def enter(self, x: T, depth: int = 0) -> T:
         """What takes the place of ``x`` (mostly ``x`` itself), everything below it entered."""
+        if isinstance(x, type) and _is_users(x):
+            self._class(x, depth)
+            return x
         if isinstance(x, _ATOMS) or depth > _DEPTH:
             return x
         known = self._seen.get(id(x))
@@ -223,15 +228,41 @@ class Sandbox:
             new = self.enter(value, depth)
             if new is not value:
                 cell.cell_contents = new
-        scope = f.__globals__
-        for name in sorted(_names(f.__code__) & scope.keys()):
+        names = _names(f.__code__)
+        self._scope(f.__globals__, names, depth)
+        for name in sorted(names & f.__globals__.keys()):
+            module = f.__globals__[name]
+            if isinstance(module, types.ModuleType) and is_user_module(module):
+                self._scope(vars(module), names, depth)
+        self.enter(f.__defaults__ or (), depth)
+        self.enter(f.__kwdefaults__ or {}, depth)
+
+    def _scope(self, scope: dict[str, Any], names: set[str], depth: int) -> None:
+        """Globals, as far as they are named."""
+        for name in sorted(names & scope.keys()):
             value = scope[name]
             self._slot(functools.partial(scope.get, name), functools.partial(scope.__setitem__, name))
             new = self.enter(value, depth)
             if new is not value:
                 scope[name] = new
-        self.enter(f.__defaults__ or (), depth)
-        self.enter(f.__kwdefaults__ or {}, depth)
+
+    def _class(self, c: type, depth: int) -> None:
+        """A class of the user's: what its methods read, and its attributes."""
+        if id(c) in self._seen or depth > _DEPTH:
+            return
+        self._seen[id(c)] = c
+        for base in c.__bases__:
+            self.enter(base, depth + 1)
+        for name, value in list(vars(c).items()):
+            wrapped = (getattr(value, a, None) for a in ("__func__", "fget"))
+            inner = next((f for f in wrapped if f is not None), value)
+            if name.startswith("__") and not isinstance(inner, types.FunctionType):
+                continue
+            new = self.enter(inner, depth + 1)
+            if inner is value and not isinstance(value, types.FunctionType):
+                self._slot(functools.partial(getattr, c, name), functools.partial(setattr, c, name))
+                if new is not value:
+                    setattr(c, name, new)
 
     def _generator(self, x: Any) -> bool:
         """Random generators: their states."""
@@ -265,6 +296,9 @@ class Sandbox:
         if isinstance(fields, dict):
             self._mapping(fields, depth)
             self._alive.append(fields)
+        if isinstance(x, LazyModuleMixin):
+            self._slot(lambda: x.__class__, functools.partial(setattr, x, "__class__"))
+        self.enter(type(x), depth)
         for name in (n for c in type(x).__mro__ for n in getattr(c, "__slots__", ())):
             if isinstance(name, str) and not name.startswith("__") and hasattr(x, name):
                 self.enter(getattr(x, name), depth)
@@ -273,6 +307,9 @@ class Sandbox:
     # ---- tensors
 
     def _tensor(self, t: Tensor) -> Tensor:
+        if is_lazy(t):  # a run gives it a shape and another class
+            self._lazy(t)
+            return t
         ordinary = type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided
         if not ordinary or t.is_inference() or t.is_meta:
             return t
@@ -288,6 +325,17 @@ class Sandbox:
             self.enter(grad)
         return t
 
+    def _lazy(self, t: Any) -> None:
+        kind = type(t)
+
+        def write(empty: Tensor) -> None:
+            t.grad = None
+            t.data = empty
+            t.__class__ = kind
+
+        self._slot(lambda: t.data, write)
+        t.data = torch.empty(0, dtype=_target(t.data.dtype, self.dtype), device=t.device)
+
     def _hold(self, t: Tensor) -> None:
         storage = t.untyped_storage()
         key = (storage._cdata, t.dtype)
@@ -300,6 +348,10 @@ class Sandbox:
                 self._memories[key] = (new, new.clone())
             data = self._memories[key][0].as_strided(t.shape, t.stride(), t.storage_offset())
         self._tensors.append(_Held(t, data))
+
+    def holds(self, t: Tensor) -> bool:
+        """Whether a tensor was found among what a call can reach (and is the one that runs see)."""
+        return any(h.t is t for h in self._tensors)
 
     # ---- runs
 
@@ -341,6 +393,11 @@ _MISSING = object()
 def _refill(container: Any, content: Any) -> None:
     container.clear()
     container.update(content)
+
+
+def _is_users(c: type) -> bool:
+    module = sys.modules.get(c.__module__)
+    return module is not None and is_user_module(module)
 
 
 def _names(code: types.CodeType) -> set[str]:

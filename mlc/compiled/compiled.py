@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, overload
 
 import torch
@@ -18,7 +18,7 @@ from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
 from mlc.passes.explain import size_text, time_text
-from mlc.passes.options import check_options
+from mlc.passes.options import check_options, planning
 from mlc.passes.plan import Plan, stages_for
 from mlc.passes.planner import make_plan
 from mlc.progress import progress
@@ -68,18 +68,24 @@ class CompiledFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the loop; the result has the structure that the function returns."""
-        entry, roots = self._find(args, kwargs)
-        if entry is None:
-            return self._record(args, kwargs, {})
-        if entry.loops:
-            self._fit(entry, roots)
-        call = Call(self, entry, roots)
-        try:
-            return self._run(call)
-        except Stale:
-            if entry in self._entries:
-                self._entries.remove(entry)
-        return self._record(args, kwargs, given_back(entry, roots, call.drawer))
+        drawn: dict[Path, list[Any]] = {}
+        for entry, roots in self._find(args, kwargs):
+            if entry.loops:
+                self._fit(entry, roots)
+            call = Call(self, entry, roots)
+            try:
+                found = self._run(call)
+            except Stale:
+                entry.stale += 1
+                if entry.stale == _TRIES and entry in self._entries:
+                    self._entries.remove(entry)
+                drawn = given_back(entry, roots, call.drawer)
+                if drawn:
+                    break
+            else:
+                entry.stale = 0
+                return found
+        return self._record(args, kwargs, drawn)
 
     def _record(self, args: Any, kwargs: Any, drawn: dict[Path, list[Any]]) -> Any:
         """The function runs for real; what is compiled from that must reproduce it.
@@ -138,7 +144,7 @@ class CompiledFunction:
         if not more:
             return
         made = planned_again(
-            entry.program, entry.plan, {**entry.fitting, **more}, _planning(self.options), entry.smaller
+            entry.program, entry.plan, {**entry.fitting, **more}, planning(self.options), entry.smaller
         )
         if made is not None:
             entry.program, entry.plan, needed = made
@@ -158,9 +164,9 @@ class CompiledFunction:
         """Plan again for half the memory, or for as little as can be."""
         budget = entry.plan.peak_bytes // 2
         try:
-            entry.plan = make_plan(entry.program, **{**_planning(self.options), "memory": max(budget, 1)})
+            entry.plan = make_plan(entry.program, **{**planning(self.options), "memory": max(budget, 1)})
         except BudgetError as why:
-            entry.plan = make_plan(entry.program, **{**_planning(self.options), "memory": why.least})
+            entry.plan = make_plan(entry.program, **{**planning(self.options), "memory": why.least})
         entry.executor = Executor(stages_for(entry.program, entry.plan), entry.plan.backend)
         entry.smaller = True
         warnings.warn(
@@ -171,16 +177,17 @@ class CompiledFunction:
             stacklevel=4,
         )
 
-    def _find(self, args: Any, kwargs: Any) -> tuple[Entry | None, Roots]:
-        """A recording that this call may use, and the call's objects at its places."""
+    def _find(self, args: Any, kwargs: Any) -> Iterator[tuple[Entry, Roots]]:
+        """Recordings that this call may use, if their guards hold, and the call's objects at their places."""
         walks: dict[Any, Roots] = {}
-        for entry in self._entries:
+        left = _TRIES
+        for entry in list(self._entries):
             roots = walks.get(entry.found)
             if roots is None:
                 roots = walks[entry.found] = walk(self.fn, args, kwargs, entry.found)
-            if fits(entry, roots):
-                return entry, roots
-        return None, Roots()
+            if left and fits(entry, roots):
+                left -= 1
+                yield entry, roots
 
     def _compile(self, seen: Observation, say: Callable[[str], None]) -> Entry:
         """A program and its plan; a plan made before for an equal program serves again."""
@@ -193,7 +200,7 @@ class CompiledFunction:
             plan, executor = before.plan, Executor(stages_for(program, before.plan), before.plan.backend)
         else:
             say("planning")
-            plan = make_plan(program, **_planning(self.options))
+            plan = make_plan(program, **planning(self.options))
             executor = Executor(stages_for(program, plan), plan.backend)
         lengths = {
             s.path: len(s.object) for s in rec.sources
@@ -206,12 +213,8 @@ class CompiledFunction:
         return entry
 
 
-def _planning(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that planning takes."""
-    return {k: v for k, v in options.items() if k != "verify"}
-
-
 _MOST = 16  # recordings kept of one function
+_TRIES = 3  # recordings whose guards are tried before a call is recorded; times in a row that one may fail
 
 
 def _refused_memory(e: BaseException) -> bool:
@@ -246,8 +249,8 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
         backend: ``"interpreter"``, ``"inductor"`` (compiles; see ``docs/backends.md``) or ``"auto"``: Inductor where
             its compilation is predicted to be paid back within some hundred calls.
         stop_gradient: ``"all"``: a ``detach``, a read of ``.data`` or a value computed under ``no_grad`` stops the
-            gradient at every level on its way into a loss (what is written into state in place is an update and passes);
-            ``"inner"``: only the gradient taken by the level it stands in; ``"torch"``: state that PyTorch's own
+            gradient at every level on its way into a loss (what is written into state in place is an update, and
+            passes); ``"inner"``: only the gradient taken by the level it stands in; ``"torch"``: state that PyTorch's own
             autograd would not follow (running statistics, averages) is constant, too.
         flows: Which way derivatives go; None: chosen. ``"mixed"`` (reverse through the loops, inner gradients by one
             forward sweep), ``"reverse"`` (reverse over reverse) or ``"forward"`` (one tangent per element of the

@@ -37,6 +37,7 @@ class Entry:
     executor: Executor
     lengths: dict[Path, int]
     calls: int = 0
+    stale: int = 0  # calls in a row whose guards did not hold
     smaller: bool = False  # planned again because memory was refused
     loops: dict[int, Group] = field(default_factory=dict)  # open ones, by the iterable that they run over
     fitting: Counts = field(default_factory=dict)  # trips that were found to fit

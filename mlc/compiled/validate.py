@@ -17,7 +17,7 @@ from mlc.runtime.feeds import Drawer
 from mlc.trace.capture import Ref
 from mlc.trace.evaluate import Replay
 from mlc.trace.observe import Observation
-from mlc.trace.trees import Fresh
+from mlc.trace.state import parts
 
 __all__ = ["Redrawn", "compare"]
 
@@ -113,7 +113,8 @@ def _noise(seen: Observation) -> dict[int, float]:
     names: dict[int, Any] = {}
     for e in seen.recording.effects:
         last = e.key[-1] if isinstance(e.key, tuple) and e.key else e.key
-        _named(e.value, last if isinstance(last, str) else "", (e.kind, type(e.owner)), names)
+        name = (e.kind, type(e.owner), last if isinstance(last, str) else "")
+        names.update((x.index, name) for x in parts(e.value) if isinstance(x, Ref))
     largest: dict[Any, float] = {}
     for i, name in names.items():
         real = seen.reals[i]
@@ -126,19 +127,6 @@ def _noise(seen: Observation) -> dict[int, float]:
         for i, name in names.items()
         if isinstance(real := seen.reals[i], Tensor) and real.dtype.is_floating_point
     }
-
-
-def _named(value: Any, name: str, owner: Any, names: dict[int, Any]) -> None:
-    if isinstance(value, Ref):
-        names[value.index] = (*owner, name)
-    elif isinstance(value, Fresh):
-        _named([value.value, value.grad], name, owner, names)
-    elif isinstance(value, dict):
-        for k, v in value.items():
-            _named(v, k if isinstance(k, str) else name, owner, names)
-    elif isinstance(value, (list, tuple)):
-        for v in value:
-            _named(v, name, owner, names)
 
 
 def difference(mine: Tensor, real: Tensor, noise: float = 0.0) -> str | None:

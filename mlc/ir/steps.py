@@ -213,7 +213,7 @@ class Origins:
             i = e.outs.index(v)
             return (e.args[i] if i < e.op.n_carry else e.op.body.outputs[i]), 0
         if isinstance(e.op, Index) or _keeps(e):
-            return e.inputs[0], int(isinstance(e.op, Alias))
+            return e.inputs[0], int(isinstance(e.op, Alias) and e.tag == "clone")
         return next((x for x in e.inputs if _shape(x) == _shape(v)), None), 0
 
     def _made(self, v: Var) -> str:

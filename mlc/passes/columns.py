@@ -60,7 +60,7 @@ def legal(program: Program, policy: Policy) -> str | None:
     return None
 
 
-def _active(region: Region, wrt: Sequence[Var], through: bool | str) -> Iterator[Eqn]:
+def _active(region: Region, wrt: Sequence[Var], through: Inside) -> Iterator[Eqn]:
     """Equations that read what depends on ``wrt``, those in loops included."""
     active = active_vars(region.eqns, wrt, through_stops=through)
     for e in region.eqns:
@@ -142,7 +142,7 @@ def _reach(program: Program, region: Region, through: Passing) -> _Reach:
     return _Reach(tuple(metas), tuple(sorted(outputs)))
 
 
-def _push(program: Program, region: Region, passing: frozenset[Eqn], reach: _Reach, through: bool | str,
+def _push(program: Program, region: Region, passing: frozenset[Eqn], reach: _Reach, through: Inside,
           ) -> tuple[Region, dict[int, Var]]:  # fmt: skip
     """Values and columns in one region; columns by output position, those that are zero left out."""
     k = sum(_elements(region.inputs[i].type) for i in reach.metas)

@@ -13,7 +13,7 @@ import torch
 from mlc.errors import PlanError
 from mlc.passes.modes import check_flows
 
-__all__ = ["check_levers", "check_options", "free_memory", "parse_memory"]
+__all__ = ["check_levers", "check_options", "free_memory", "parse_memory", "planning"]
 
 _UNITS = {
     "": 1,
@@ -67,6 +67,11 @@ def check_levers(levers: Any) -> None:
         number = isinstance(value, (int, float)) if name == "price" else isinstance(value, int)
         if not (value is None and none) and (not number or isinstance(value, bool) or value < least):
             raise PlanError(f"levers[{name!r}]={value!r}", advice=f"at least {least}{', or None' * none}")
+
+
+def planning(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a compiled function that its plan depends on."""
+    return {k: v for k, v in options.items() if k != "verify"}
 
 
 def parse_memory(memory: int | str | None) -> int | str | None:

@@ -22,7 +22,7 @@ from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt,
 from mlc.ir.types import SeqType, TensorType, Type
 from mlc.passes.forward import NotForward, push_eqn
 from mlc.passes.loops import _Parts
-from mlc.passes.reverse import Through, loop_activity
+from mlc.passes.reverse import Inside, Through, loop_activity
 from mlc.passes.rules import NoRule, forward_rule
 from mlc.passes.vmapped import batched_type, inline_batched, slice_type
 
@@ -39,7 +39,7 @@ class Pusher:
         passes: Which stops of the region itself do.
     """
 
-    def __init__(self, b: Builder, k: int, through: bool | str, passes: Callable[[Eqn], bool]) -> None:
+    def __init__(self, b: Builder, k: int, through: Inside, passes: Callable[[Eqn], bool]) -> None:
         self.b = b
         self.k = k
         self.through: Through = through

@@ -149,6 +149,10 @@ class Recorder(Values, TorchDispatchMode):
             out = func(*map_tensors(args, self.twin), **map_tensors(kwargs, self.twin))
         return self._plain(func, schema_of(func), args, kwargs, out)
 
+    def constant(self, t: Tensor, beside: tuple[Tensor | None, ...]) -> Tensor:
+        """What an operator on ``t`` and these tensors reads of ``t``, where PyTorch does not follow it."""
+        return t
+
     def differentiated(self, *tensors: Tensor | None) -> bool:
         """Whether any of these depends on something that is differentiated."""
         return any(t is not None and self.value(self.handle(t)).mask for t in tensors)

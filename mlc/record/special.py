@@ -28,6 +28,7 @@ def _batch_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     x, weight, bias, mean, var, training, momentum, eps = args[:8]
     with rec.active():
         if not training and rec.differentiated(mean, var):
+            mean, var = (rec.constant(s, (x, weight, bias)) for s in (mean, var))
             return _by_running_statistics(x, weight, bias, mean, var, eps)
         if not training:
             return _plain(rec, _A.native_batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps), {})

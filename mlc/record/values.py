@@ -146,7 +146,7 @@ class Values:
             h.storage.var = var
 
     def _stop(self, var: Var, h: Handle, *, level: int | None = None) -> Var:
-        key = (self.scope(), var, level)
+        key = (self.scope(), var, level, self.tag == "state")
         known = self._stops.get(key)
         if known is None:
             known = Var(var.type)

@@ -30,7 +30,7 @@ class _Writer:
         self.region = region
         self.special = special
         self.names: dict[Var, str] = {}
-        self.consts: dict[str, Any] = {"flat": _flat}
+        self.consts: dict[str, Any] = {"flat": _masked}
         self._const_names: dict[Any, str] = {}
         self.lines: list[str] = []
 
@@ -133,7 +133,12 @@ class _Writer:
         if len(outs) == 1 and not _returns_many(e.op) and not isinstance(e.op, Random):
             self.lines.append(f"    {outs[0]} = {call}")
         else:
-            self.lines.append(f"    {''.join(o + ', ' for o in outs)}= flat({call})")
+            self.lines.append(f"    {''.join(o + ', ' for o in outs)}= flat({call}, {len(outs)})")
+
+
+def _masked(result: Any, n: int) -> Any:
+    """The ``n`` tensors of a result; one that an ``output_mask`` left out keeps its place (None) where it has one."""
+    return result if type(result) is tuple and len(result) == n else _flat(result)
 
 
 def _flat(result: Any) -> list[Tensor]:

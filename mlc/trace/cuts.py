@@ -31,6 +31,9 @@ __all__ = ["Cuts"]
 class Cuts(_Base):
     """The part of an observer that decides what a tracked operator reads."""
 
+    leaf_values: Any
+    target: Tensor | None
+
     def __init__(self) -> None:
         self.cut_tensors: Any = WeakIdKeyDictionary()  # results of detach() and .data, and views of them
         self.seen_leaves: Any = WeakIdKeyDictionary()  # leaves that have a value of their own
@@ -43,6 +46,7 @@ class Cuts(_Base):
         self._edge_stops: set[Var] = set()
         self.leaf_history: dict[int, list[Var]] = {}  # values that a leaf had, in order
         self.leaf_bits: dict[int, int] = {}  # their bits
+        self._hard: set[Var] = set()  # values with a cut in their making
         self._flips = 0
         self._grad_on = True
 
@@ -91,7 +95,7 @@ class Cuts(_Base):
 
     # ---- what an operator reads
 
-    def current(self, t: Tensor) -> Var:
+    def present(self, t: Tensor) -> Var:
         """Present value of a tensor."""
         h = self.handle(t)
         over = self._own_value(t, h)
@@ -101,12 +105,13 @@ class Cuts(_Base):
         """Value of a leaf that shares its memory with what it was cut from (or of a view of that leaf)."""
         if not self.leaf_values:
             return None
+        now = (h.storage, h.storage.version)
         found = self.leaf_values.get(t)
-        if found is not None and found[0] == (h.storage, h.storage.version):
+        if found is not None and found[0] == now:
             return found[1]  # type: ignore[no-any-return]
         if found is None and not t.is_inference() and t._is_view() and t._base is not None:
             found = self.leaf_values.get(t._base)
-            if found is not None and found[0] == (h.storage, h.storage.version):
+            if found is not None and found[0] == now:
                 return self._seen_from(found[1], self.handle(t._base), h)
         return None
 
@@ -121,7 +126,7 @@ class Cuts(_Base):
     def read(self, t: Tensor, tracking: bool) -> Var:
         """The value an operator reads from ``t``; a stop where a derivative is cut."""
         h = self.handle(t)
-        var = self.current(t)
+        var = self.present(t)
         if not t.dtype.is_floating_point | t.dtype.is_complex:
             return var
         if self._edge_stops and self.target is not None and t is not self.target and self._is_state(self.target):
@@ -242,6 +247,39 @@ class Cuts(_Base):
         outs = self._emit(e.op, args, [o.type for o in e.outs], kwargs, loc=e.loc)
         return outs[e.outs.index(var)]  # type: ignore[no-any-return]
 
+    # ---- what state is written with
+
+    def as_state(self, var: Var) -> Var:
+        """A value on its way into state: cuts that stand in its making since the last gradient are no cuts there.
+
+        ``p.data = p.data - lr * p.grad`` is an update whether or not ``lr`` requires grad; where it does, a tracked
+        operator has read ``p.data``, as if on the way into a loss.
+        """
+        if var not in self._hard:
+            return var
+        e = self.builder.producer(var)
+        if e is None or self.builder.position[var] < self._last_gradient():
+            return var
+        if isinstance(e.op, Stop):
+            return var if e.tag == "copy" else self._stop_at(self.as_state(e.args[0]), self.depth(), None)
+        env = {v: self.as_state(v) for v in dict.fromkeys(e.inputs)}
+        if all(w is v for v, w in env.items()) or e.impure or isinstance(e.op, Grad):
+            return var
+        args = map_vars(e.args, env.__getitem__)
+        kwargs = tuple((k, map_vars(a, env.__getitem__)) for k, a in e.kwargs)
+        outs = self._emit(e.op, args, [o.type for o in e.outs], kwargs, loc=e.loc)
+        return outs[e.outs.index(var)]  # type: ignore[no-any-return]
+
+    def _last_gradient(self) -> int:
+        return self.builder.position[self.grad_eqns[-1].outs[0]] if self.grad_eqns else 0
+
+    def _emit(self, op: Any, args: Any, types: Any, kwargs: Any = (), loc: Loc | None = None) -> Any:
+        n = len(self.builder.eqns)
+        outs = super()._emit(op, args, types, kwargs, loc)  # type: ignore[safe-super]
+        if self._hard and len(self.builder.eqns) > n and any(v in self._hard for v in self.builder.eqns[-1].inputs):
+            self._hard.update(outs)
+        return outs
+
     def _stop_at(self, var: Var, level: int | None, loc: Loc | None, *, copied: bool = False, tag: str | None = None
                  ) -> Var:  # fmt: skip
         where = Handle(None, (), loc)  # type: ignore[arg-type]
@@ -250,9 +288,12 @@ class Cuts(_Base):
         if tag is not None:
             self.tag = tag
         try:
-            return self._stop(var, where, level=level)
+            stopped = self._stop(var, where, level=level)
         finally:
             self.tag = before
+        if level is None:
+            self._hard.add(stopped)
+        return stopped
 
     # ---- what is noted beside an operator
 
@@ -279,7 +320,7 @@ class Cuts(_Base):
 
         def look(t: Tensor) -> None:
             h = self.handle(t)
-            var = self.current(t)
+            var = self.present(t)
             if not var.mask:
                 return
             cut = self.cut_of(t)

@@ -38,6 +38,7 @@ class Gradients:
         self.original = original
         self._reach: dict[tuple[int, bool], Reach] = {}
         self.later = Later(observer)
+        self._stopped: dict[int, Any] = {}  # leaves without a gradient: the losses, their value, line and depth
         self._held: dict[int, Tensor] = {}  # what .grad held before the backward() that runs
 
     # ---- backward() and grad()
@@ -135,7 +136,9 @@ class Gradients:
                 found[id(leaf)] = leaf
             todo.extend(n for n, _ in node.next_functions if n is not None)
         order = {id(t): i for i, t in enumerate(self.observer.leaves.values())}
-        return sorted(found.values(), key=lambda t: order.get(id(t), len(order)))
+        outside = {id(x.tensor) for x in self.observer.externals.values()}
+        # The same order in every iteration: leaves that an iteration makes anew come last.
+        return sorted(found.values(), key=lambda t: (id(t) not in outside, order.get(id(t), len(order))))
 
     # ---- recording
 
@@ -181,7 +184,7 @@ class Gradients:
     def _values(self, t: Tensor, losses: Sequence[Var], reached: int) -> list[Var]:
         """Values of a target that the losses depend on: the present one, and earlier ones of a leaf written since."""
         ob = self.observer
-        now = ob.read(t, True) if t.requires_grad else ob.current(t)
+        now = ob.read(t, True) if t.requires_grad else ob.present(t)
         out = [now] if self.reach().among(losses, [now]) else []
         if t.is_leaf and t.requires_grad:
             bits = ob.leaf_bits.get(id(t), 0) & ~ob._bit_of.get(now, 0)
@@ -215,7 +218,18 @@ class Gradients:
         for g, total in zip(groups, found, strict=True):
             if total is not None and ob._bit_of.get(g[0], 0) & lost:
                 ob.dropped[total] = (tuple(values), g[0], ob.place(), ob.depth())
+        if lost:
+            self._unreached(values, wrt, lost)
         return found, more
+
+    def _unreached(self, values: Sequence[Var], wrt: Sequence[Tensor], lost: int) -> None:
+        """Leaves that get no gradient at all here, though a training leads to them."""
+        ob = self.observer
+        have = {id(t) for t in wrt}
+        for t in ob.leaves.values():
+            now = ob.leaf_history.get(id(t), [None])[-1]
+            if id(t) not in have and now is not None and ob._bit_of.get(now, 0) & lost:
+                self._stopped.setdefault(id(t), (t, tuple(values), now, ob.place(), ob.depth()))
 
     def _taken(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], wrt: Sequence[Tensor], found: Any,
                create_graph: bool) -> Any:  # fmt: skip
@@ -273,7 +287,7 @@ class Gradients:
             if old is None:
                 self._hold(t, now, v, create_graph)
                 continue
-            total = ob.add(ob.current(old), v)
+            total = ob.add(ob.present(old), v)
             if now is old:
                 ob.write(old, total)
             else:
@@ -313,8 +327,10 @@ class Gradients:
         """Warnings: gradients that the result needs, which stop at a training as in PyTorch though more was there."""
         ob = self.observer
         found: dict[str, None] = {}
-        for out, (losses, target, loc, depth) in ob.dropped.items():
-            if out in live:
+        stepped = {id(p) for s in ob.steps for g in s.optimizer.param_groups for p in g["params"]}
+        without = [x for x in self._stopped.values() if id(x[0]) in stepped and get_grad(x[0]) is None]
+        for out, losses, target, loc, depth in [*((k, *x) for k, x in ob.dropped.items()), *((None, *x[1:]) for x in without)]:
+            if out is None or out in live:
                 update = self._update_between(losses, ob._bit_of[target], depth)
                 found[
                     f"the gradient taken at {loc} stops at the update at {update}, as in PyTorch: what was trained there "

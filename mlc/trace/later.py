@@ -91,7 +91,7 @@ class Later:
                 put_grad(t, g)
             ob.bind(g, v).storage.soft = True
             return
-        total = ob.add(ob.current(old), v)
+        total = ob.add(ob.present(old), v)
         ob.will_write(old)
         with ob.pause(), torch.no_grad():
             old.add_(g)

@@ -276,7 +276,7 @@ class _Finish:
         """A number that follows from tensors."""
         if not alive(x):
             return x.value
-        ref = self.ref(x.value, self.ob.current(x.tensor))
+        ref = self.ref(x.value, self.ob.present(x.tensor))
         return Ref(ref.index, number=True, kind=type(x.value))
 
     def ref(self, real: Any, var: Var) -> Ref:
@@ -294,7 +294,7 @@ class _Finish:
         if x.layout is not torch.strided:
             self.unknown = True
             return x
-        return self.ref(x.detach(), self.ob.current(x))
+        return self.ref(x.detach(), self.ob.present(x))
 
     def effects(self, fn: Any, found: Found) -> list[Any]:
         """Final values of everything of the user's that the run wrote."""

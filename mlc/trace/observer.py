@@ -136,6 +136,16 @@ class Observer(Cuts, Tracer):
         finally:
             self.random.left(generator)
 
+    def constant(self, t: Tensor, beside: tuple[Tensor | None, ...]) -> Tensor:
+        """As :meth:`Recorder.constant`: operators inside another one do not see that it is tracked."""
+        if not self.tracks([b for b in beside if b is not None], {}):
+            return t
+        var = self.read(t, True)
+        with self.pause():
+            c = t.detach().clone()
+        self.bind(c, var)
+        return c
+
     def plain(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run and record an operator as it stands, whatever is special about it."""
         with self.pause():
@@ -179,7 +189,7 @@ class Observer(Cuts, Tracer):
             return self._as_data(func, args, kwargs, out)
         result = super()._plain(func, s, args, kwargs, out)
         if func is _A.clone.default and self.copying():
-            self.copies.add(self.current(out))
+            self.copies.add(self.present(out))
         return result
 
     def _masked(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
@@ -511,7 +521,7 @@ class Observer(Cuts, Tracer):
         func(*args, **kwargs)
         if self.trail is not None:
             with self.pause():
-                self.trail[self.current(t)] = t.detach().clone()
+                self.trail[self.present(t)] = t.detach().clone()
         return t
 
     def _fix(self, t: Tensor, value: Tensor) -> None:
@@ -538,6 +548,7 @@ class Observer(Cuts, Tracer):
         s = self.handle(t).storage
         if s.external is not None or s.born != self.region() or self.cut_of(t) is not None:
             s.updated = True
+            new = self.as_state(new)
         super().write(t, new)
         if not torch.is_grad_enabled() and not s.updated:
             self.cut_vars[s.var] = self.place()
@@ -556,6 +567,9 @@ class Observer(Cuts, Tracer):
         h = self.handle(value)
         if h.storage.external is None:
             h.storage.updated = True
+            if not h.chain:
+                h.storage.var = self.as_state(h.storage.var)
+                h.storage.version += 1
             h.storage.leaf = h.storage.leaf or (t.requires_grad and t.is_leaf)
         self.rebound[id(t)] = t
 
@@ -580,7 +594,7 @@ class Observer(Cuts, Tracer):
         """Later calls must find the same outcome in ``t``."""
         if self.ended:
             return
-        var = self.current(t)
+        var = self.present(t)
         self.decisions.append((var, outcome, what, self.place()))
 
     # ---- .grad

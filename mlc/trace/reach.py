@@ -22,7 +22,7 @@ class Reach:
         builder: The recording; equations are only ever added to it.
         bits: One bit for each leaf value, given before it is first read or not at all.
         depth: Stops of this level or a smaller one hold (and those without a level).
-        through: Whether stops of levels let everything pass: what the gradient through the loop would see.
+        through: Whether stops of this level let everything pass, too: what a gradient that is told to would see.
         own: Whether leaves have no history, as in PyTorch's own graph.
     """
 
@@ -97,7 +97,7 @@ class Reach:
 
     def _passes(self, e: Eqn) -> bool:
         if isinstance(e.op, Stop):
-            return e.op.level is not None and (self._through or e.op.level > self._depth)
+            return e.op.level is not None and e.op.level > self._depth - self._through
         return not e.impure
 
     def _walk(self, losses: Sequence[Var], targets: set[Var]) -> set[Var]:

@@ -70,17 +70,6 @@ def a_function_that_cannot_be_traced(model, meta, batches, val):
     return val_loss(model, val)
 
 
-@REFUSED.add("scalar")
-def a_loss_that_is_not_scalar(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        opt.zero_grad()
-        losses = meta.source[y] * F.cross_entropy(model(x), y, reduction="none")
-        losses.backward()  # <here>
-        opt.step()
-    return val_loss(model, val)
-
-
 @REFUSED.add("hook")
 def tensor_hook(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
@@ -122,16 +111,6 @@ def grad_scaler(model, meta, batches, val):
         scaler.scale(train_loss(model, meta, x, y)).backward()  # <here>
         scaler.step(opt)  # <here>
         scaler.update()
-    return val_loss(model, val)
-
-
-@REFUSED.add(r"\.data|data =|set_data|copy_")
-def data_assigned(model, meta, batches, val):
-    for x, y in batches:
-        model.zero_grad()
-        train_loss(model, meta, x, y).backward()
-        for p in model.parameters():
-            p.data = p.data - 0.1 * p.grad  # <here>
     return val_loss(model, val)
 
 
@@ -184,15 +163,6 @@ def nothing_returned(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
         step(model, meta, opt, x, y)
-
-
-@REFUSED.add("path|meta-parameter")
-def no_path_because_nothing_was_stepped(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    for x, y in batches:
-        opt.zero_grad()
-        train_loss(model, meta, x, y).backward()
-    return val_loss(model, val)
 
 
 @pytest.mark.parametrize("kind", ["tensor", "module"])

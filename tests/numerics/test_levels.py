@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 import mlc
-
 from tests.numerics.models import Meta, draw, mlp, task, train_loss, val_loss
 from tests.numerics.program import Program, Setup, Suite, check_compiled, check_reference
 from tests.numerics.reference import Learner

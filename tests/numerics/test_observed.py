@@ -63,7 +63,7 @@ def test_a_gradient_by_weights_that_are_zero():
     judge(fn)
 
 
-@pytest.mark.parametrize("make", [lambda x: x.detach(), lambda x: (x + 1), lambda x: x.detach().clone()])
+@pytest.mark.parametrize("make", [lambda x: x.detach(), lambda x: x + 1, lambda x: x.detach().clone()])
 def test_leaves_made_of_one_value_are_apart(make):
     def fn(w):
         a, b = make(X).requires_grad_(), make(X).requires_grad_()

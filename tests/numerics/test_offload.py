@@ -47,7 +47,7 @@ class Hosted:
 @pytest.fixture(params=LEVERS.values(), ids=list(LEVERS))
 def hosted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosted]:
     stand_in = Hosted(request.param)
-    monkeypatch.setattr(mlc.compiled, "stages_for", stand_in)
+    monkeypatch.setattr(mlc.compiled.compiled, "stages_for", stand_in)
     yield stand_in
     assert stand_in.sequences
 
@@ -64,11 +64,11 @@ NESTED = [p for suite in (test_levels.SUITE, test_epochs.SUITE) for p in suite]
 @pytest.mark.parametrize("levers", [Levers(), Levers(1e-3, 2)], ids=["all kept", "replays of steps"])
 def test_loops_in_loops(case: Program, levers: Levers, monkeypatch: pytest.MonkeyPatch, mlc: ModuleType) -> None:
     stand_in = Hosted(levers)
-    monkeypatch.setattr(mlc.compiled, "stages_for", stand_in)
+    monkeypatch.setattr(mlc.compiled.compiled, "stages_for", stand_in)
     check_compiled(case, mlc)
 
 
 @pytest.mark.parametrize("case", test_data.SUITE, ids=[p.name for p in test_data.SUITE])
 def test_drawn_batches(case: Program, monkeypatch: pytest.MonkeyPatch, mlc: ModuleType) -> None:
-    monkeypatch.setattr(mlc.compiled, "stages_for", Hosted(Levers(1e-9, 2)))
+    monkeypatch.setattr(mlc.compiled.compiled, "stages_for", Hosted(Levers(1e-9, 2)))
     check_compiled(case, mlc)

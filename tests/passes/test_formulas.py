@@ -80,10 +80,11 @@ def nested(model: nn.Module, reg: Tensor, meta: Tensor, outer: int, batches: lis
     x, y = batches[0]
     for _ in range(outer):
         opt = torch.optim.Adam(model.parameters(), lr=0.1, eps=1e-3)
-        for a, b in batches:
-            opt.zero_grad()
-            (F.mse_loss(model(a), b) + reg.exp() * model.weight.square().sum()).backward()
-            opt.step()
+        with mlc.level("inner"):
+            for a, b in batches:
+                opt.zero_grad()
+                (F.mse_loss(model(a), b) + reg.exp() * model.weight.square().sum()).backward()
+                opt.step()
         top.zero_grad()
         ((model(x) - y) * meta.exp()).square().mean().backward()
         top.step()

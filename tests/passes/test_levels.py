@@ -51,6 +51,7 @@ def test_two_levels() -> None:
 
 def test_three_nested_levels_know_their_optimizers() -> None:
     p = programs.three_levels()
+    assert not p.warnings  # the training is declared
     assert [(x.name, x.depth, x.optimizer) for x in p.levels] == [
         ("L0", 0, ""), ("L1", 1, "SGD"), ("L2", 2, "Adam"),
     ]  # fmt: skip

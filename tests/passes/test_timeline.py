@@ -136,7 +136,7 @@ def test_adjoints_that_compute_gradients_again(net: str, levers: Levers, monkeyp
         found.append(finish(joint_of(program, plan), levers))
         return found[-1]
 
-    monkeypatch.setattr(mlc.compiled, "stages_for", chosen)
+    monkeypatch.setattr(mlc.compiled.compiled, "stages_for", chosen)
     fn = mlc.compile(loop, flows="mixed", backend="interpreter")
     with mlc.recording():
         torch.autograd.grad(fn(*args), [args[2], *args[1].parameters()])

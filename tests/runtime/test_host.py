@@ -169,7 +169,7 @@ def under(levers: Levers, monkeypatch: pytest.MonkeyPatch, fn: Any = loop) -> An
         found.append(finish(joint_of(program, plan), levers))
         return found[-1]
 
-    monkeypatch.setattr(mlc.compiled, "stages_for", chosen)
+    monkeypatch.setattr(mlc.compiled.compiled, "stages_for", chosen)
     return mlc.compile(fn, flows="mixed"), found
 
 

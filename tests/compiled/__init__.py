@@ -1,0 +1,1 @@
+"""The compiled function: its recordings, its calls."""
