@@ -82,7 +82,7 @@ def _data(ob: Observer, active: Active) -> property:
     def get(t: Tensor) -> Any:
         with torch._C.DisableTorchFunction():
             d = base.__get__(t)
-        if active() and t.layout is torch.strided:
+        if active() and t.layout is torch.strided and not torch.nn.parameter.is_lazy(t):
             ob.cut_tensors[d] = ob.cut_of(t) or ob.place()
         return d
 

@@ -88,7 +88,7 @@ class Observer(Cuts, Tracer):
         self._places: dict[tuple[int, Layout], tuple[Any, ...]] = {}
         for t in tensors:
             path = paths.get(id(t))
-            if path is not None and t.layout is torch.strided:
+            if path is not None and t.layout is torch.strided and not torch.nn.parameter.is_lazy(t):
                 self._places.setdefault((t.untyped_storage()._cdata, layout_of(t)), path)
 
     # ---- dispatch
@@ -114,6 +114,8 @@ class Observer(Cuts, Tracer):
     def dispatch(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
         """Run one operator and record it."""
         self.notice_mode()
+        if any(map(torch.nn.parameter.is_lazy, _tensors(args, kwargs))):
+            return func(*args, **kwargs)  # of a lazy module: there is no value yet
         if torch.is_inference_mode_enabled():  # nothing took compound operators apart
             with self.active():
                 parts = func.decompose(*args, **kwargs)
@@ -563,6 +565,8 @@ class Observer(Cuts, Tracer):
 
     def rebind(self, t: Tensor, value: Tensor) -> None:
         """``t.data = value``: the tensor goes over to another memory, which is state from here on."""
+        if torch.nn.parameter.is_lazy(t):
+            return
         self.handle(t)
         h = self.handle(value)
         if h.storage.external is None:

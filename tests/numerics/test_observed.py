@@ -271,3 +271,17 @@ def test_files_are_written_at_every_call(tmp_path):
         compiled(w)
         assert (tmp_path / "p.pt").exists()
         assert len((tmp_path / "log.txt").read_text().split()) == k + 1
+
+
+def test_lazy_modules_made_inside():
+    def fn(w):
+        net = nn.Sequential(nn.LazyLinear(2), nn.Tanh(), nn.LazyLinear(1))
+        net(X)
+        opt = torch.optim.SGD(net.parameters(), lr=w)
+        for _ in range(2):
+            opt.zero_grad()
+            (net(X) - 1).square().mean().backward()
+            opt.step()
+        return net(X).square().sum()
+
+    judge(fn, at=0.05)
