@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._ops import OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
-from mlc.trace.numberlinks import Linked, alive
+from mlc.trace.numberlinks import Linked, alive, living
 from mlc.trace.numberoperands import DATA, HANDLERS, NoTensor, found, leaves, pinned, tree
 from mlc.trace.numbertypes import StandIn
 
@@ -34,7 +34,7 @@ class NumberMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if isinstance(func, types.FunctionType):
             return _enter(func, types_, args, kwargs, self)
-        if found((args, kwargs)) or (func in DATA and _has_tensors(args, kwargs)):
+        if (living and found((args, kwargs))) or (func in DATA and _has_tensors(args, kwargs)):
             return answer(func, types_, args, kwargs, self)
         return func(*args, **kwargs)
 

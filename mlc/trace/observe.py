@@ -139,14 +139,13 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
         }
         put(_set(DataLoader, "__iter__", iterate))
         put(_set(DataLoader, "__len__", length))
-        put(iterators_elsewhere(fn, roots, sources))
         put(_optimizers_numbers())
         put(sdpa_kernel(SDPBackend.MATH))
         put(torch.backends.mkldnn.flags(enabled=False))
         put(torch.enable_grad())
         put(eager_dynamo())
         put(current(ob))
-        with ob, followed(), conversions(_user_modules(fn)), NumberMode():
+        with ob, iterators_elsewhere(fn, roots, sources), followed(), conversions(_user_modules(fn)), NumberMode():
             out = _call(ob, fn, new_args, new_kwargs)
         reads = ob.reads
         with ob:

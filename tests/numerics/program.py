@@ -6,6 +6,7 @@ differences over that loop, and by the random draws left behind; the compiled lo
 the reference's gradient, and against the eager loop's value, final modules, optimizers and random state.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Program:
         tolerance: Relative error allowed between the compiled gradient and the reference.
         differences: Relative error allowed between the reference and finite differences.
         stop: What `stop_gradient` is to mean.
+        warns: Whether mlc says that an inner gradient stops at another training, as in PyTorch.
     """
 
     make: Callable[..., Setup]
@@ -65,6 +67,7 @@ class Program:
     differences: float = 2e-6
     clones: bool = False
     stop: str = "all"
+    warns: bool = False
 
     @property
     def name(self) -> str:
@@ -144,7 +147,8 @@ def check_compiled(program: Program, mlc: ModuleType, mode: str | None = None) -
     """Gradient of the reference; value, random state, modules and optimizers of the plain loop."""
     setup = program.fresh(clone=mlc.clone) if program.clones else program.fresh()
     compiled = mlc.compile(setup.loop, flows=mode, stop_gradient=program.stop)
-    out = compiled(**setup.args)
+    with pytest.warns(mlc.MlcWarning, match="as in PyTorch") if program.warns else contextlib.nullcontext():
+        out = compiled(**setup.args)
     assert mode in (None, compiled.plan.mode), compiled.plan.explain()
     draws = torch.get_rng_state()
     value = total(out)

@@ -60,7 +60,7 @@ def parameter_groups() -> Setup:
     return Setup(loop, reference, task().args())
 
 
-@SUITE.add()
+@SUITE.add(warns=True)
 def two_optimizers_take_turns() -> Setup:
     """A generator and a critic, as in adversarial training: each step sees the other's last parameters."""
 
