@@ -26,6 +26,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mlc.check.generators import rng_state, set_rng_state
+from mlc.check.precision import convert, target
 from mlc.trace.frames import is_user_code, is_user_module
 
 __all__ = ["Sandbox", "convert", "rng_state", "set_rng_state"]
@@ -41,29 +43,6 @@ _OPEN = (
     "__main__",
 )  # of the standard library, what holds users' values
 _DEPTH = 150
-
-
-def _target(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
-    """What a tensor of ``dtype`` becomes."""
-    if dtype.is_complex:
-        return torch.complex128 if to is torch.float64 else dtype
-    return to if dtype.is_floating_point and dtype.itemsize > 1 and to is torch.float64 else dtype
-
-
-def convert(item: Any, to: torch.dtype) -> Any:
-    """An item of an iterable with its floating tensors in ``to``; the item itself is not changed."""
-    if isinstance(item, Tensor):
-        return item if item.requires_grad else item.to(_target(item.dtype, to))
-    if isinstance(item, tuple):
-        parts = [convert(x, to) for x in item]
-        return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
-    if isinstance(item, list):
-        return [convert(x, to) for x in item]
-    if type(item) is dict:
-        return {k: convert(v, to) for k, v in item.items()}
-    if isinstance(item, np.ndarray) and item.dtype == np.float32 and to is torch.float64:
-        return item.astype(np.float64)
-    return item
 
 
 class _Replay:
@@ -314,7 +293,7 @@ class Sandbox:
         if not ordinary or t.is_inference() or t.is_meta:
             return t
         if t.requires_grad and not t.is_leaf:
-            new = t.detach().to(_target(t.dtype, self.dtype), copy=True).requires_grad_()
+            new = t.detach().to(target(t.dtype, self.dtype), copy=True).requires_grad_()
             self._seen[id(new)] = new
             self._alive.append(new)
             self._hold(new)
@@ -334,7 +313,7 @@ class Sandbox:
             t.__class__ = kind
 
         self._slot(lambda: t.data, write)
-        t.data = torch.empty(0, dtype=_target(t.data.dtype, self.dtype), device=t.device)
+        t.data = torch.empty(0, dtype=target(t.data.dtype, self.dtype), device=t.device)
 
     def _hold(self, t: Tensor) -> None:
         storage = t.untyped_storage()
@@ -344,7 +323,7 @@ class Sandbox:
             if key not in self._memories:
                 n = storage.nbytes() // t.dtype.itemsize
                 whole = torch.empty(0, dtype=t.dtype, device=t.device).set_(storage, 0, (n,), (1,))
-                new = whole.to(_target(t.dtype, self.dtype), copy=True)
+                new = whole.to(target(t.dtype, self.dtype), copy=True)
                 self._memories[key] = (new, new.clone())
             data = self._memories[key][0].as_strided(t.shape, t.stride(), t.storage_offset())
         self._tensors.append(_Held(t, data))
@@ -406,18 +385,3 @@ def _names(code: types.CodeType) -> set[str]:
         if isinstance(c, types.CodeType):
             out |= _names(c)
     return out
-
-
-def rng_state() -> Any:
-    """State of every default generator: PyTorch's, NumPy's, Python's."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()
-
-
-def set_rng_state(state: Any) -> None:
-    """Inverse of :func:`rng_state`."""
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state_all(state[1])
-    random.setstate(state[2])
-    np.random.set_state(state[3])

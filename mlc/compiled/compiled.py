@@ -250,8 +250,8 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             its compilation is predicted to be paid back within some hundred calls.
         stop_gradient: ``"all"``: a ``detach``, a read of ``.data`` or a value computed under ``no_grad`` stops the
             gradient at every level on its way into a loss (what is written into state in place is an update, and
-            passes); ``"inner"``: only the gradient taken by the level it stands in; ``"torch"``: state that PyTorch's own
-            autograd would not follow (running statistics, averages) is constant, too.
+            passes); ``"inner"``: only the gradient taken by the level it stands in; ``"torch"``: state that PyTorch's
+            own autograd would not follow (running statistics, averages) is constant, too.
         flows: Which way derivatives go; None: chosen. ``"mixed"`` (reverse through the loops, inner gradients by one
             forward sweep), ``"reverse"`` (reverse over reverse) or ``"forward"`` (one tangent per element of the
             meta-parameters through the loops: memory does not grow with the number of steps). Or a dict of these by

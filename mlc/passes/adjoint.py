@@ -33,8 +33,8 @@ class Policy:
     Attributes:
         mode: ``"mixed"`` or ``"reverse"`` for inner gradients (mixed falls back where it must); ``"forward"`` for the
             whole program (see :mod:`mlc.passes.columns`).
-        stop: ``"all"``: a stop holds at every level; ``"inner"``: only for the gradient it stands in; ``"torch"``: reads
-            of state that no gradient of PyTorch would follow are stops, too.
+        stop: ``"all"``: a stop holds at every level; ``"inner"``: only for the gradient it stands in; ``"torch"``:
+            reads of state that no gradient of PyTorch would follow are stops, too.
         note: Called with (gradient equation, reason) when a gradient falls back to reverse over reverse.
         reverse: Inner gradients that are differentiated in reverse over reverse whatever the mode.
         depth: How many declared levels the gradient that is being lowered was taken in; -1: the hypergradient.
@@ -129,7 +129,7 @@ class Tape:
         """The stops that hold for the gradient of the whole region."""
         depth = self.policy.depth
         stops = [e for e in self.eqns if isinstance(e.op, Stop)]
-        soft = {e for e in stops if e.op.inner and e.op.level <= depth}  # type: ignore[union-attr, operator]
+        soft = {e for e in stops if e.op.inner and e.op.level <= depth}  # type: ignore[union-attr]
         hard = {e for e in stops if not passes(e, "torch" if self.policy.stop == "torch" else "inner")}
         if self.policy.stop == "inner":
             hard -= self.owned
@@ -260,8 +260,9 @@ def _taking(b: Builder, policy: Policy) -> Iterator[None]:
 
 
 def _stops_in_loops(eqns: Sequence[Eqn], depth: int) -> bool:
-    """Whether a loop on the way holds constants for a gradient that the hypergradient passes: these are inputs of the
-    loss that its mixed product does not have.
+    """Whether a loop on the way holds constants for a gradient that the hypergradient passes.
+
+    These are inputs of the loss that its mixed product does not have.
     """
     bodies = [e.op.body for e in eqns if isinstance(e.op, Loop)]
     stops = [e.op for b in bodies for e in b.walk() if isinstance(e.op, Stop)]

@@ -1,8 +1,8 @@
 """Rates of a device: how fast it multiplies matrices, moves bytes, draws special functions and starts an operator.
 
-Measured once per device, torch version and thread count (about two seconds, said on stderr) and kept in the user's cache folder,
-so that the same plan comes out again; ``MLC_RATES`` names another file.  The model they feed is a roofline
-(Williams et al. 2009): an operator takes its start plus the larger of its arithmetic and its traffic.
+Measured once per device, torch version and thread count (about two seconds, said on stderr) and kept in the user's
+cache folder, so that the same plan comes out again; ``MLC_RATES`` names another file.  The model they feed is a
+roofline (Williams et al. 2009): an operator takes its start plus the larger of its arithmetic and its traffic.
 """
 
 from __future__ import annotations

@@ -15,7 +15,18 @@ from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, V
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.rules import NoRule, differentiable_outs, reverse_rule
 
-__all__ = ["Deeper", "Inside", "Passing", "active_vars", "dependence", "loop_activity", "outermost", "passes", "pull_eqn", "pullback"]
+__all__ = [
+    "Deeper",
+    "Inside",
+    "Passing",
+    "active_vars",
+    "dependence",
+    "loop_activity",
+    "outermost",
+    "passes",
+    "pull_eqn",
+    "pullback",
+]
 
 
 @dataclass(frozen=True)

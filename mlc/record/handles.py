@@ -23,7 +23,9 @@ class Storage:
         self.leaf = False  # memory of a leaf that requires grad: each value it takes is one to differentiate by
         self.soft = False  # an inner gradient taken without create_graph
         self.updated = False  # written after the place that made it was left: state, not a passing value
-        self.born: Any = None  # the place that made it: loop iterations, and how often gradients were switched on or off
+        self.born: Any = (
+            None  # the place that made it: loop iterations, and how often gradients were switched on or off
+        )
 
 
 class Handle:

@@ -183,7 +183,9 @@ def _diagnose(program: Program, stop: str) -> tuple[tuple[str, ...], tuple[str, 
         elif cuts:
             copied = all(c.tag == "copy" for c in cuts)
             where = next((str(c.loc) for c in cuts if c.loc is not None), "the loop")
-            why = f"it is copied by deepcopy at {where} (mlc.clone keeps the path)" if copied else f"it is cut at {where}"
+            why = (
+                f"it is copied by deepcopy at {where} (mlc.clone keeps the path)" if copied else f"it is cut at {where}"
+            )
             lost.setdefault(why, []).append(name)
         else:
             notes.append(f"{name} is read but does not reach the result: its gradient is None")

@@ -10,31 +10,28 @@ operator reads the value, not where the value was made.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mlc.ir.core import Alias, Draw, Eqn, Grad, Random, Stop, Var, map_vars
+from mlc.ir.trees import each_tensor
 from mlc.ir.types import Loc
 from mlc.record.handles import Handle
-
-if TYPE_CHECKING:
-    from mlc.trace.tracer import Tracer as _Base
-else:
-    _Base = object
+from mlc.trace.observing import Observing
 
 __all__ = ["Cuts"]
 
 
-class Cuts(_Base):
+class Cuts(Observing):
     """The part of an observer that decides what a tracked operator reads."""
 
-    leaf_values: Any
-    target: Tensor | None
-
-    def __init__(self) -> None:
+    def __init__(self, paths: dict[int, tuple[Any, ...]], tensors: Sequence[Tensor] = (),
+                 generators: Sequence[torch.Generator] = ()) -> None:  # fmt: skip
+        super().__init__(paths, tensors, generators)
         self.cut_tensors: Any = WeakIdKeyDictionary()  # results of detach() and .data, and views of them
         self.seen_leaves: Any = WeakIdKeyDictionary()  # leaves that have a value of their own
         self.cut_vars: dict[Var, Loc | None] = {}  # values made under no_grad
@@ -42,8 +39,6 @@ class Cuts(_Base):
         self._cut_edges: dict[Eqn, dict[Var, Loc | None]] = {}
         self._state_read: dict[Eqn, tuple[Var, ...]] = {}
         self._as_loss: dict[Any, Var] = {}
-        self._as_state: dict[Any, Var] = {}
-        self._edge_stops: set[Var] = set()
         self.leaf_history: dict[int, list[Var]] = {}  # values that a leaf had, in order
         self.leaf_bits: dict[int, int] = {}  # their bits
         self._hard: set[Var] = set()  # values with a cut in their making
@@ -129,8 +124,6 @@ class Cuts(_Base):
         var = self.present(t)
         if not t.dtype.is_floating_point | t.dtype.is_complex:
             return var
-        if self._edge_stops and self.target is not None and t is not self.target and self._is_state(self.target):
-            var = self._uncut(var, 0)
         if t.requires_grad and not self.hidden(t):
             return self._leaf(t, h, var) if t.is_leaf else var
         if not tracking or not var.mask:
@@ -183,38 +176,12 @@ class Cuts(_Base):
         """What a tracked operator reads from a tensor that PyTorch does not follow."""
         cut = self.cut_of(t)
         if cut is not None or self.hidden(t):
-            stopped = self._stop_at(var, None, cut, copied=var in self.copies)
-            self._edge_stops.add(stopped)
-            return stopped
+            return self._stop_at(var, None, cut, copied=var in self.copies)
         s = h.storage
         if not (s.updated or s.soft or s.leaf or s.external is not None):
             var = self._cut_inside(var)
         tag = None if s.leaf or s.soft else "state"  # what stop_gradient="torch" holds constant
         return self._stop_at(var, self.depth(), None, tag=tag) if var.mask else var
-
-    def _is_state(self, t: Tensor) -> bool:
-        """Whether a tensor that is written in place is state, seen past PyTorch's graph: ``p.data``."""
-        return not t.requires_grad and self.cut_of(t) is not None
-
-    def _uncut(self, var: Var, depth: int) -> Var:
-        """A value on its way into state: what it reads of cut tensors is no cut (followed in this iteration only)."""
-        if var in self._edge_stops:
-            e = self.builder.producer(var)
-            return var if e is None else e.args[0]
-        key = (self.scope(), var)
-        known = self._as_state.get(key)
-        e = self.builder.producer(var)
-        if known is not None or e is None or depth > 30 or var in self._bit_of:
-            return known or var
-        if isinstance(e.op, (Grad, Stop, Alias, Draw, Random)) or e.site is None or e.site.path != self.scope():
-            return var
-        env = {v: self._uncut(v, depth + 1) for v in e.inputs if v.type.is_float}
-        if any(w is not v for v, w in env.items()):
-            args = map_vars(e.args, lambda v: env.get(v, v))
-            kwargs = tuple((k, map_vars(a, lambda v: env.get(v, v))) for k, a in e.kwargs)
-            var = self._emit(e.op, args, [o.type for o in e.outs], kwargs, loc=e.loc)[e.outs.index(var)]
-        self._as_state[key] = var
-        return var
 
     def _cut_inside(self, var: Var) -> Var:
         """A passing value, with stops where cut values entered it."""
@@ -275,7 +242,7 @@ class Cuts(_Base):
 
     def _emit(self, op: Any, args: Any, types: Any, kwargs: Any = (), loc: Loc | None = None) -> Any:
         n = len(self.builder.eqns)
-        outs = super()._emit(op, args, types, kwargs, loc)  # type: ignore[safe-super]
+        outs = super()._emit(op, args, types, kwargs, loc)
         if self._hard and len(self.builder.eqns) > n and any(v in self._hard for v in self.builder.eqns[-1].inputs):
             self._hard.update(outs)
         return outs
@@ -300,7 +267,7 @@ class Cuts(_Base):
     def _plain(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
         n = len(self.builder.eqns)
         edges, state = self._noted(args, kwargs) if torch.is_grad_enabled() else ({}, ())
-        result = super()._plain(func, s, args, kwargs, out)  # type: ignore[safe-super]
+        result = super()._plain(func, s, args, kwargs, out)
         if (edges or state) and len(self.builder.eqns) > n:
             e = self.builder.eqns[-1]
             if edges:
@@ -311,8 +278,6 @@ class Cuts(_Base):
 
     def _noted(self, args: Any, kwargs: Any) -> tuple[dict[Var, Loc | None], tuple[Var, ...]]:
         """Which operands of an operator that PyTorch does not follow are cut, and which are state."""
-        from mlc.ir.trees import each_tensor
-
         if self.tracks(args, kwargs):
             return {}, ()
         edges: dict[Var, Loc | None] = {}

@@ -43,8 +43,8 @@ class Gradients:
 
     # ---- backward() and grad()
 
-    def run(self, outputs: Any, grad_tensors: Any, keep_graph: Any = False, create_graph: Any = False,
-            inputs: Any = (), allow_unreachable: bool = True, accumulate_grad: bool = False, **kw: Any) -> Any:  # fmt: skip
+    def run(self, outputs: Any, grad_tensors: Any, keep_graph: Any = False, create_graph: Any = False, inputs: Any = (),
+            allow_unreachable: bool = True, accumulate_grad: bool = False, **kw: Any) -> Any:  # fmt: skip
         """In the place of autograd's engine."""
         ob = self.observer
         ob.next_stretch()
@@ -78,8 +78,8 @@ class Gradients:
         taken = self._taken(losses, grad_tensors, wrt, found, create_graph)
         if not allow_unreachable and any(g is None for g in taken):
             raise RuntimeError(
-                "One of the differentiated Tensors appears to not have been used in the graph. Set allow_unused=True if "
-                "this is the desired behavior."
+                "One of the differentiated Tensors appears to not have been used in the graph. "
+                "Set allow_unused=True if this is the desired behavior."
             )
         return taken
 
@@ -97,7 +97,9 @@ class Gradients:
         for t in found:
             ob.keep_grad(t)
         (loc, site), depth = ob.locate(), ob.depth()
-        self.later.note([(t, [ob.read(t, True)]) for t in found], lambda vs: self._equation(pairs, vs, loc, site, depth))
+        self.later.note(
+            [(t, [ob.read(t, True)]) for t in found], lambda vs: self._equation(pairs, vs, loc, site, depth)
+        )
 
     def _noted(self, t: Tensor) -> None:
         """``backward`` reads what ``.grad`` was before the call."""
@@ -247,8 +249,21 @@ class Gradients:
         return tuple(found)
 
     def _zero(self, g: Tensor) -> None:
-        """PyTorch has a path that carries nothing (through integers, or an input that a rule ignores)."""
-        self.observer.zero(g)
+        """PyTorch has a path that carries nothing (through integers, or an input that a rule ignores).
+
+        Raises:
+            CaptureError: where it carries something.
+        """
+        ob = self.observer
+        with ob.pause():
+            carries = g.layout is not torch.strided or bool((g != 0).any())
+        if carries:
+            ob.refusal = ob.refusal or CaptureError(
+                "PyTorch's graph has a way to this gradient that mlc did not see being made", loc=ob.place(),
+                advice="take the operator on that way apart into torch functions, or report it",
+            )  # fmt: skip
+            raise ob.refusal
+        ob.zero(g)
 
     def _bound(self, g: Tensor | None, v: Var, create_graph: bool) -> Tensor:
         """The gradient as a tensor with a memory of its own, laid out as the program has it."""
@@ -329,12 +344,15 @@ class Gradients:
         found: dict[str, None] = {}
         stepped = {id(p) for s in ob.steps for g in s.optimizer.param_groups for p in g["params"]}
         without = [x for x in self._stopped.values() if id(x[0]) in stepped and get_grad(x[0]) is None]
-        for out, losses, target, loc, depth in [*((k, *x) for k, x in ob.dropped.items()), *((None, *x[1:]) for x in without)]:
+        for out, losses, target, loc, depth in [
+            *((k, *x) for k, x in ob.dropped.items()),
+            *((None, *x[1:]) for x in without),
+        ]:
             if out is None or out in live:
                 update = self._update_between(losses, ob._bit_of[target], depth)
                 found[
-                    f"the gradient taken at {loc} stops at the update at {update}, as in PyTorch: what was trained there "
-                    f"is a constant for it. To let it go through that training, put the training into "
+                    f"the gradient taken at {loc} stops at the update at {update}, as in PyTorch: what was trained "
+                    f"there is a constant for it. To let it go through that training, put the training into "
                     f'`with mlc.level("inner"):`; to keep this meaning without a warning, detach what was trained'
                 ] = None
         return list(found)

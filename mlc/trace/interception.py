@@ -110,7 +110,7 @@ def _texts(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
 
 
 def _bulk(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
-    """Values that leave for Python or NumPy: numbers that know where they came from, arrays that must be found again."""
+    """Values that leave for Python or NumPy: numbers that know where they come from, arrays to be found again."""
 
     def item(t: Tensor) -> Any:
         if not active() or t.layout is not torch.strided or t.numel() != 1:
@@ -135,7 +135,7 @@ def _bulk(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
 
 
 def _deepcopy(ob: Observer, active: Active) -> Any:
-    original = Tensor.__deepcopy__
+    original: Any = Tensor.__deepcopy__
 
     def copy(t: Tensor, memo: Any) -> Any:
         plain = type(t) in (Tensor, nn.Buffer) and t.is_leaf and t.layout is torch.strided

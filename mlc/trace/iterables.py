@@ -202,7 +202,9 @@ class _TracedIterator:
 def substitute(x: Any, path: Path, batches: dict[Path, Any], iterators: dict[Path, Any], sources: Sources) -> Any:
     """Arguments with lists of batches and iterators replaced by ones that tell the tracer."""
     if path in iterators:
-        return _TracedIterator(sources, sources.add(x, path, once=True), itertools.chain(sources.drawn.get(path, ()), x))
+        return _TracedIterator(
+            sources, sources.add(x, path, once=True), itertools.chain(sources.drawn.get(path, ()), x)
+        )
     if path in batches:
         cls = _TracedList if isinstance(x, list) else _TracedTuple
         if type(x) in (list, tuple):

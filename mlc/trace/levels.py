@@ -16,8 +16,8 @@ __all__ = ["level"]
 def level(name: str, response: Any = None) -> Iterator[None]:
     """Name the level that the training inside makes, and let gradients taken outside of it go through it.
 
-    A gradient that the loop itself takes (``loss.backward()`` of an outer problem inside the compiled function) stops at
-    parameters that were trained under ``opt.step()``, as in PyTorch.  Where the training stands in ``with
+    A gradient that the loop itself takes (``loss.backward()`` of an outer problem inside the compiled function) stops
+    at parameters that were trained under ``opt.step()``, as in PyTorch.  Where the training stands in ``with
     mlc.level("inner"):``, a gradient taken after the block, outside of it, goes through that training: the gradient
     of the bilevel problem (best-response Jacobian of the unrolled training included; Franceschi et al. 2017, eq. 4).
 

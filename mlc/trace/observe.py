@@ -133,10 +133,10 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
         put(default_dtype_kept())
         active = put(intercepted(ob))
         iterate, length = loader_patches(sources, roots.loaders, active)
-        new_args = tuple(substitute(a, ("args", i), roots.batches, roots.iterators, sources) for i, a in enumerate(args))
-        new_kwargs = {
-            k: substitute(v, ("args", k), roots.batches, roots.iterators, sources) for k, v in kwargs.items()
-        }
+        new_args = tuple(
+            substitute(a, ("args", i), roots.batches, roots.iterators, sources) for i, a in enumerate(args)
+        )
+        new_kwargs = {k: substitute(v, ("args", k), roots.batches, roots.iterators, sources) for k, v in kwargs.items()}
         put(_set(DataLoader, "__iter__", iterate))
         put(_set(DataLoader, "__len__", length))
         put(_optimizers_numbers())
@@ -341,4 +341,3 @@ class _Finish:
             where = next((str(x) for x in ob.files if x is not None), "the loop")
             notes.append(f"recorded anew at every call: a file is written at {where}")
         return not [n for n in notes if "is read and changed" not in n], notes
-

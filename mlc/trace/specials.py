@@ -1,0 +1,94 @@
+"""Operators that an observer does not take literally, where that differs from recording on fake tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlc.ir.core import Random
+from mlc.ir.types import TensorType
+
+__all__ = ["SPECIAL_REAL"]
+
+_A: Any = torch.ops.aten
+
+
+def _literal(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+    """``torch.tensor(...)``: a constant."""
+    t: Tensor = args[0]
+    if ob.memories.find(t) is not None:
+        return t
+    if t.numel() == 1 and not t.dtype.is_complex:
+        with ob.pause():
+            value = t.item()
+        kw = (("dtype", t.dtype), ("device", t.device), ("pin_memory", False))
+        ob.bind(t, ob._emit(_A.full.default, (list(t.shape), value), (TensorType.of(t),), kw)[0])
+    else:
+        ob._outside(t, ob.memories.of(t), None)
+    return t
+
+
+def _zeros(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+    kw = {k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}
+    with ob.active():
+        return torch.zeros(list(args[0]), **kw)
+
+
+def _dropout(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+    """Fused dropout as a product with the mask that it drew."""
+    x, p, train = args[0], args[1], args[2] if len(args) > 2 else kwargs.get("train", True)
+    if not train:
+        with ob.active():
+            return x.clone(), torch.ones_like(x, dtype=torch.bool)
+    _, mask = func(*args, **kwargs)
+    if ob.random_is_data:
+        ob._data(mask)
+    else:
+        ty = TensorType.of(x)
+        layout = (ty.shape, ty.stride, ty.dtype, ty.device)
+        (v,) = ob._emit(Random(_A.native_dropout.default, fill=True), (*layout, p), (TensorType.of(mask),))
+        ob.bind(mask, v)
+    with ob.active():
+        return x * mask * (0.0 if p == 1 else 1.0 / (1.0 - p)), mask
+
+
+def _rrelu(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+    """Randomised leaky ReLU: the slopes are drawn, the rest is a product."""
+    given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
+    x, noise = given["self"], given["noise"]
+    lower, upper = given.get("lower", 0.125), given.get("upper", 1 / 3)
+    if not given.get("training", False):
+        with ob.active():
+            return torch.nn.functional.leaky_relu(x, (lower + upper) / 2)
+    values = tuple(ob.value(ob.handle(t)) for t in (x, noise))
+    pure = _A.rrelu_with_noise_functional.default
+    out, slopes = pure(x, noise, lower, upper, True, given.get("generator"))
+    if ob.random_is_data:
+        ob._data(slopes)
+    else:
+        types = [TensorType.of(out), TensorType.of(slopes)]
+        ob.bind(slopes, ob._emit(Random(pure), (*values, lower, upper, True), types)[1])
+    with ob.active():
+        with torch.no_grad():
+            noise.copy_(slopes)
+        return x * slopes
+
+
+def _native(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+    """The memory of a tensor is replaced or resized: what it then holds is found where it then lies."""
+    return func(*args, **kwargs)
+
+
+SPECIAL_REAL: dict[Any, Any] = {
+    _A.lift_fresh.default: _literal,
+    _A._efficientzerotensor.default: _zeros,
+    _A.native_dropout.default: _dropout,
+    _A.rrelu_with_noise.default: _rrelu,
+    _A._grouped_mm.default: lambda ob, f, a, k: ob.plain(f, a, k),
+    _A.set_.source_Storage: _native,
+    _A.set_.source_Tensor: _native,
+    _A.set_.source_Storage_storage_offset: _native,
+    _A.resize_.default: _native,
+}
