@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import dis
+import functools
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -156,15 +157,19 @@ def conversions(modules: Iterable[dict[str, Any]]) -> Iterator[None]:
 
 def _compared_by_identity(scope: dict[str, Any]) -> set[str]:
     """Names among ours that functions of a module compare by ``is``."""
+    return set[str]().union(*(_compared_in(code) for code in _codes(scope)))
+
+
+@functools.cache
+def _compared_in(code: types.CodeType) -> frozenset[str]:
     out: set[str] = set()
-    for code in _codes(scope):
-        steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
-        for i, step in enumerate(steps):
-            if step.opname != "IS_OP":
-                continue
-            near = steps[max(0, i - 5) : i]  # `type(x) is float` and `float is type(x)`, but not `float(x) is y`
-            out |= {str(s.argval) for s in near if s.opname == "LOAD_GLOBAL" and not (s.arg or 0) & 1}
-    return out
+    steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
+    for i, step in enumerate(steps):
+        if step.opname != "IS_OP":
+            continue
+        near = steps[max(0, i - 5) : i]  # `type(x) is float` and `float is type(x)`, but not `float(x) is y`
+        out |= {str(s.argval) for s in near if s.opname == "LOAD_GLOBAL" and not (s.arg or 0) & 1}
+    return frozenset(out)
 
 
 def _codes(scope: dict[str, Any]) -> Iterator[types.CodeType]:
