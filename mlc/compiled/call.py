@@ -11,6 +11,7 @@ from torch import Tensor
 from mlc.compiled.commit import commit, storages
 from mlc.compiled.entry import Entry, inputs_of, iterable
 from mlc.compiled.report import Report
+from mlc.compiled.slope import compare_slope
 from mlc.compiled.validate import Redrawn, compare, same
 from mlc.errors import DifferentiationError
 from mlc.runtime.call import Run
@@ -87,8 +88,11 @@ class Call:
             run = entry.executor.forward(own, self.drawer)
         finally:
             RandomWatch.put(seen.random[1])
-        if self.owner.options.get("verify", "values") is not None:
+        verify = self.owner.options.get("verify", "values")
+        if verify is not None:
             compare(seen, run.results, lambda i: _made_at(recording, i))
+        if verify == "gradient" and torch.is_grad_enabled():
+            compare_slope(seen, entry.program, entry.executor, own, run)
         run.results = []
         self.done = run
         self.owner.report = Report.of(entry.plan, run)
