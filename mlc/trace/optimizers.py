@@ -55,6 +55,8 @@ def before_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., Non
         for group in opt.param_groups:
             flags = {} if tracer.real and _at_rest(tracer, opt, group) else _flags(group)
             saved.append((group, {k: group[k] for k in flags}))
+            if group.get("fused"):
+                tracer.fused.update(id(p) for p in group["params"])
             group.update(flags)
             if isinstance(opt, optim.SGD):
                 _start_momentum(opt, group)
@@ -70,16 +72,12 @@ def before_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., Non
 def _at_rest(tracer: Tracer, opt: optim.Optimizer, group: dict[str, Any]) -> bool:
     """Whether the learning rate is exactly 0 where PyTorch's all-tensor formula divides by it.
 
-    Every warm-up starts there; the formula with Python numbers is right then.  A rate that is a tensor is asked again
-    at every call.
+    Every warm-up starts there; the formula with Python numbers is right then.  (A rate that is a tensor keeps the
+    all-tensor formula, whose derivative :mod:`mlc.passes.quotients` makes right; see :func:`after_step`.)
     """
     if not isinstance(opt, (optim.Adam, optim.AdamW)):
         return False
-    lr = group["lr"]
-    if not isinstance(lr, torch.Tensor):
-        return bool(lr == 0)
-    with torch.no_grad():
-        return not bool(lr.detach() != 0)
+    return not isinstance(group["lr"], torch.Tensor) and bool(group["lr"] == 0)
 
 
 def _start_momentum(opt: optim.Optimizer, group: dict[str, Any]) -> None:
@@ -113,8 +111,22 @@ def narrow_counts(tracer: Tracer) -> None:
                 if p in before:
                     before[p].copy_(count)
                     state["step"] = before[p]
-                elif isinstance(count, torch.Tensor) and count.dim() == 0 and count.dtype == torch.float64 != dtype:
-                    state["step"] = count.to(dtype)
+                elif isinstance(count, torch.Tensor) and count.dim() == 0 and count.dtype == torch.float64:
+                    state["step"] = count.to(torch.float32 if id(p) in tracer.fused else dtype)
+
+
+def _refuse_not_a_number(tracer: Tracer, opt: optim.Optimizer) -> None:
+    """PyTorch's all-tensor formula of Adam is 0 / 0 where a rate is a tensor of 0 and a gradient exactly 0."""
+    if not tracer.real or not isinstance(opt, (optim.Adam, optim.AdamW)):
+        return
+    with tracer.pause(), torch.no_grad():  # type: ignore[attr-defined]
+        for group in opt.param_groups:
+            lr = group["lr"]
+            if isinstance(lr, torch.Tensor) and not bool(lr) and any(bool(p.isnan().any()) for p in group["params"]):
+                raise CaptureError(
+                    "a learning rate that is a tensor is exactly 0 where a gradient is exactly 0, too",
+                    loc=tracer.place(), advice="start the warm-up at a small positive rate, or give 0 as a number",
+                )  # fmt: skip
 
 
 def after_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., None]:
@@ -122,6 +134,7 @@ def after_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., None
 
     def hook(opt: optim.Optimizer, args: Any, kwargs: Any) -> None:
         if active() and tracer.flags:
+            _refuse_not_a_number(tracer, opt)
             restore_flags(tracer.flags.pop())
             torch.set_default_dtype(tracer.dtypes.pop())
             tracer.step_ends(opt)

@@ -81,6 +81,7 @@ class Tracer(Recorder):
         self.grad_eqns: list[Eqn] = []
         self.leaves: dict[int, Tensor] = {}
         self.guards: list[Guard] = []
+        self.fused: set[int] = set()  # parameters of fused optimizers: their counts are float32 whatever the default
         self.farther = False  # whether some inner gradients go ways that PyTorch's graph does not have
         self.declared: list[str] = []  # names of the levels (:func:`mlc.level`) that are open
         self.decisions: list[tuple[Var, Any, str, Loc | None]] = []
