@@ -19,19 +19,43 @@ from torch.overrides import TorchFunctionMode
 
 from mlc.trace.numberlinks import Linked, alive, living
 from mlc.trace.numberoperands import DATA, HANDLERS, NoTensor, found, leaves, pinned, tree
+from mlc.trace.numbers import take
 from mlc.trace.numbertypes import StandIn
 
 __all__ = ["NumberMode", "answer"]
 
 _FALLBACK = (NoTensor, RuntimeError, TypeError)  # the plain number then gives the result, or eager PyTorch's own error
+_SCALARS = {"alpha", "value", "beta"}  # where a tensor would become a plain number, and lose its derivative
+_CONVERSIONS = {"item", "tolist", "__float__", "__int__", "__bool__", "__index__", "__complex__", "__len__", "__get__"}
 _NATIVE = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
 class NumberMode(TorchFunctionMode):
-    """Lets numbers keep their link through torch functions; see the module."""
+    """Lets numbers keep their link through torch functions; see the module.
+
+    Args:
+        ledger: The recording, told when an operator runs that would take a plain number of a tensor.
+    """
+
+    def __init__(self, ledger: Any = None) -> None:
+        super().__init__()
+        self.ledger = ledger
 
     def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.ledger is None or isinstance(func, types.FunctionType):
+            return self._call(func, types_, args, kwargs)
+        for name in _SCALARS & kwargs.keys():
+            scale = kwargs[name]
+            if isinstance(scale, Tensor) and scale.dim() == 0 and not scale.is_complex():
+                kwargs = {**kwargs, name: take(scale, self.ledger)}
+        before, self.ledger.inside = self.ledger.inside, getattr(func, "__name__", "") not in _CONVERSIONS
+        try:
+            return self._call(func, types_, args, kwargs)
+        finally:
+            self.ledger.inside = before
+
+    def _call(self, func: Any, types_: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(func, types.FunctionType):
             return _enter(func, types_, args, kwargs, self)
         if (living and found((args, kwargs))) or (func in DATA and _has_tensors(args, kwargs)):

@@ -145,7 +145,7 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
         put(torch.enable_grad())
         put(eager_dynamo())
         put(current(ob))
-        with ob, iterators_elsewhere(fn, roots, sources), followed(), conversions(_user_modules(fn)), NumberMode():
+        with ob, iterators_elsewhere(fn, roots, sources), followed(), conversions(_user_modules(fn)), NumberMode(ob):
             out = _call(ob, fn, new_args, new_kwargs)
         reads = ob.reads
         with ob:
