@@ -67,7 +67,8 @@ class StandIn(type):
     def __repr__(cls) -> str:
         return repr(cls.stands_for) if "stands_for" in vars(cls) else super().__repr__()
 
-    def __torch_function__(cls, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
+    @classmethod
+    def __torch_function__(mcs, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
         from mlc.trace.numbermode import answer
 
         return answer(func, types_, args, kwargs or {})

@@ -113,8 +113,8 @@ class Observer(AsData):
         """C++ or Python asks for the number in a tensor: the real one, which later calls must find again."""
         if self.inside and t.is_floating_point() and self.present(t).mask:
             raise CaptureError(
-                "a tensor that is differentiated is used where an operator takes a plain number: its derivative would be "
-                "lost", loc=self.place(), advice="multiply by the tensor instead of passing it as a number",
+                "a tensor that is differentiated is used where an operator takes a plain number, and would lose its "
+                "derivative", loc=self.place(), advice="multiply by the tensor instead of passing it as a number",
             )  # fmt: skip
         with self.pause():
             value = _A._local_scalar_dense.default(t)

@@ -20,7 +20,6 @@ from mlc.passes.plan import Plan, joint_of, stages_for
 from mlc.passes.planner import make_plan
 from mlc.passes.retrip import Trips, planned_for
 from mlc.passes.search import peak_bytes
-from tests import programs
 from tests.test_planner import loop, problem
 
 T = sympy.Symbol("T", integer=True, positive=True)
