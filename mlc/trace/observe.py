@@ -33,6 +33,7 @@ from mlc.trace.optimizers import narrow_counts, restore_flags
 from mlc.trace.patches import _set
 from mlc.trace.randomness import RandomWatch
 from mlc.trace.reads import Found, Reads
+from mlc.trace.state import parts
 from mlc.trace.tracer import External
 from mlc.trace.world import World
 
@@ -221,6 +222,7 @@ class _Finish:
         self.changes = Changes()
         self.results: list[Var] = []
         self.reals: list[Any] = []
+        self.texts = False
         self.unknown = False  # something was left that no program has a value for
         self.by_tensor = {id(x.tensor): x for x in ob.externals.values()}
 
@@ -232,6 +234,8 @@ class _Finish:
         out_leaves = [self.output(x) for x in leaves]
         n_outputs = len(self.results)
         effects = self.effects(fn, found)
+        texts = [*leaves, *(x for e in effects for x in parts(e.value))]
+        self.texts = ob.linked and any(isinstance(x, str) for x in texts)
         decisions = []
         for var, outcome, what, loc in ob.decisions:
             self.results.append(var)
@@ -326,6 +330,8 @@ class _Finish:
         if self.changes.odd or self.unknown:
             where = ", ".join(self.changes.odd[:3]) or "what the function returns"
             notes.append(f"recorded anew at every call: {where} holds something that only the loop itself can make")
+        if self.texts:
+            notes.append("recorded anew at every call: a text that is left may hold numbers of this call")
         if self.changes.counters:
             notes.append(f"recorded anew at every call: {', '.join(self.changes.counters[:3])} is read and changed")
         if sources.host_random:

@@ -105,6 +105,7 @@ class Observer(AsData):
         """Run ``f`` on numbers' tensors, recorded (see :class:`~mlc.trace.numberlinks.Ledger`)."""
         if self.ended:
             return None
+        self.linked = True
         given = [x.tensor if isinstance(x, Linked) else x for x in operands]
         with torch._C.DisableTorchFunction(), torch.no_grad(), self.active():
             return f(*given)

@@ -64,6 +64,7 @@ class Observing(Tracer):
         self.gradients: Any = None
         self.reads: Any = None
         self.ended = False
+        self.linked = False  # whether Python took any number of a tensor
         self.inside = False  # an operator runs that takes no numbers of tensors on the user's behalf
         self.hooked_grads: dict[Var, CaptureError] = {}  # gradients that hooks of the user's saw
         self.grads_seen: set[int] = set()  # tensors whose .grad from before the call Python looked at
