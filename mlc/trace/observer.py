@@ -92,12 +92,7 @@ class Observer(AsData):
         return self._plain(func, schema_of(func), args, kwargs, out)
 
     def _result(self, func: Any, s: Any, args: Any, kwargs: Any) -> Any:
-        if torch.Tag.dynamic_output_shape in func.tags and not self._known_size(func, args):
-            return func(*args, **kwargs)
         return func(*args, **kwargs)
-
-    def _known_size(self, func: Any, args: Any) -> bool:
-        return False
 
     # ---- Python numbers
 
