@@ -16,6 +16,7 @@ from mlc.runtime.inductor import Inductor
 from mlc.runtime.interpreter import Executable, compile_region
 from mlc.runtime.loop import link
 from mlc.runtime.recording import Recording, current, each_stage, resumed
+from mlc.runtime.saved import alias, check_versions, memory, tensors_in, versions
 
 __all__ = ["Executor", "Run", "StageGraphs"]
 
@@ -50,12 +51,21 @@ class StageGraphs(Protocol):
 
 @dataclass
 class Run:
-    """One call: what is kept between its forward and its backward stage."""
+    """One call: what is kept between its forward and its backward stage.
+
+    Attributes:
+        results: What the forward stage computed.
+        saved: What the backward stage reads.
+        seconds: By stage.
+        lent: Those of ``saved`` that lie in memory of the user's, and their versions.
+        peak_bytes: Measured, of both stages.
+        first: The measurement in progress.
+    """
 
     results: list[Any]
     saved: list[Any]
     seconds: dict[str, float] = field(default_factory=dict)
-    versions: list[tuple[int, int]] = field(default_factory=list)
+    lent: tuple[list[Any], list[int]] = field(default_factory=lambda: ([], []))
     peak_bytes: int = 0
     first: Recording | None = None
 
@@ -115,16 +125,17 @@ class Executor:
         first = self._first if current() is None else None
         try:
             with torch.no_grad(), resumed(first):
+                inputs = [alias(x) for x in inputs]
                 outs = self._forward(list(inputs))
         finally:
             self._drawer = None
         self._measured(first, last=self._backward is None)
         n = self.stages.n_results
         saved = [outs[i] if kind == "out" else inputs[i] for kind, i in self.stages.saved]
-        versions = [(k, s._version) for k, (s, (kind, _)) in enumerate(zip(saved, self.stages.saved, strict=True))
-                    if kind == "in"]  # fmt: skip
+        theirs = drawer.memories.union(map(memory, inputs))
+        lent = [x for x in tensors_in(saved) if memory(x) in theirs]
         seconds = {"forward": time.perf_counter() - started}
-        return Run(outs[:n], saved, seconds, versions, self._peak, first)
+        return Run(outs[:n], saved, seconds, (lent, versions(lent)), self._peak, first)
 
     def _measured(self, first: Recording | None, last: bool) -> None:
         if first is not None:
@@ -135,13 +146,10 @@ class Executor:
         """Hypergradients in the order of ``stages.gradients``; frees what was saved unless ``keep``."""
         assert self._backward is not None
         started = time.perf_counter()
-        if any(run.saved[k]._version != v for k, v in run.versions):
-            raise RuntimeError(
-                "a tensor that the compiled loop read was modified by an in-place operation before backward()"
-            )
+        check_versions(*run.lent)
         args = [*run.saved, *cotangents]
         if not keep:
-            run.saved, run.versions = [], []
+            run.saved, run.lent = [], ([], [])
         first, run.first = run.first, None
         with torch.no_grad(), resumed(first):
             grads = self._backward(args)
@@ -149,3 +157,4 @@ class Executor:
         run.peak_bytes = self._peak
         run.seconds["backward"] = time.perf_counter() - started
         return grads
+

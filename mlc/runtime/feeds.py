@@ -15,6 +15,7 @@ from torch import Tensor
 from mlc.ir.core import Draw, Effect, EffectCall, Feed, NestedEffects, Random, Seed
 from mlc.ir.types import TensorType, Type
 from mlc.runtime.interpreter import run_random
+from mlc.runtime.saved import alias, check_versions, memory, versions
 
 __all__ = ["Drawer", "Stale", "Tape", "feed_runner"]
 
@@ -38,6 +39,7 @@ class Drawer:
         self._tensors = tensors
         self._iterators: dict[tuple[int, int], Iterator[Any]] = {}
         self.items: dict[int, list[Any]] = {}
+        self.memories: set[int | None] = set()
 
     def next(self, op: Draw, types: Sequence[Type], trips: tuple[int, ...] = ()) -> list[Tensor]:
         """Tensors of the next item, in these trips of the loops around (outermost first).
@@ -52,7 +54,8 @@ class Drawer:
             it = self._iterators[key] = self._open(*key)
         item = next(it)
         self.items.setdefault(op.source, []).append(item)
-        found = [t.clone() if t.is_inference() else t for t in self._tensors(item)]  # autograd cannot save those
+        found = [t.clone() if t.is_inference() else alias(t) for t in self._tensors(item)]  # autograd cannot save those
+        self.memories.update(map(memory, found))
         if [_shape(TensorType.of(t)) for t in found] != [_shape(t) for t in types]:
             raise Stale(f"an item of iterable {op.source} has another shape than before")
         return found
@@ -167,15 +170,12 @@ class Tape:
     def _batch(self, e: EffectCall, replay: Iterator[Any] | None, kept: list[Any] | None,
                trips: tuple[int, ...]) -> list[Tensor]:  # fmt: skip
         if replay is not None:
-            tensors, versions = next(replay)
-            if [t._version for t in tensors] != versions:
-                raise RuntimeError(
-                    "a batch that the compiled loop drew was modified by an in-place operation before backward()"
-                )
+            tensors, before = next(replay)
+            check_versions(tensors, before)
             return list(tensors)
         tensors = self._draw(e, trips)
         assert kept is not None
-        kept.append((tensors, [t._version for t in tensors]))
+        kept.append((tensors, versions(tensors)))
         return tensors
 
     def _draw(self, e: EffectCall, trips: tuple[int, ...]) -> list[Tensor]:

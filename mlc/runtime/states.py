@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from mlc.ir.core import Loop
 from mlc.ir.slots import Slots
 from mlc.runtime.host import Incoming, Parcel, Reader
 from mlc.runtime.interpreter import Executable
+from mlc.runtime.saved import check_versions, versions
 
 __all__ = ["Rebuilt", "States"]
 
@@ -38,7 +37,7 @@ class States:
         self.trips = 0
         emitted_values = set(op.body.outputs[op.n_carry :])
         self._read = {k for k, c in enumerate(self.how.carries) if op.body.inputs[c] in emitted_values}
-        self._versions = _versions(self.consts)
+        self._versions = versions(self.consts)
         self._slots = Slots(self.how.slots)
         self._held: dict[int, tuple[list[Any], list[int]] | Parcel] = {}
         self._now: tuple[int, dict[int, Any]] = (-1, {})
@@ -72,7 +71,7 @@ class States:
 
     def _hold(self, trip: int, state: list[Any]) -> None:
         if not self.host or trip == 0:
-            self._held[trip] = (state, _versions(state))
+            self._held[trip] = (state, versions(state))
             return
         self._held[trip] = self._leaving = Parcel(state)
 
@@ -101,14 +100,10 @@ class States:
             here = self._ahead[1] if self._ahead is not None and self._ahead[0] == trip else Incoming(held.items)
             self._ahead = None
             state = here.land()
-            changed = False
         else:
-            state, versions = list(held[0]), held[1]
-            changed = _versions(state) != versions
-        if changed or _versions(self.consts) != self._versions:
-            raise RuntimeError(
-                "a tensor that the compiled loop read was modified by an in-place operation before backward()"
-            )
+            state, before = list(held[0]), held[1]
+            check_versions(state, before)
+        check_versions(self.consts, self._versions)
         return state
 
     def _fetch(self, trip: int) -> None:
@@ -132,7 +127,3 @@ class Rebuilt:
 
     def __getitem__(self, t: int) -> Any:
         return self.states.take(t if t >= 0 else t + self.states.trips, self.k)
-
-
-def _versions(tensors: Sequence[Any]) -> list[int]:
-    return [t._version for t in tensors if isinstance(t, Tensor)]

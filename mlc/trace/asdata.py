@@ -37,7 +37,7 @@ class AsData(Writing):
             return self._as_data(func, args, kwargs, out)
         result = super()._plain(func, s, args, kwargs, out)
         if func is _A.clone.default and self.copying():
-            self.copies.add(self.present(out))
+            self.copies[self.present(out)] = self.place()
         return result
 
     def _masked(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:

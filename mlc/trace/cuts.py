@@ -35,7 +35,7 @@ class Cuts(Observing):
         self.cut_tensors: Any = WeakIdKeyDictionary()  # results of detach() and .data, and views of them
         self.seen_leaves: Any = WeakIdKeyDictionary()  # leaves that have a value of their own
         self.cut_vars: dict[Var, Loc | None] = {}  # values made under no_grad
-        self.copies: set[Var] = set()  # values made by copy.deepcopy
+        self.copies: dict[Var, Loc | None] = {}  # values made by copy.deepcopy, and where
         self._cut_edges: dict[Eqn, dict[Var, Loc | None]] = {}
         self._state_read: dict[Eqn, tuple[Var, ...]] = {}
         self._as_loss: dict[Any, Var] = {}
@@ -156,7 +156,7 @@ class Cuts(Observing):
         before = var
         if var.mask:
             level = self.depth() if h.storage.updated else None
-            var = self._stop_at(var, level, self.cut_of(t), copied=var in self.copies)
+            var = self._stop_at(var, level, self.cut_of(t))
         e = self.builder.producer(var)
         if apart or e is None or not isinstance(e.op, (Random, Alias, Draw)):
             (var,) = self._emit(Alias(), (var,), (var.type,))
@@ -176,7 +176,7 @@ class Cuts(Observing):
         """What a tracked operator reads from a tensor that PyTorch does not follow."""
         cut = self.cut_of(t)
         if cut is not None or self.hidden(t):
-            return self._stop_at(var, None, cut, copied=var in self.copies)
+            return self._stop_at(var, None, cut)
         s = h.storage
         if not (s.updated or s.soft or s.leaf or s.external is not None):
             var = self._cut_inside(var)
@@ -195,7 +195,7 @@ class Cuts(Observing):
         if not var.mask:
             return var
         if var in self.cut_vars:
-            return self._stop_at(var, None, self.cut_vars[var], copied=var in self.copies)
+            return self._stop_at(var, None, self.cut_vars[var])
         e = self.builder.producer(var)
         if e is None or isinstance(e.op, (Grad, Stop, Alias, Draw, Random)) or var in self._bit_of:
             return var
@@ -247,9 +247,9 @@ class Cuts(Observing):
             self._hard.update(outs)
         return outs
 
-    def _stop_at(self, var: Var, level: int | None, loc: Loc | None, *, copied: bool = False, tag: str | None = None
-                 ) -> Var:  # fmt: skip
-        where = Handle(None, (), loc)  # type: ignore[arg-type]
+    def _stop_at(self, var: Var, level: int | None, loc: Loc | None, *, tag: str | None = None) -> Var:
+        copied = var in self.copies
+        where = Handle(None, (), self.copies[var] if copied else loc)  # type: ignore[arg-type]
         where.copy = copied
         before = self.tag
         if tag is not None:

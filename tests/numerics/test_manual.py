@@ -191,7 +191,7 @@ def gradient_penalty_on_inputs() -> Setup:
     return penalised(loss_of)
 
 
-@SUITE.add(warns=True)
+@SUITE.add(warns="as in PyTorch")
 def adversarial_inputs() -> Setup:
     """An attack taken without `create_graph`: no part of the next inner gradient, yet it moves with meta."""
 

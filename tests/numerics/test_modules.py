@@ -253,7 +253,7 @@ def reset_from_a_state_dict() -> Setup:
     return Setup(loop, reference, {**task().args(), "start": mlp().state_dict()})
 
 
-@SUITE.add()
+@SUITE.add(warns=r"copied by deepcopy at .*test_modules\.py.* in loop \(mlc\.clone keeps the path\)")
 def deep_copy_inside() -> Setup:
     """`copy.deepcopy` cuts, as in PyTorch; `mlc.clone` is the differentiable one."""
 

@@ -60,7 +60,7 @@ def parameter_groups() -> Setup:
     return Setup(loop, reference, task().args())
 
 
-@SUITE.add(warns=True)
+@SUITE.add(warns="as in PyTorch")
 def two_optimizers_take_turns() -> Setup:
     """A generator and a critic, as in adversarial training: each step sees the other's last parameters."""
 

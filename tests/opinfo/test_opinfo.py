@@ -16,7 +16,7 @@ REFUSED_AT_MOST = 12
 FAST = """
 add mul div.no_rounding_mode pow sin exp log sqrt tanh sigmoid erf atan2 where clamp lerp polar
 cumsum cumprod logcumsumexp logsumexp prod std norm linalg.vector_norm softmax sort topk cat stack
-split as_strided as_strided_scatter index_put index_fill index_add gather scatter_reduce.prod
+split as_strided index_put index_fill index_add gather scatter_reduce.prod
 masked.logaddexp linalg.det linalg.solve linalg.cholesky linalg.eigh linalg.svd linalg.qr fft.fft
 fft.hfft nn.functional.conv2d nn.functional.batch_norm nn.functional.layer_norm
 nn.functional.group_norm nn.functional.rms_norm nn.functional.embedding nn.functional.grid_sample
@@ -30,7 +30,7 @@ nn.functional.cross_entropy cov
 THIRD = """
 nn.functional.batch_norm nn.functional.layer_norm native_layer_norm native_batch_norm nn.functional.instance_norm
 nn.functional.group_norm nn.functional.rms_norm linalg.det linalg.slogdet linalg.solve linalg.inv linalg.eigh
-logcumsumexp cumprod prod scatter_reduce.prod masked.logaddexp as_strided_scatter cholesky_inverse std
+logcumsumexp cumprod prod scatter_reduce.prod masked.logaddexp cholesky_inverse std
 linalg.vector_norm nn.functional.scaled_dot_product_attention nn.functional.conv2d
 """.split()  # noqa: SIM905
 
@@ -45,6 +45,14 @@ def test_operator(name: str) -> None:
 def test_third_derivative(name: str) -> None:
     v = judge(_operator(name), most=1, order=3, variants=1)
     assert v.verdict == "ok", v
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_wrong_derivative_of_pytorch_is_refused(order: int) -> None:
+    """The loop's own inner gradient is wrong there: a right one would be another program."""
+    v = judge(_operator("as_strided_scatter"), most=2, order=order, variants=1)
+    assert v.verdict == "refused", v
+    assert "does not reproduce the run" in v.note
 
 
 def _operator(name: str) -> Any:
