@@ -157,4 +157,3 @@ class Executor:
         run.peak_bytes = self._peak
         run.seconds["backward"] = time.perf_counter() - started
         return grads
-
