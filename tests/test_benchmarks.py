@@ -99,6 +99,7 @@ def test_planner(workload: str, tmp_path: Path) -> None:
     assert result["curve"]["min_peak_bytes"] <= result["curve"]["none_peak_bytes"]
 
 
+@pytest.mark.slow
 def test_planner_keeps_what_was_not_asked_for(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "planner.py"), "--quick", "--workload", "rates"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -14,8 +14,8 @@ from tests.fuzz.judge import judged
 from tests.fuzz.verdict import Verdict
 
 FILE = Path(__file__).parent / "known.json"
-DEFAULT = 70  # programs of the suite
-FAST = 40  # of these run by default, the others with the slow tests
+DEFAULT = 200  # programs of the suite
+FAST = 100  # of these run by default, the others with the slow tests
 
 
 def listed() -> dict[int, str]:

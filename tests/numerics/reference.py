@@ -99,16 +99,21 @@ def schedule(
     return table
 
 
-def relative_error(value: Tensor, reference: Tensor) -> float:
-    """Norm of the difference over norm of the reference (absolute where the reference is zero)."""
-    scale = float(reference.norm())
+def relative_error(value: Tensor, reference: Tensor, least: float = 0.0) -> float:
+    """Norm of the difference over norm of the reference, or over `least` (absolute where both are zero)."""
+    scale = max(float(reference.norm()), least)
     return float((value - reference).norm()) / (scale if scale > 0 else 1.0)
 
 
 def worst(values: Mapping[str, Tensor], references: Mapping[str, Tensor]) -> tuple[float, str]:
-    """The largest relative error over named tensors, and whose it is."""
+    """The largest relative error over named tensors, and whose it is.
+
+    A gradient a million times smaller than the largest is what cancellation left of that: its rounding is measured in
+    the same terms.
+    """
     assert values.keys() == references.keys()
-    return max((relative_error(values[n], references[n]), n) for n in references)
+    least = 1e-6 * max(float(r.norm()) for r in references.values())
+    return max((relative_error(values[n], references[n], least), n) for n in references)
 
 
 def directional(f: Callable[[float], float], steps: Sequence[float] = STEP_SIZES) -> tuple[float, float]:
