@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.errors import VerifyError
+from mlc.errors import CaptureError, VerifyError
 from mlc.runtime.feeds import Drawer
 from mlc.trace.capture import Ref
 from mlc.trace.evaluate import Replay
@@ -66,6 +66,12 @@ def compare(seen: Observation, results: Sequence[Any], where: Callable[[int], An
         if not isinstance(real, Tensor):
             continue
         err = difference(mine, real, noise.get(i, 0.0))
+        if err is not None and seen.observer.recomputed:
+            raise CaptureError(
+                "a checkpointed part reads state that it changes: what backward() recomputes is not what it computed",
+                loc=seen.observer.recomputed[0],
+                advice="change that state after the checkpointed part, not in it",
+            )
         if err is not None:
             raise VerifyError(
                 f"the compiled program does not reproduce the run: result {i} {err}; no number of it is given out",

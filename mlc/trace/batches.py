@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mlc.ir.types import TensorType
-from mlc.trace.view import fields_of, is_opaque
+from mlc.trace.view import View, fields_of, is_opaque
 
 __all__ = ["is_batch_list", "leaves", "signature"]
 
@@ -32,30 +31,31 @@ def leaves(x: Any, path: tuple[Any, ...], depth: int = 0) -> Iterator[tuple[tupl
             yield from leaves(v, (*path, "." + k), depth + 1)
 
 
-def signature(x: Any, depth: int = 0) -> Any:
+def signature(x: Any, view: View, depth: int = 0) -> Any:
     """Structure of a batch: containers and types of tensors; None when it holds anything else."""
     if isinstance(x, Tensor):
-        return None if x.requires_grad or isinstance(x, nn.Parameter) else (TensorType.of(x),)
+        kind, requires_grad, _, _ = view.facts(x)
+        return None if kind is None or requires_grad or isinstance(x, nn.Parameter) else (kind,)
     if depth > _DEEP:
         return None
     if isinstance(x, (list, tuple)) and x:
-        parts = [signature(v, depth + 1) for v in x]
+        parts = [signature(v, view, depth + 1) for v in x]
         return None if None in parts else (type(x), *parts)
     if isinstance(x, dict) and x:
-        return _named(dict, x, depth + 1)
+        return _named(dict, x, view, depth + 1)
     if hasattr(type(x), "__dataclass_fields__"):
-        return _named(type(x), fields_of(x), depth + 1)
+        return _named(type(x), fields_of(x), view, depth + 1)
     return None
 
 
-def _named(cls: type, fields: dict[Any, Any], depth: int) -> Any:
-    items = [(k, signature(v, depth)) for k, v in fields.items()]
+def _named(cls: type, fields: dict[Any, Any], view: View, depth: int) -> Any:
+    items = [(k, signature(v, view, depth)) for k, v in fields.items()]
     return None if any(s is None for _, s in items) else (cls, *items)
 
 
-def is_batch_list(s: Any) -> bool:
+def is_batch_list(s: Any, view: View) -> bool:
     """Whether all items have one structure, of tensors alone."""
     if isinstance(s, tuple) and isinstance(s[0], Tensor):
         return False
-    first = signature(s[0])
-    return first is not None and all(signature(v) == first for v in s[1:])
+    first = signature(s[0], view)
+    return first is not None and all(signature(v, view) == first for v in s[1:])

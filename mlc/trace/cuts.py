@@ -141,6 +141,8 @@ class Cuts(Observing):
             outside = h.storage.external is not None
             if outside and not other and t not in self.cut_tensors:
                 self._claim(t, h)
+                if var not in self._bit_of:  # what was computed from it before does not lead to it
+                    var = self._leaf_value(t, h, var, apart=True)
             elif not outside or getattr(h.storage.external, "tensor", None) is not t:
                 var = self._leaf_value(t, h, var, apart=other or outside)
             h.storage.leaf = True
@@ -241,6 +243,11 @@ class Cuts(Observing):
         return self.builder.position[self.grad_eqns[-1].outs[0]] if self.grad_eqns else 0
 
     def _emit(self, op: Any, args: Any, types: Any, kwargs: Any = (), loc: Loc | None = None) -> Any:
+        if isinstance(op, Random):
+            if self.redraws is not None:
+                return next(self.redraws)
+            self.draws.append(super()._emit(op, args, types, kwargs, loc))
+            return self.draws[-1]
         n = len(self.builder.eqns)
         outs = super()._emit(op, args, types, kwargs, loc)
         if self._hard and len(self.builder.eqns) > n and any(v in self._hard for v in self.builder.eqns[-1].inputs):

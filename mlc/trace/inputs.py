@@ -316,10 +316,10 @@ class Walker:
             body
             and isinstance(s, (list, tuple))
             and not self.quiet
-            and is_batch_list(body if type(s) is not tuple else s)
+            and is_batch_list(body if type(s) is not tuple else s, self.view)
         ):
             self.r.batches[path] = s
-            self.note(path, "batches", type(s), signature(body[0]))
+            self.note(path, "batches", type(s), signature(body[0], self.view))
             for i, v in enumerate(body):
                 for leaf, t in leaves(v, (*path, i)):
                     if id(t) not in self.r.tensors:

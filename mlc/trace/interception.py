@@ -164,15 +164,36 @@ def _seed(ob: Observer, active: Active, original: Any) -> Any:
     return manual_seed
 
 
-def _checkpoint(active: Active, original: Any) -> Any:
-    def run(function: Any, *args: Any, **kwargs: Any) -> Any:
-        if not active():
-            return original(function, *args, **kwargs)
-        for k in ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop"):
-            kwargs.pop(k, None)
-        return function(*args, **kwargs)
+def _recomputed(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
+    """State that a checkpointed part changes, it changes once more in the backward pass."""
+    module: Any = torch.utils.checkpoint
+    original = module._checkpoint_without_reentrant_generator
 
-    return run
+    def run(function: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
+        first, writes, changes = len(ob.draws), ob.writes, False
+
+        def again(*inputs: Any, **named: Any) -> Any:
+            with ob.recomputing(first) if changes else contextlib.nullcontext():
+                return function(*inputs, **named)
+
+        inner = original(again if active() else function, *args, **kwargs)
+        yield next(inner)
+        changes = ob.writes != writes
+        yield from inner
+
+    yield module, "_checkpoint_without_reentrant_generator", run
+
+
+def _reentrant(ob: Observer, function: Any, keeps: bool, *args: Any) -> Any:
+    """``checkpoint(..., use_reentrant=True)``: as if it were not there, which only a function of its inputs allows."""
+    writes, draws = ob.writes, len(ob.draws)
+    out = function(*args)
+    if ob.writes != writes or (len(ob.draws) != draws and not keeps):
+        raise CaptureError(
+            "a reentrant checkpoint changes state, and does it again in the backward pass", loc=ob.place(),
+            advice="checkpoint(..., use_reentrant=False)",
+        )  # fmt: skip
+    return out
 
 
 def _zero_grad(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
@@ -192,6 +213,18 @@ def _zero_grad(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
 
     yield torch.optim.Optimizer, "zero_grad", zero(torch.optim.Optimizer.zero_grad, of_optimizer)
     yield nn.Module, "zero_grad", zero(nn.Module.zero_grad, lambda m: m.parameters())
+
+
+def _optimized(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
+    """Which tensors an optimizer is made for."""
+    original = torch.optim.Optimizer.add_param_group
+
+    def add(self: Any, group: Any) -> None:
+        original(self, group)
+        if active():
+            ob.optimized.update({id(p): p for p in self.param_groups[-1]["params"]})
+
+    yield torch.optim.Optimizer, "add_param_group", add
 
 
 def _retained(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
@@ -259,6 +292,8 @@ def intercepted(ob: Observer) -> Iterator[Active]:
     def custom(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if not active():
             return apply(cls, *args, **kwargs)
+        if cls is torch.utils.checkpoint.CheckpointFunction:
+            return _reentrant(ob, *args)
         return apply_custom(ob, cls, apply, args, kwargs)
 
     with contextlib.ExitStack() as stack:
@@ -274,11 +309,9 @@ def intercepted(ob: Observer) -> Iterator[Active]:
         put(Tensor, "grad", _grad(ob, active))
         put(Tensor, "data", _data(ob, active))
         put(Tensor, "__deepcopy__", _deepcopy(ob, active))
-        for make in (_texts, _bulk, _zero_grad, _retained, _files, _refused):
+        for make in (_texts, _bulk, _zero_grad, _retained, _files, _refused, _recomputed, _optimized):
             for owner, name, value in make(ob, active):
                 put(owner, name, value)
-        run = _checkpoint(active, torch.utils.checkpoint.checkpoint)
-        put(torch.utils.checkpoint, "checkpoint", run)
         seed = _seed(ob, active, torch.random.manual_seed)
         for owner in (torch, torch.random):
             put(owner, "manual_seed", seed)

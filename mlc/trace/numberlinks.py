@@ -10,6 +10,7 @@ import decimal
 import numbers
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeGuard
 
 import torch
@@ -22,13 +23,22 @@ __all__ = ["Ledger", "Linked", "alive", "apply", "compare", "constant", "decide"
 
 
 class Ledger(Protocol):
-    """Where a recording notes what its numbers do."""
+    """Where a recording notes what its numbers do.
+
+    Attributes:
+        rounds: Whether operators on numbers round as eager PyTorch does with plain ones.
+    """
+
+    rounds: bool
 
     def link(self, f: Callable[..., Tensor], *operands: Any) -> Tensor | None:
         """Run ``f`` on the operands' 0-d tensors under the recorder; None when nothing is recorded any more."""
 
     def guard(self, t: Tensor, outcome: Any, what: str) -> None:
         """Make later calls find the same ``outcome`` in ``t`` (NaN equals NaN; a tensor equals a tensor)."""
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        """While operators run unseen."""
 
 
 _DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}

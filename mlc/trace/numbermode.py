@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch._ops import OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
-from mlc.trace.numberlinks import Linked, alive, living
+from mlc.trace.numberlinks import Linked, alive, living, plain
 from mlc.trace.numberoperands import DATA, HANDLERS, NoTensor, found, leaves, pinned, tree
 from mlc.trace.numbers import take
 from mlc.trace.numbertypes import StandIn
@@ -27,6 +28,7 @@ __all__ = ["NumberMode", "answer"]
 _FALLBACK = (NoTensor, RuntimeError, TypeError)  # the plain number then gives the result, or eager PyTorch's own error
 _SCALARS = {"alpha", "value", "beta"}  # where a tensor would become a plain number, and lose its derivative
 _CONVERSIONS = {"item", "tolist", "__float__", "__int__", "__bool__", "__index__", "__complex__", "__len__", "__get__"}
+_same_version: Any = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
 _NATIVE = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
@@ -88,11 +90,28 @@ def answer(func: Any, types_: Any, args: Any, kwargs: Any, mode: NumberMode | No
     known = isinstance(func, _NATIVE) or (isinstance(func, OpOverloadPacket) and str(func).startswith("aten."))
     if known and handler is not None:
         with contextlib.suppress(*_FALLBACK):
-            return handler(func, name, list(args), dict(kwargs))
+            return _rounded(func, name, args, kwargs, lambda: handler(func, name, list(args), dict(kwargs)))
     if known and name.startswith("_foreach_"):
         with contextlib.suppress(*_FALLBACK):
             return _foreach(func, name, list(args), dict(kwargs))
     return func(*pinned(args, f"an argument of {name}"), **pinned(kwargs, f"an argument of {name}"))
+
+
+def _rounded(func: Any, name: str, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
+    """What ``run`` records, with the rounding of eager PyTorch: a scaled sum, say, is rounded once and not twice."""
+    ledger = next((x.ledger for x in leaves((args, list(kwargs.values()))) if isinstance(x, Linked)), None)
+    native = None
+    if ledger is not None and ledger.rounds:
+        given, named = list(tree(args, plain)), tree(kwargs, plain)
+        with ledger.quiet(), torch.no_grad(), contextlib.suppress(*_FALLBACK):
+            if name.endswith("_") and not name.endswith("__"):
+                given[0] = given[0].detach().clone()
+            native = None if "out" in named else func(*given, **named)
+    result = run()
+    if ledger is not None and isinstance(native, Tensor) and isinstance(result, Tensor):
+        with ledger.quiet(), torch.no_grad(), _same_version(result):
+            result.detach().copy_(native)
+    return result
 
 
 def _has_tensors(args: Any, kwargs: Any) -> bool:

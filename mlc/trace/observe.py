@@ -244,7 +244,7 @@ class _Finish:
         reusable, notes = self.reuse(sources, calm)
         grads = [
             (self.roots.tensors.get(id(t)), t, none) for t, none in ob.grad_reads.values()
-            if id(t) in ob.grads_seen or self.trained(t)
+            if id(t) in self.by_tensor and (id(t) in ob.grads_seen or self.trained(t))
         ]  # fmt: skip
         needed = _needed(ob, self.results)
         for v, refusal in ob.hooked_grads.items():
@@ -308,8 +308,7 @@ class _Finish:
             if x.written and not x.parts and id(x.tensor) not in kept:
                 effects.append(Effect("copy", x.tensor, x.path, None, self.ref(x.held, ob.value(ob.handle(x.held)))))
         for t, g in ob.initial_grads.values():
-            ext = self.by_tensor.get(id(t))
-            if ext is not None and not ext.written and id(t) not in ob.rebound:
+            if not self.trained(t):
                 put_grad(t, g)  # a meta-parameter: it receives the hypergradient alone
                 if g is not None:
                     with ob.pause():
@@ -319,9 +318,9 @@ class _Finish:
         return effects + [c for c in self.changes.all if c.kind != "grad" or self.trained(c.owner)]
 
     def trained(self, t: Any) -> bool:
-        """Whether the loop writes a tensor (what it only reads is a meta-parameter)."""
+        """Whether the loop writes a tensor, or made an optimizer for it (what it only reads is a meta-parameter)."""
         ext = self.by_tensor.get(id(t))
-        return ext is None or ext.written or id(t) in self.ob.rebound
+        return ext is None or ext.written or id(t) in self.ob.rebound or id(t) in self.ob.optimized
 
     def reuse(self, sources: Sources, calm: bool) -> tuple[bool, list[str]]:
         """Whether later calls may use this recording, and what a reader should know."""

@@ -12,6 +12,7 @@ that a call that fails leaves nothing behind.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ class Observer(AsData):
 
     def _drawing(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
         """A random operator: an equation while its generator goes on from where the last one left it, else data."""
+        if self.redraws is not None:
+            return super().dispatch(func, s, SPECIAL_REAL.get(func, special), args, kwargs)
         generator = kwargs.get("generator")
         known = generator is None or key_of(generator) in self.generators
         self.random_is_data = self.random_is_data or not known or not self.random.continues(generator)
@@ -104,6 +107,10 @@ class Observer(AsData):
         given = [x.tensor if isinstance(x, Linked) else x for x in operands]
         with torch._C.DisableTorchFunction(), torch.no_grad(), self.active():
             return f(*given)
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """While operators run unseen, for numbers."""
+        return self.pause()
 
     def scalar(self, t: Tensor) -> Any:
         """C++ or Python asks for the number in a tensor: the real one, which later calls must find again."""

@@ -44,6 +44,7 @@ class Observing(Tracer):
     """
 
     real = True
+    rounds = True
 
     def __init__(self, paths: dict[int, tuple[Any, ...]], tensors: Sequence[Tensor] = (),
                  generators: Sequence[torch.Generator] = ()) -> None:  # fmt: skip
@@ -73,6 +74,11 @@ class Observing(Tracer):
         self.initial_grads: dict[int, tuple[Tensor, Tensor | None]] = {}
         self.random = RandomWatch()
         self.random_is_data = False
+        self.draws: list[Any] = []  # results of the random operators so far
+        self.redraws: Iterator[Any] | None = None  # what random operators give again, in a recomputation
+        self.optimized: dict[int, Tensor] = {}  # given to an optimizer that the loop made
+        self.writes = 0  # how often state was written
+        self.recomputed: list[Loc | None] = []  # where state was changed once more by a checkpoint
         self.item_states: dict[tuple[int, int, int], Tensor] = {}
         self.drawn_items: dict[tuple[int, int], list[list[Tensor]]] = {}
         self.reordered = False
@@ -95,6 +101,17 @@ class Observing(Tracer):
             yield
         finally:
             self.paused -= 1
+
+    @contextlib.contextmanager
+    def recomputing(self, first: int) -> Iterator[None]:
+        """Operators are seen again, inside a pause; what they draw is what was drawn from this draw on."""
+        self.recomputed.append(self.place())
+        before = self.paused, self.redraws
+        self.paused, self.redraws = 0, iter(self.draws[first:])
+        try:
+            yield
+        finally:
+            self.paused, self.redraws = before
 
     @staticmethod
     def _odd(t: Tensor) -> bool:

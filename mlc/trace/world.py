@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mlc.ir.types import TensorType
+from mlc.trace.frames import is_user_code
 from mlc.trace.inputs import Path, Roots
 from mlc.trace.view import MISSING, WHOLE, View, digest, fields_of, is_opaque, slots_of, type_of
 
@@ -193,7 +194,7 @@ class World(View):
         elif not self._generator(x) and isinstance(x, type):
             self.fields[id(x)] = (x, dict(x.__dict__))
             return
-        if not is_opaque(x):
+        if not is_opaque(x) and not (isinstance(x, types.FunctionType) and not is_user_code(x.__code__)):
             held = fields_of(x)
             if held or hasattr(x, "__dict__"):
                 self.fields[id(x)] = (x, held)

@@ -120,6 +120,7 @@ class Writing(Drawing):
         s = self.handle(t).storage
         if s.external is not None or s.born != self.region() or self.cut_of(t) is not None:
             s.updated = True
+            self.writes += 1
             new = self.as_state(new)
         super().write(t, new)
         if not torch.is_grad_enabled() and not s.updated:
@@ -137,6 +138,7 @@ class Writing(Drawing):
         """``t.data = value``: the tensor goes over to another memory, which is state from here on."""
         if torch.nn.parameter.is_lazy(t):
             return
+        self.writes += 1
         self.handle(t)
         h = self.handle(value)
         if h.storage.external is None:
