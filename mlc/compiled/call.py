@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,13 +91,21 @@ class Call:
             RandomWatch.put(seen.random[1])
         verify = self.owner.options.get("verify", "values")
         if verify is not None:
-            compare(seen, run.results, lambda i: _made_at(recording, i))
+            compare(seen, run.results, lambda i: _made_at(recording, i), functools.partial(self._again, seen, own))
         if verify == "gradient" and torch.is_grad_enabled():
             compare_slope(seen, entry.program, entry.executor, own, run)
         run.results = []
         self.done = run
         self.owner.report = Report.of(entry.plan, run)
         return [_tensor(t) for t in seen.reals[: entry.program.n_outputs]]
+
+    def _again(self, seen: Observation, own: list[Tensor], change: Callable[[Tensor], Tensor]) -> list[Any]:
+        """Results of the program from other inputs."""
+        RandomWatch.put(seen.random[0])
+        try:
+            return self.entry.executor.forward([change(t) for t in own], Redrawn(seen)).results
+        finally:
+            RandomWatch.put(seen.random[1])
 
     def _later(self) -> list[Tensor]:
         entry = self.entry

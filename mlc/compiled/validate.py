@@ -53,8 +53,16 @@ class Redrawn(Drawer):
             torch.set_rng_state(state)
 
 
-def compare(seen: Observation, results: Sequence[Any], where: Callable[[int], Any]) -> None:
+def compare(seen: Observation, results: Sequence[Any], where: Callable[[int], Any],
+            again: Callable[[Callable[[Tensor], Tensor]], Sequence[Any]]) -> None:  # fmt: skip
     """Compare the results of the compiled program with those of the recorded run.
+
+    Args:
+        seen: The recorded run.
+        results: What the program computed.
+        where: The user's line that made a result.
+        again: Runs the program once more from inputs changed by a function: where results differ it tells how much
+            rounding alone can do (a gradient that is zero in theory, divided by its own size, is noise of order one).
 
     Raises:
         VerifyError: with the first result that differs and the line that made it.
@@ -62,6 +70,9 @@ def compare(seen: Observation, results: Sequence[Any], where: Callable[[int], An
     if seen.observer.trail is not None:
         print(first_difference(seen))
     noise = _noise(seen)
+    pairs = [(i, x, y) for i, (x, y) in enumerate(zip(results, seen.reals, strict=True)) if isinstance(y, Tensor)]
+    if any(difference(x, y, noise.get(i, 0.0)) is not None for i, x, y in pairs):
+        noise = _sensitivity(results, again, noise)
     for i, (mine, real) in enumerate(zip(results, seen.reals, strict=True)):
         if not isinstance(real, Tensor):
             continue
@@ -133,6 +144,30 @@ def _noise(seen: Observation) -> dict[int, float]:
         for i, name in names.items()
         if isinstance(real := seen.reals[i], Tensor) and real.dtype.is_floating_point
     }
+
+
+def _sensitivity(results: Sequence[Any], again: Callable[[Callable[[Tensor], Tensor]], Sequence[Any]],
+                 noise: dict[int, float]) -> dict[int, float]:  # fmt: skip
+    """How far results move, by result, when inputs move by their rounding."""
+    generator = torch.Generator().manual_seed(0)
+
+    def nudged(t: Tensor) -> Tensor:
+        if not t.dtype.is_floating_point:
+            return t
+        by = torch.randint(-1, 2, t.shape, generator=generator).to(t.device, t.dtype)
+        return t * (1 + by * torch.finfo(t.dtype).eps)
+
+    found = dict(noise)
+    for _ in range(_NUDGES):
+        for i, (a, b) in enumerate(zip(again(nudged), results, strict=True)):
+            if isinstance(a, Tensor) and a.dtype.is_floating_point and a.shape == b.shape and a.numel():
+                moved = float(torch.nan_to_num((a - b).abs()).max())
+                found[i] = max(found.get(i, 0.0), _MARGIN * moved)
+    return found
+
+
+_NUDGES = 3
+_MARGIN = 10.0
 
 
 def difference(mine: Tensor, real: Tensor, noise: float = 0.0) -> str | None:
