@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from mlc.ir.core import Alias, Arg, Eqn, Index, Op, Pack, Primitive, Region, Var, aten, flat_vars, map_vars
+from mlc.ir.core import Alias, Arg, Eqn, Index, Loop, Op, Pack, Primitive, Region, Var, aten, flat_vars, map_vars
 from mlc.ir.keys import call_key
-from mlc.ir.types import Loc, TensorType, Type
+from mlc.ir.types import Loc, SeqType, TensorType, Type
 
 __all__ = ["Builder", "dce", "renamed"]
 
@@ -152,14 +152,17 @@ class Builder:
         return self.emit(aten("ones"), (list(t.shape),), (out,), kw)[0]
 
     def add(self, a: Var | None, b: Var) -> Var:
-        """Sum of two values of one shape; ``a`` may be None for nothing yet."""
+        """Sum of two values of one shape, of sequences element by element; ``a`` may be None for nothing yet."""
         if a is None or a in self.zeros:
             return b
         if b in self.zeros:
             return a
         ta, tb = a.type, b.type
-        if not isinstance(ta, TensorType) or not isinstance(tb, TensorType):
-            raise AssertionError("only tensors are added")
+        if isinstance(ta, SeqType):
+            inner = Builder()
+            body = inner.region([inner.add(inner.input(ta.elem), inner.input(ta.elem))])
+            return self.emit(Loop(body, 0, 0, ta.length, label="add"), (a, b), (ta,))[0]
+        assert isinstance(ta, TensorType) and isinstance(tb, TensorType)
         stride = ta.stride if ta.stride == tb.stride and 0 not in ta.stride else contiguous(ta.shape)
         dtype = torch.promote_types(ta.dtype, tb.dtype)
         return self.emit(_ADD, (a, b), (TensorType(dtype, ta.shape, stride, ta.device),), tag="sum")[0]

@@ -17,7 +17,7 @@ from mlc.passes.adjoint import FallBack, Policy, Tape
 from mlc.passes.forward import pushforward
 from mlc.passes.reverse import loop_activity, passes
 
-__all__ = ["add_sequences", "map_bodies", "nested_gradients", "pull_loop", "push_loop"]
+__all__ = ["map_bodies", "nested_gradients", "pull_loop", "push_loop"]
 
 
 def map_bodies(region: Region, f: Callable[[Region], Region]) -> Region:
@@ -73,16 +73,6 @@ def augment(b: Builder, e: Eqn, values: Sequence[Var]) -> tuple[Eqn, dict[Var, V
         known.update(zip(new, outs, strict=True))
         e = larger
     return e, {v: known[v] for v in values}
-
-
-def add_sequences(b: Builder, a: Var, c: Var) -> Var:
-    """Elementwise sum of two sequences of one length."""
-    t = a.type
-    assert isinstance(t, SeqType)
-    inner = Builder()
-    x, y = inner.input(t.elem), inner.input(t.elem)
-    body = inner.region([inner.add(x, y) if not isinstance(t.elem, SeqType) else add_sequences(inner, x, y)])
-    return b.emit(Loop(body, 0, 0, t.length, label="add"), (a, c), (t,))[0]
 
 
 def saved_values(body: Region) -> list[Var]:
@@ -166,7 +156,7 @@ def _adjoint_body(p: _Parts, carried: list[int], consts: list[int], seqs: list[i
     for i, c in zip(carried, ct_carry, strict=True):
         seeds[env[p.next[i]]] = b.add(seeds.get(env[p.next[i]]), c)
     for i, c in ct_emit.items():
-        seeds[env[p.emit[i]]] = _plus(b, seeds.get(env[p.emit[i]]), c)
+        seeds[env[p.emit[i]]] = b.add(seeds.get(env[p.emit[i]]), c)
     found = tape.pull(seeds, [env[v] for v in wrt])
     results = [found[env[v]] if env[v] in found else _zero(b, v) for v in wrt]
     nc = len(carried)
@@ -181,12 +171,6 @@ def _adjoint_body(p: _Parts, carried: list[int], consts: list[int], seqs: list[i
     kept = [v for s, v in source.items() if s in used]
     inputs = tuple(v for v in region.inputs if v not in source or v in used)
     return Region(inputs, region.eqns, region.outputs), kept
-
-
-def _plus(b: Builder, a: Var | None, c: Var) -> Var:
-    if a is not None and isinstance(c.type, SeqType):
-        return add_sequences(b, a, c)
-    return b.add(a, c)
 
 
 def _zero(b: Builder, v: Var) -> Var:

@@ -193,15 +193,7 @@ def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passi
 
 def _give(b: Builder, cts: dict[Var, Var], v: Var, ct: Var, active: set[Var]) -> None:
     if v in active:
-        cts[v] = _sum(b, cts.get(v), ct)
-
-
-def _sum(b: Builder, a: Var | None, c: Var) -> Var:
-    if a is None or not isinstance(c.type, SeqType):
-        return b.add(a, c)
-    from mlc.passes.loops import add_sequences
-
-    return add_sequences(b, a, c)
+        cts[v] = b.add(cts.get(v), ct)
 
 
 def _safe_sqrt(b: Builder, e: Eqn, ct: Var) -> Var:
@@ -230,7 +222,7 @@ def _pull_index(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> No
     zero = b.zero(seq.type.elem)
     at = e.op.at % n
     packed = b.emit(Pack(), tuple(ct if i == at else zero for i in range(n)), (seq.type,))[0]
-    cts[seq] = _sum(b, cts.get(seq), packed)
+    cts[seq] = b.add(cts.get(seq), packed)
 
 
 def _pull_custom(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:

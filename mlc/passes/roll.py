@@ -281,6 +281,7 @@ class _Roller(Uses):
                 + (f" with period {period}" if period > 1 else "") + "; the others differ from them"
             )  # fmt: skip
         head = self.runs(iterations[:start]) if start else []
+        made = [self.fresh(e) for e in made]  # it was made before the loops that it now follows
         tail_items = [[self.fresh(e) for e in it] for it in iterations[end:]]
         return [*head, *made, *(self.runs(tail_items) if tail_items else [])]
 
