@@ -7,6 +7,7 @@ write it.  Saves an allocation, and the traffic of touching fresh memory.  Linea
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -102,7 +103,7 @@ def _reused(region: Region) -> dict[int, Var]:
             holders[owner[chosen]] += 1
         else:
             _enter(e, owner, holders)
-        for v in e.inputs if _holds_on(e) else ():
+        for v in _held_on(e):
             if v in owner:
                 holders[owner[v]] += 1  # for good
         for v in dict.fromkeys((*e.inputs, *e.outs)):
@@ -111,9 +112,46 @@ def _reused(region: Region) -> dict[int, Var]:
     return out
 
 
-def _holds_on(e: Eqn) -> bool:
-    """Whether an equation keeps what it reads: in a sequence, or for replays of a loop's states."""
-    return isinstance(e.op, Pack) or (isinstance(e.op, Loop) and e.op.replay is not None)
+def _held_on(e: Eqn) -> Iterable[Var]:
+    """What an equation's results still hold: what is packed; for replays, all; what a loop's body hands through."""
+    if isinstance(e.op, Pack):
+        return e.inputs
+    if not isinstance(e.op, Loop):
+        return ()
+    return e.inputs if e.op.replay is not None else [e.args[i] for i in sorted(set().union(*_through(e.op)))]
+
+
+def _through(op: Loop) -> list[set[int]]:
+    """For each result of a loop, the operands whose memory it may hold (an emitted state, say)."""
+    found = _sharing(op.body)
+    while True:  # what a trip hands on, the next one may emit
+        larger = [x.union(*(found[i] for i in x if i < op.n_carry)) for x in found]
+        if larger == found:
+            return found
+        found = larger
+
+
+_shared: WeakKeyDictionary[Region, list[set[int]]] = WeakKeyDictionary()
+
+
+def _sharing(region: Region) -> list[set[int]]:
+    """For each output of a region, the inputs whose memory it may hold."""
+    known = _shared.get(region)
+    if known is not None:
+        return known
+    at: dict[Var, set[int]] = {v: {i} for i, v in enumerate(region.inputs)}
+    for e in region.eqns:
+        if isinstance(e.op, Loop):
+            for v, x in zip(e.outs, _through(e.op), strict=True):
+                at[v] = set().union(*(at.get(e.args[i], ()) for i in x))
+        elif isinstance(e.op, Pack):
+            at[e.outs[0]] = set().union(*(at.get(v, ()) for v in e.inputs))
+        else:
+            for k, v in enumerate(e.outs):
+                source = shared_with(e, k)
+                at[v] = set() if source is None else at.get(source, set())
+    found = _shared[region] = [at.get(v, set()) for v in region.outputs]
+    return found
 
 
 def _odd(e: Eqn, k: int, v: Var, odd: set[Var]) -> bool:

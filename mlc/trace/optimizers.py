@@ -53,13 +53,17 @@ def before_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., Non
                 raise CaptureError(f"{what}; it cannot be differentiated through", loc=tracer.place(), advice=advice)
         saved = []
         for group in opt.param_groups:
-            flags = {} if tracer.real and _at_rest(tracer, opt, group) else _flags(group)
+            flags = _flags(group)
+            if tracer.real and _at_rest(tracer, opt, group):
+                flags.pop("differentiable", None)
             saved.append((group, {k: group[k] for k in flags}))
             if group.get("fused"):
                 tracer.fused.update(id(p) for p in group["params"])
             group.update(flags)
             if isinstance(opt, optim.SGD):
                 _start_momentum(opt, group)
+            if tracer.real:
+                tracer.reloaded(_hyperparameters(group))  # type: ignore[attr-defined]
         tracer.flags.append(saved)
         tracer.step_begins(opt)
         _widen_counts(tracer, opt)
@@ -78,6 +82,13 @@ def _at_rest(tracer: Tracer, opt: optim.Optimizer, group: dict[str, Any]) -> boo
     if not isinstance(opt, (optim.Adam, optim.AdamW)):
         return False
     return not isinstance(group["lr"], torch.Tensor) and bool(group["lr"] == 0)
+
+
+def _hyperparameters(group: dict[str, Any]) -> list[torch.Tensor]:
+    """Tensors among the options of a group."""
+    options = [v for k, v in group.items() if k != "params"]
+    flat = [x for v in options for x in (v if isinstance(v, (list, tuple)) else [v])]
+    return [x for x in flat if isinstance(x, torch.Tensor)]
 
 
 def _start_momentum(opt: optim.Optimizer, group: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -133,6 +134,12 @@ class Writing(Drawing):
             s.var = self._stop(s.var, h, level=self.depth())
         if isinstance(s.external, External):
             s.external.written = True
+
+    def reloaded(self, hyperparameters: Iterable[Tensor]) -> None:
+        """An optimizer has copies of its options, of a state dict that was loaded: state, as all that it holds."""
+        for t in hyperparameters:
+            if t.requires_grad and self.copies.pop(self.present(t), None) is not None:
+                self.handle(t).storage.updated = True
 
     def rebind(self, t: Tensor, value: Tensor) -> None:
         """``t.data = value``: the tensor goes over to another memory, which is state from here on."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from mlc.ir.core import Eqn, Pack, Region, Stop, Var, aten
+from mlc.ir.core import Eqn, Loop, Pack, Region, Stop, Var, aten
 from mlc.ir.reuse import reused
 from mlc.ir.types import SeqType, TensorType
 
@@ -56,3 +56,24 @@ def test_another_shape_or_dtype_is_not() -> None:
     y = Var(f32(3, 1))
     r = Region((x, y), (Eqn(NEG, (x,), (a,)), Eqn(MUL, (a, y), (b,))), (b,))
     assert reused(r) == {}
+
+
+def test_what_a_loop_emits_of_its_operands_is_held() -> None:
+    """A state is emitted before the trip that changes it: the first one is the operand itself."""
+    x, a, end, out = Var(f32(4)), Var(f32(4)), Var(f32(4)), Var(f32(4))
+    before, after, states = Var(f32(4)), Var(f32(4)), Var(SeqType(f32(4), 2))
+    step = Eqn(NEG, (before,), (after,))
+    for emitted, written in ((before, {}), (after, {2: a})):
+        loop = Loop(Region((before,), (step,), (after, emitted)), 1, 0, 2)
+        eqns = (Eqn(NEG, (x,), (a,)), Eqn(loop, (a,), (end, states)), Eqn(NEG, (a,), (out,)))
+        assert reused(Region((x,), eqns, (out, end, states))) == written
+
+
+def test_what_a_loop_hands_on_and_emits_a_trip_later_is_held() -> None:
+    x, a, b, one, two, out = (Var(f32(4)) for _ in range(6))
+    first, second, states = Var(f32(4)), Var(f32(4)), Var(SeqType(f32(4), 2))
+    loop = Loop(Region((first, second), (), (second, second, first)), 2, 0, 2)
+    eqns = (
+        Eqn(NEG, (x,), (a,)), Eqn(NEG, (x,), (b,)), Eqn(loop, (a, b), (one, two, states)), Eqn(NEG, (b,), (out,)),
+    )  # fmt: skip
+    assert reused(Region((x,), eqns, (out, states))) == {}
