@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["ACCOUNTED", "REVERSE_NEEDS_DECOMPOSITION", "SECOND_ORDER_FORMULA", "STATISTICS", "forward_formula_trusted"]
+__all__ = [
+    "ACCOUNTED",
+    "DECOMPOSITION_WRONG",
+    "SECOND_ORDER_FORMULA",
+    "STATISTICS",
+    "forward_formula_trusted",
+]
 
 _A: Any = torch.ops.aten
 
@@ -48,8 +54,8 @@ ACCOUNTED: dict[Any, tuple[str, ...]] = {
     _A.native_batch_norm_backward.default: ("save_mean", "save_invstd"),
 }
 
-# Reverse formula of a fused operator has no (or a wrong) second derivative: differentiate its decomposition.
-REVERSE_NEEDS_DECOMPOSITION: set[Any] = set()
+# PyTorch's own decomposition computes something else: labels behind the first -1 count as label 0.
+DECOMPOSITION_WRONG: set[Any] = {_A.multilabel_margin_loss_forward.default}
 
 
 def forward_formula_trusted(op: Any, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = ["ctc", "ctc_backward", "multi_margin_backward", "multilabel_margin_backward"]
 
@@ -21,7 +22,12 @@ _FAR = -1e30  # log of a probability that is zero; infinities would make derivat
 def _gradient(loss: Callable[[Tensor], Tensor], g: Tensor, x: Tensor) -> Tensor:
     """The gradient of ``loss`` at ``x``, itself differentiable in both."""
     with torch.enable_grad():
-        at = x if x.requires_grad else x.detach().requires_grad_()
+        at = x
+        if not x.requires_grad:
+            value, tangent = forward_ad.unpack_dual(x)
+            at = value.detach().requires_grad_()
+            if tangent is not None:  # detach() forgets it
+                at = forward_ad.make_dual(at, tangent)
         (out,) = torch.autograd.grad(loss(at), at, g, create_graph=True)
     return out
 

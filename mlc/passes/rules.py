@@ -184,12 +184,11 @@ def _reverse_ways(e: Eqn, active: tuple[bool, ...], given: Given) -> list[Callab
     op = e.op
     ways: list[Callable[..., Any]] = []
     if isinstance(op, OpOverload):
-        if op not in legality.REVERSE_NEEDS_DECOMPOSITION:
-            ways.append(op)
+        ways.append(op)
         own = own_decomposition(e, active, given)
         if own is not None:
             ways.insert(0, own)
-        if op in decomposition_table:
+        if op in decomposition_table and op not in legality.DECOMPOSITION_WRONG:
             ways.append(decomposition_table[op])
     return ways
 
@@ -301,7 +300,7 @@ def _transposed(e: Eqn, active: Given) -> Rule:
     """Forward rule from the reverse rule, by differentiating the latter in its cotangent (linear in it)."""
     from mlc.passes.reverse import pullback
 
-    given = tuple([v.type if v.type.is_float else None for v in e.outs])
+    given = tuple([v.type if d else None for v, d in zip(e.outs, differentiable_outs(e), strict=True)])
     back = reverse_rule(e, tuple([a is not None for a in active]), given)
     b = Builder()
     ins = [b.input(v.type) for v in (*e.inputs, *e.outs)]

@@ -29,7 +29,7 @@ class AsData(Writing):
         if any(isinstance(o, Tensor) and self._odd(o) for o in flatten(out)):
             self._refuse_odd(args, kwargs, next(o for o in flatten(out) if isinstance(o, Tensor) and self._odd(o)))
             return self._as_data(func, args, kwargs, out)
-        if torch.Tag.dynamic_output_shape in func.tags:
+        if torch.Tag.dynamic_output_shape in func.tags and func is not _A._ctc_loss.default:  # its lengths are given
             if func is _A.index.Tensor:
                 return self._masked(func, s, args, kwargs, out)
             return self._as_data(func, args, kwargs, out)

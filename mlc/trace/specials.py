@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mlc.ir.core import Random
+from mlc.ir.inplace import schema_of
 from mlc.ir.types import TensorType
 
 __all__ = ["SPECIAL_REAL"]
@@ -76,6 +77,17 @@ def _rrelu(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
         return x * slopes
 
 
+def _ctc(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+    """Lengths in tensors are numbers that later calls must find again: sizes follow from them."""
+    with ob.pause():
+        out = func(*args, **kwargs)
+        numbers = [t.tolist() for t in args[2:4]]
+    for t, what in zip(args[2:4], ("input lengths", "target lengths"), strict=True):
+        ob.guard(t, t.clone(), f"the {what} of ctc_loss")
+    plain = _A._ctc_loss.default
+    return ob._plain(plain, schema_of(plain), (*args[:2], *numbers, *args[4:]), kwargs, out)
+
+
 def _native(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
     """The memory of a tensor is replaced or resized: what it then holds is found where it then lies."""
     return func(*args, **kwargs)
@@ -87,6 +99,7 @@ SPECIAL_REAL: dict[Any, Any] = {
     _A.native_dropout.default: _dropout,
     _A.rrelu_with_noise.default: _rrelu,
     _A._grouped_mm.default: lambda ob, f, a, k: ob.plain(f, a, k),
+    _A._ctc_loss.Tensor: _ctc,
     _A.set_.source_Storage: _native,
     _A.set_.source_Tensor: _native,
     _A.set_.source_Storage_storage_offset: _native,

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+import mlc
 from mlc.ir.builder import Builder
 from mlc.ir.types import TensorType
 from mlc.passes.reverse import pullback
@@ -114,3 +116,36 @@ def test_rows_shortened_by_an_embedding() -> None:
     (got,) = compile_region(b.region([found]), lambda e: None)([w, g, at])
     ends = [(op(w + h * along, at, 1.0, 2.0) * g).sum() for h in (1e-6, -1e-6)]
     torch.testing.assert_close((got * along).sum(), (ends[0] - ends[1]) / 2e-6, rtol=1e-6, atol=1e-8)
+
+
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "margin": lambda x: F.multi_margin_loss(x, torch.tensor([0, 2]), reduction="none"),
+    "squared margin": lambda x: F.multi_margin_loss(x, torch.tensor([0, 2]), p=2, reduction="none"),
+    "labels": lambda x: F.multilabel_margin_loss(x, torch.tensor([[0, -1, 1], [2, 1, -1]]), reduction="none"),
+    "ctc": lambda x: F.ctc_loss(
+        x.log_softmax(-1).unsqueeze(1).expand(2, 2, 3).reshape(4, 1, 3), torch.tensor([[1, 2]]),
+        torch.tensor([4]), torch.tensor([2]), reduction="none",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flows", ["mixed", "reverse", "forward"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_steps_with_the_loss_squared(name: str, flows: Any) -> None:
+    """The second step's gradient moves with the weights and with its own cotangent at once."""
+
+    def train(w: Tensor) -> Tensor:
+        t = torch.tensor([[0.9, 0.8, 0.1], [0.2, 1.5, 0.9]]).requires_grad_()
+        opt = torch.optim.SGD([t], lr=0.05)
+        for _ in range(2):
+            opt.zero_grad()
+            each = LOSSES[name](t * 1.0)
+            (w.sum() * each * each).sum().backward()
+            opt.step()
+        return t.square().sum()
+
+    start, along, h = torch.tensor([0.3, 0.7]), torch.tensor([1.0, -0.4]), 1e-6
+    want = (train(start + h * along) - train(start - h * along)).item() / (2 * h)
+    w = start.clone().requires_grad_()
+    (got,) = torch.autograd.grad(mlc.compile(train, flows=flows)(w), [w])
+    assert (got @ along).item() == pytest.approx(want, rel=1e-7)
