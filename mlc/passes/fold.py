@@ -22,6 +22,7 @@ from mlc.ir.core import (
     Random,
     Region,
     Seed,
+    Stop,
     Var,
     flat_vars,
     map_vars,
@@ -44,11 +45,36 @@ class Uses:
         self.exits = exits
         self.repl: dict[Var, Var] = {}
         self.uses: dict[Var, set[int]] = defaultdict(set)
+        eqns = list(eqns)
         for e in eqns:
             for v in e.inputs:
                 self.uses[v].add(id(e))
         self.results = set(results)
         self.keep: list[Eqn] = []
+        self.made: dict[Var, tuple[int, Eqn]] = {}  # where each value was made, in the order of the recording
+        for i, e in enumerate(eqns):
+            self.enter(e, i)
+
+    def enter(self, e: Eqn, place: int) -> None:
+        """Note who makes what."""
+        self.made.update((v, (place, e)) for v in e.outs)
+
+    def leads(self, start: set[Var], ends: Iterable[Var], depth: int) -> bool:
+        """Whether a gradient taken in so many declared levels passes from any of ``start`` to any of ``ends``."""
+        first = min((self.made[v][0] for v in start if v in self.made), default=-1)
+        seen: set[Var] = set()
+        todo = list(ends)
+        while todo:
+            v = todo.pop()
+            if v in start:
+                return True
+            place, e = self.made.get(v, (-1, None))
+            if e is None or v in seen or place < first:
+                continue
+            seen.add(v)
+            if not (isinstance(e.op, Stop) and (e.op.level is None or e.op.level <= depth)):
+                todo.extend(x for x in e.inputs if x.type.is_float or isinstance(x.type, SeqType))
+        return False
 
 
 class Fold:
@@ -64,7 +90,7 @@ class Fold:
     def build(self) -> list[Eqn] | None:
         """Equations before the loop, the loop, and those that take its results apart; None when it cannot be."""
         columns = self.columns()
-        if columns is None:
+        if columns is None or not all(map(self.whole, self.group)):
             return None
         template = self.group[0]
         found = self.effects(template)
@@ -97,6 +123,30 @@ class Fold:
             body_eqns.append(self.localise(e, i, env))
         return self.emit(effects, fed, template, carry_in, inits, nexts, const_in, consts, seq_in, packs, body_eqns,
                          final, emits, extra)  # fmt: skip
+
+    def whole(self, it: list[Eqn]) -> bool:
+        """Whether every way that a gradient of this trip goes lies in the trip.
+
+        A body that begins in the middle of an iteration takes a part of the loss from the trip before.
+        """
+        local = {v: e for e in it for v in e.outs}
+        for e in it:
+            if not isinstance(e.op, Grad):
+                continue
+            targets = set(e.args[e.op.n_loss : e.op.n_loss + e.op.n_wrt])
+            outside, seen, todo = set(), set(), list(e.args[: e.op.n_loss])
+            while todo:
+                v = todo.pop()
+                if v in seen or v in targets:
+                    continue
+                seen.add(v)
+                if v in local:
+                    todo.extend(x for x in local[v].inputs if x.type.is_float or isinstance(x.type, SeqType))
+                else:
+                    outside.add(v)
+            if self.roller.leads({v for v in targets if v not in local}, outside, e.op.depth):
+                return False
+        return True
 
     def columns(self) -> dict[tuple[Var, ...], Any] | None:
         """Outside references, one column per distinct sequence of values, with its role."""
@@ -233,6 +283,9 @@ class Fold:
             for v in flat_vars(e.args, e.kwargs):
                 r.uses[v].add(id(e))
         r.keep.extend(out)
+        place = max((r.made[v][0] for it in self.group for e in it for v in e.outs if v in r.made), default=0)
+        for e in out:
+            r.enter(e, place)
         for it in self.group:
             r.keep.extend(it)
             for e in it:

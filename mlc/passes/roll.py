@@ -127,6 +127,7 @@ class _Roller(Uses):
 
     def adopt(self, old: Eqn, new: Eqn) -> None:
         self.keep.append(old)
+        self.enter(new, max((self.made[v][0] for v in old.outs if v in self.made), default=-1))
         for v in new.inputs:
             self.uses[v].discard(id(old))
             self.uses[v].add(id(new))

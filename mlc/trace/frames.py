@@ -8,6 +8,7 @@ libraries (layers of ``nn.Sequential``, parameters of an optimizer), which are n
 from __future__ import annotations
 
 import dis
+import inspect
 import itertools
 import os
 import site as _site
@@ -76,6 +77,15 @@ def _calls(code: CodeType) -> dict[int, int]:
             out[i.offset] = before.offset
         before = i
     return out
+
+
+_YIELDS = {dis.opmap["YIELD_VALUE"], dis.opmap.get("RESUME")}
+
+
+def _suspended(f: FrameType) -> bool:
+    """Whether a frame is that of a generator that waits to be asked for its next value."""
+    code = f.f_code
+    return bool(code.co_flags & inspect.CO_GENERATOR) and f.f_back is None and code.co_code[f.f_lasti] in _YIELDS
 
 
 def _at(f: FrameType) -> int:
@@ -166,6 +176,8 @@ class Sites:
         while same < len(stack) and same < len(chain) and stack[same].frame is chain[same]:
             same += 1
         renewed = same < len(stack) or under is not self._under
+        if same < len(stack) and _suspended(stack[same].frame):
+            renewed = False  # sum() and its kin take the next value of a generator in one and the same call
         del stack[same:]
         for g in chain[same:]:
             stack.append(_Frame(g))
