@@ -264,6 +264,16 @@ class Cuts(Observing):
 
     # ---- what is noted beside an operator
 
+    def moved(self, old: Eqn, new: Eqn, where: int) -> None:
+        """``new`` stands for ``old``, and everything after it one further on."""
+        for notes in (self._cut_edges, self._state_read):
+            if old in notes:
+                notes[new] = notes.pop(old)  # type: ignore[assignment]
+        self.grad_eqns = [new if e is old else e for e in self.grad_eqns]
+        for s in self.steps:
+            s.first += s.first > where
+            s.last += s.last > where
+
     def _plain(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
         n = len(self.builder.eqns)
         edges, state = self._noted(args, kwargs) if torch.is_grad_enabled() else ({}, ())

@@ -246,11 +246,8 @@ class _Finish:
             (self.roots.tensors.get(id(t)), t, none) for t, none in ob.grad_reads.values()
             if id(t) in ob.grads_seen or self.trained(t)
         ]  # fmt: skip
-        needed = _needed(ob, self.results)
-        for v, refusal in ob.hooked_grads.items():
-            if v in needed:
-                raise refusal
-        warned = ob.gradients.dropped_ways(_needed(ob, self.results[:n_outputs]))
+        given = self.results[:n_outputs]
+        warned = [*ob.gradients.dropped_ways(_needed(ob, given)), *ob.gradients.hooks.unheard(given)]
         generators = [g for g in self.roots.objects.values() if isinstance(g, torch.Generator)]
         return Recording(
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,

@@ -66,7 +66,6 @@ class Observing(Tracer):
         self.ended = False
         self.linked = False  # whether Python took any number of a tensor
         self.inside = False  # an operator runs that takes no numbers of tensors on the user's behalf
-        self.hooked_grads: dict[Var, CaptureError] = {}  # gradients that hooks of the user's saw
         self.grads_seen: set[int] = set()  # tensors whose .grad from before the call Python looked at
         self.target: Tensor | None = None  # what an in-place operator writes
         self.refusal: CaptureError | None = None  # the first one: it stands, whatever the user's code does with it

@@ -97,7 +97,8 @@ class Reach:
 
     def _passes(self, e: Eqn) -> bool:
         if isinstance(e.op, Stop):
-            return e.op.level is not None and e.op.level > self._depth - self._through
+            through = self._through and e.tag != "hook"  # there is always a way beside the stop of a hook
+            return e.op.level is not None and e.op.level > self._depth - through
         return not e.impure
 
     def _walk(self, losses: Sequence[Var], targets: set[Var]) -> set[Var]:

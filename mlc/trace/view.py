@@ -174,6 +174,11 @@ class View:
         """Type (None when not strided), ``requires_grad``, whether a leaf, ``grad``."""
         return type_of(t), t.requires_grad, t.is_leaf, t.grad if t.is_leaf else None
 
+    def hooks(self, t: Tensor) -> tuple[Any, ...]:
+        """Backward hooks of a tensor, by kind: before and after accumulation, a list or None each."""
+        tables = (t._backward_hooks, t._post_accumulate_grad_hooks if t.is_leaf else None)
+        return tuple(None if h is None else list(h.items()) for h in tables)
+
     def was_there(self, x: Any) -> bool:
         """Whether an object existed before the call; nothing is known of that now."""
         return False

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from mlc.errors import CaptureError
 from mlc.ir.core import Var
 from mlc.ir.inplace import functional_variant
 from mlc.ir.trees import map_tensors
@@ -46,6 +47,8 @@ class Writing(Drawing):
                 continue
             lay = layout_of(t)
             known = mem.layouts.get(lay)
+            if known is not None and known.storage is not base.storage and (known.storage.apart or base.storage.apart):
+                raise self._shared()
             if known is None or known.storage is not base.storage:
                 mem.layouts[lay] = Handle(base.storage, (*base.chain, (func, tuple(args[1:]), kw, i, types, loc)))
             if cut is not None:
@@ -69,12 +72,20 @@ class Writing(Drawing):
     def will_write(self, t: Tensor) -> None:
         """A memory is about to change: keep what it held before the call, and relate what shares it."""
         mem = self.memories.find(t)
+        if mem is not None and any(r.apart for r in mem.roots):
+            raise self._shared()
         outside = mem is None or any(r.external is not None for r in mem.roots)
         if outside:
             self.handle(t)
             with self.pause():
                 self.snapshots.keep(t)
             self.join(self.memories.of(t))
+
+    def _shared(self) -> CaptureError:
+        return CaptureError(
+            "a memory is written, or viewed again, in which a view with a backward hook lies", loc=self.place(),
+            advice="put the hook on a copy (t = t.clone()) that is used in the view's place",
+        )  # fmt: skip
 
     def _inplace(self, func: Any, s: Any, args: Any, kwargs: Any) -> Any:
         t = args[0]
