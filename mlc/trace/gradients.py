@@ -42,7 +42,7 @@ class Gradients:
         self._reach: dict[tuple[int, bool], Reach] = {}
         self.later = Later(observer)
         self.hooks = Hooks(self)
-        self._create_graph = False  # of the gradient that is taken
+        self.create_graph = False  # of the gradient that is taken
         self._followed: set[Var] = set()  # gradients taken with create_graph
         self._stopped: dict[int, Any] = {}  # leaves without a gradient: the losses, their value, line and depth
         self._held: dict[int, Tensor] = {}  # what .grad held before the backward() that runs
@@ -56,7 +56,8 @@ class Gradients:
         ob.next_stretch()
         losses = [t for t in outputs]
         wrt = list(inputs) or self._leaves(losses)
-        self._create_graph = create_graph
+        self.hooks.check((*losses, *wrt))
+        self.create_graph = create_graph
         before = [(t, get_grad(t)) for t in wrt] if accumulate_grad else []
         for t, g in before:
             ob.keep_grad(t)
@@ -69,8 +70,7 @@ class Gradients:
         kept = [(t, get_grad(t)) for t in ob.retained]
         run = None
         if self.hooks.expected(wrt):
-            noted = [*before, *kept] if accumulate_grad else []
-            run = Run(self.hooks, self._pairs(losses, grad_tensors), wrt, noted, create_graph)
+            run = Run(self.hooks, self._pairs(losses, grad_tensors), wrt, [*before, *kept], create_graph)
         with ob.pause(), self.hooks.during(run):
             found = None
             if wrt or not accumulate_grad:
@@ -79,17 +79,12 @@ class Gradients:
                     allow_unreachable=allow_unreachable or ob.farther, accumulate_grad=accumulate_grad, **kw,
                 )  # fmt: skip
         ob.next_stretch()
-        self._create_graph = create_graph
+        self.create_graph = create_graph
         pairs = self._pairs(losses, grad_tensors) if run is None else run.pairs
         take = run.values if run is not None else functools.partial(self.taken, pairs)
+        before = [*before, *((t, g) for t, g in kept if get_grad(t) is not g)] if run is None else run.rest()
+        self._accumulated(before, *take([t for t, _ in before]), create_graph)
         if accumulate_grad:
-            if run is None:
-                before += [(t, g) for t, g in kept if get_grad(t) is not g]
-            else:
-                before = run.rest()
-            values, more = take([t for t, _ in before])
-            for (t, old), v, beyond in zip(before, values, more, strict=True):
-                self.accumulate(t, old, v, beyond, create_graph)
             if not inputs:
                 self._farther(pairs, wrt)
             return found
@@ -172,7 +167,7 @@ class Gradients:
         if targets:
             ob.builder.append(eqn)
             ob.grad_eqns.append(eqn)
-            if self._create_graph:
+            if self.create_graph:
                 self._followed.update(outs)
         return list(outs)
 
@@ -287,6 +282,11 @@ class Gradients:
         h = ob.bind(g, v)
         h.storage.soft = not create_graph
         return g
+
+    def _accumulated(self, before: Sequence[tuple[Tensor, Tensor | None]], values: Sequence[Var | None],
+                     more: Sequence[bool], create_graph: bool) -> None:  # fmt: skip
+        for (t, old), v, beyond in zip(before, values, more, strict=True):
+            self.accumulate(t, old, v, beyond, create_graph)
 
     def accumulate(self, t: Tensor, old: Tensor | None, v: Var | None, beyond: bool, create_graph: bool) -> None:
         """What ``backward()`` did to ``t.grad``, which was ``old``."""

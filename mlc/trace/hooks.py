@@ -17,7 +17,7 @@ when it does.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,11 +67,17 @@ class Hooks(Sites):
                                "put it on the tensor that goes in or comes out")  # fmt: skip
         site = self.of_view(t) if part else self.of_whole(t)
         # Stays when the user's hooks are removed: then the gradient goes on as it is.
-        self._originals["_backward_hooks"](t, lambda g: self._arrived(site, [g]))
+        self._originals["_backward_hooks"](t, Recorded(None, lambda _, g: self._arrived(site, [g])))
         site.table = t._backward_hooks
         return site
 
     # ---- while the engine runs
+
+    def check(self, tensors: Iterable[Tensor]) -> None:
+        """Refuse hooks of tensors that were computed before the call."""
+        tables = [t._backward_hooks for t in tensors if not t.is_leaf and t._backward_hooks]
+        if any(not isinstance(f, Recorded) for table in tables for f in table.values()):
+            raise self.refused("is on a tensor that was computed before the call", "remove it before the call")
 
     def expected(self, wrt: Sequence[Tensor]) -> bool:
         """Whether any hook can run in a gradient of these."""
@@ -127,6 +133,7 @@ class Hooks(Sites):
             return out
         finally:
             ob.paused, ob.inside = before
+            self.gradients.create_graph = run.create_graph
             ob.next_stretch()
 
     def _after(self, t: Tensor, fn: Any, _: Any) -> None:

@@ -11,8 +11,7 @@ from torch import Tensor
 from mlc.errors import CaptureError
 from mlc.ir.core import Stop, Var
 from mlc.ir.types import Loc, TensorType
-from mlc.record.handles import Storage
-from mlc.record.memories import layout_of
+from mlc.record.handles import Handle, Storage
 from mlc.trace.hookruns import Run
 
 if TYPE_CHECKING:
@@ -48,14 +47,14 @@ class Site:
         """Functions that were not removed."""
         if self.table is None:
             return self.keys
-        return {key_of(f.fn) for f in self.table.values() if isinstance(f, Recorded)}
+        return {key_of(f.fn) for f in self.table.values() if isinstance(f, Recorded) and f.fn is not None}
 
 
 @dataclass(eq=False)
 class Recorded:
-    """A hook of the user's in a table of PyTorch's: it runs by way of the recording."""
+    """A hook of the user's (or none) in a table of PyTorch's: it runs by way of the recording."""
 
-    fn: Callable[..., Any]
+    fn: Callable[..., Any] | None
     run: Callable[..., Any]
 
     def __call__(self, *args: Any) -> Any:
@@ -105,20 +104,26 @@ class Sites:
         """A view of a part: from here on it is a value of its own in the memory of what it was made of."""
         ob = self.observer
         h, mem = ob.handle(t), ob.memories.of(t)
-        op, ty = h.chain[-1][0], TensorType.of(t)
-        made = ob.builder.position.get(h.storage.var, -1)
-        used = any(e.op == op and any(o.type == ty for o in e.outs) for e in ob.builder.eqns[made + 1 :])
         further = any(x.chain[: len(h.chain)] == h.chain and x is not h for x in mem.layouts.values())
-        same = any(step[4][step[3]] == ty for step in h.chain[:-1]) or h.storage.var.type == ty
-        if used or further or same:
+        types = [h.storage.var.type, *(step[4][step[3]] for step in h.chain[:-1])]
+        if further or TensorType.of(t) in types or self._read(h):
             raise self.refused("is put on a view that may be in use already",
                                "put it on a copy (t = t.clone()) that is used in its place")  # fmt: skip
         v = ob.present(t)
         (w,) = self._stops([v])
         storage = Storage(w)
         storage.born, storage.apart = ob.region(), True
-        mem.root(layout_of(t), storage)
+        mem.roots.append(storage)
+        ob.apart[t] = Handle(storage)
         return self._enter([v], [w])
+
+    def _read(self, h: Handle) -> bool:
+        """Whether anything has read what may be this view."""
+        b = self.observer.builder
+        op, args, _, index, *_ = h.chain[-1]
+        since = b.eqns[b.position.get(h.storage.var, -1) + 1 :]
+        made = [e.outs[index] for e in since if e.op == op and e.args[1:] == args]
+        return any(v in made for e in since for v in e.inputs)
 
     def _stops(self, values: Sequence[Var]) -> list[Var]:
         ob = self.observer

@@ -26,6 +26,8 @@ class Placing(Cuts):
 
     def handle(self, t: Tensor) -> Handle:
         """The handle of any tensor."""
+        if self.apart and t in self.apart:
+            return self.apart[t]  # type: ignore[no-any-return]
         mem = self.memories.find(t) if t.layout is torch.strided else None
         h = None if mem is None else mem.layouts.get(layout_of(t))
         return self.external(t) if h is None else h

@@ -47,10 +47,11 @@ class Writing(Drawing):
                 continue
             lay = layout_of(t)
             known = mem.layouts.get(lay)
-            if known is not None and known.storage is not base.storage and (known.storage.apart or base.storage.apart):
-                raise self._shared()
-            if known is None or known.storage is not base.storage:
-                mem.layouts[lay] = Handle(base.storage, (*base.chain, (func, tuple(args[1:]), kw, i, types, loc)))
+            seen = (*base.chain, (func, tuple(args[1:]), kw, i, types, loc))
+            if base.storage.apart:
+                self.apart[t] = Handle(base.storage, seen)
+            elif known is None or known.storage is not base.storage:
+                mem.layouts[lay] = Handle(base.storage, seen)
             if cut is not None:
                 self.cut_tensors[t] = cut
         return out
@@ -62,8 +63,10 @@ class Writing(Drawing):
         op = functional_variant(func)
         lay = layout_of(t)
         mem = self.memories.of(t)
-        if lay not in mem.layouts or mem.layouts[lay].storage is not base.storage:
-            step = (op, tuple(args[1:]), tuple(kwargs.items()), 0, [TensorType.of(t)], self.locate()[0])
+        step = (op, tuple(args[1:]), tuple(kwargs.items()), 0, [TensorType.of(t)], self.locate()[0])
+        if base.storage.apart:
+            self.apart[t] = Handle(base.storage, (*base.chain, step))
+        elif lay not in mem.layouts or mem.layouts[lay].storage is not base.storage:
             mem.layouts[lay] = Handle(base.storage, (*base.chain, step))
         return t
 
@@ -73,19 +76,16 @@ class Writing(Drawing):
         """A memory is about to change: keep what it held before the call, and relate what shares it."""
         mem = self.memories.find(t)
         if mem is not None and any(r.apart for r in mem.roots):
-            raise self._shared()
+            raise CaptureError(
+                "a memory is written in which a view with a backward hook lies", loc=self.place(),
+                advice="put the hook on a copy (t = t.clone()) that is used in the view's place",
+            )  # fmt: skip
         outside = mem is None or any(r.external is not None for r in mem.roots)
         if outside:
             self.handle(t)
             with self.pause():
                 self.snapshots.keep(t)
             self.join(self.memories.of(t))
-
-    def _shared(self) -> CaptureError:
-        return CaptureError(
-            "a memory is written, or viewed again, in which a view with a backward hook lies", loc=self.place(),
-            advice="put the hook on a copy (t = t.clone()) that is used in the view's place",
-        )  # fmt: skip
 
     def _inplace(self, func: Any, s: Any, args: Any, kwargs: Any) -> Any:
         t = args[0]
