@@ -5,9 +5,13 @@ the hypergradient as ever. A reference writes into its gradients what the hook d
 run again when its result is differentiated, which gives no derivative of the value.
 """
 
+import copy
+import importlib
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -766,3 +770,195 @@ def before_and_after_the_forward() -> Setup:
         return val_loss(learner, val)
 
     return Setup(loop, reference, task().args())
+
+
+@SUITE.add()
+def of_parts_of_one_projection() -> Setup:
+    """Two halves of one result, and a view of a view: each hook sees its own part."""
+
+    def loop(model, meta, batches, val):
+        opt = SGD(model.parameters(), lr=0.3)
+        for x, y in batches:
+            opt.zero_grad()
+            a, b = model[0](x).chunk(2, dim=1)
+            a.register_hook(lambda g: g * torch.tanh(meta.source[0]))
+            turned = b.t()
+            turned.register_hook(lambda g: g.clamp(-0.01, 0.01))
+            out = model[2](torch.cat([torch.tanh(a) * turned.t(), b], dim=1))
+            meta(F.cross_entropy(out, y, reduction="none"), y).backward()
+            opt.step()
+        return val_loss(model, val)
+
+    def reference(model, meta, batches, val):
+        learner = Learner(model)
+        for x, y in batches:
+            w, b, v, c = learner.parameters()
+            one, two = F.linear(x, w, b).chunk(2, dim=1)
+            turned = two * 1.0
+            out = F.linear(torch.cat([torch.tanh(one) * turned, two], dim=1), v, c)
+            loss = meta(F.cross_entropy(out, y, reduction="none"), y)
+            grads = learner.grads(loss)
+            for h, f in ((one, lambda g: g * torch.tanh(meta.source[0])), (turned, lambda g: g.clamp(-0.01, 0.01))):
+                grads = {n: grads[n] + g - learner.grads(loss)[n] for n, g in flowing(learner, loss, h, f).items()}
+            learner.step(SGD, grads, lr=0.3)
+        return val_loss(learner, val)
+
+    return Setup(loop, reference, task().args())
+
+
+@SUITE.add(eager=False, referee="reference")
+def inside_a_declared_level() -> Setup:
+    """The outer gradient goes through an inner training with a hook; plain PyTorch drops that path."""
+
+    def loop(model, meta, batches, val):
+        inner = torch.zeros(CLASSES, 4, requires_grad=True)
+        for x, y in batches[:2]:
+            with mlc_level():
+                opt = SGD([inner], lr=0.5)
+                for _ in range(2):
+                    opt.zero_grad()
+                    h = x @ inner.t()
+                    h.register_hook(lambda g: g.clamp(-0.05, 0.05) * torch.sigmoid(meta.source[0]))
+                    (h - model[2](model[1](model[0](x)))).square().mean().backward()
+                    opt.step()
+            (g,) = torch.autograd.grad(F.cross_entropy(x @ inner.t(), y), model[2].weight)
+            with torch.no_grad():
+                model[2].weight -= 0.5 * g
+        return val_loss(model, val) + F.cross_entropy(val[0] @ inner.t(), val[1])
+
+    def reference(model, meta, batches, val):
+        learner = Learner(model)
+        inner = torch.zeros(CLASSES, 4, requires_grad=True)
+        for x, y in batches[:2]:
+            for _ in range(2):
+                h = x @ inner.t()
+                (g,) = torch.autograd.grad((h - learner(x)).square().mean(), h, create_graph=True)
+                inner = inner - 0.5 * (g.clamp(-0.05, 0.05) * torch.sigmoid(meta.source[0])).t() @ x
+            (g,) = torch.autograd.grad(F.cross_entropy(x @ inner.t(), y), learner.params["2.weight"], create_graph=True)
+            learner.params["2.weight"] = learner.params["2.weight"] - 0.5 * g
+        return val_loss(learner, val) + F.cross_entropy(val[0] @ inner.t(), val[1])
+
+    return Setup(loop, reference, task().args())
+
+
+def mlc_level():
+    """`mlc.level`, looked up late: the references are judged without mlc."""
+    return importlib.import_module("mlc").level("inner")
+
+
+# --- later calls
+
+
+def plain(model, meta, batches, val):
+    opt = SGD(model.parameters(), lr=0.3)
+    for x, y in batches:
+        opt.zero_grad()
+        train_loss(model, meta, x, y).backward()
+        opt.step()
+    return val_loss(model, val)
+
+
+def outcome(fn, args: dict[str, Any]) -> list[Tensor]:
+    value = fn(**args)
+    return [value.detach(), *(p.detach().clone() for p in args["model"].parameters())]
+
+
+def check_again(compiled, change: Callable[[dict[str, Any]], None], args: dict[str, Any]) -> None:
+    """After a change, the same compiled function does what the plain one does."""
+    change(args)
+    other = copy.deepcopy(args)
+    for one, two in zip(args["model"].modules(), other["model"].modules(), strict=True):
+        two._backward_hooks = one._backward_hooks
+    for one, two in zip(args["model"].parameters(), other["model"].parameters(), strict=True):
+        for f in (one._backward_hooks or {}).values():
+            two.register_hook(f)
+        for f in (one._post_accumulate_grad_hooks or {}).values():
+            two.register_post_accumulate_grad_hook(f)
+    for a, b in zip(outcome(compiled, args), outcome(plain, other), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_what_a_hook_reads_may_change_between_calls(mlc: ModuleType) -> None:
+    scale, compiled, args = [0.5], mlc.compile(plain), task().args()
+    args["model"][0].weight.register_hook(lambda g: g * scale[0])
+
+    def tell(value: float) -> Callable[[dict[str, Any]], None]:
+        return lambda args: scale.__setitem__(0, value)
+
+    for value in (0.5, 0.5, 3.0, 0.0):
+        check_again(compiled, tell(value), args)
+    assert compiled.recordings == 3
+
+
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_may_come_and_go_between_calls(kind: str, mlc: ModuleType) -> None:
+    def halve(x):
+        if x.is_leaf and x.grad is not None:
+            x.grad.mul_(0.5)
+            return None
+        return 0.5 * x
+
+    compiled, args, handles = mlc.compile(plain), task().args(), []
+    p = args["model"][0].weight
+    for change in (
+        lambda args: None,
+        lambda args: handles.append(getattr(p, kind)(halve)),
+        lambda args: handles.append(getattr(p, kind)(halve)),
+        lambda args: handles.pop().remove(),
+        lambda args: handles.pop().remove(),
+    ):
+        check_again(compiled, change, args)
+    assert compiled.recordings == 3  # none, one, two; then known
+
+
+def test_what_hooks_leave_in_lists_is_left_at_every_call(mlc: ModuleType) -> None:
+    def loop(model, meta, batches, val, seen):
+        opt = SGD(model.parameters(), lr=0.3)
+        for x, y in batches:
+            opt.zero_grad()
+            h = model[0](x)
+            h.register_hook(lambda g: seen.append(g.norm().item()))
+            handle = model[2].bias.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+            handle_before = model[2].weight.register_hook(lambda g: seen.append(g))
+            meta(F.cross_entropy(model[2](model[1](h)), y, reduction="none"), y).backward()
+            handle.remove()
+            handle_before.remove()
+            opt.step()
+        return val_loss(model, val)
+
+    compiled, lists = mlc.compile(loop), ([], [])
+    args, other = task().args(), None
+    other = copy.deepcopy(args)
+    for _ in range(3):
+        for fn, a, seen in ((compiled, args, lists[0]), (loop, other, lists[1])):
+            seen.clear()
+            fn(**a, seen=seen)
+        assert len(lists[0]) == 9
+        for one, two in zip(*lists, strict=True):
+            torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(two), rtol=1e-9, atol=1e-12)
+    assert compiled.recordings == 1
+
+
+def test_the_tables_are_as_they_were(mlc: ModuleType) -> None:
+    """Of tensors with hooks from before the call, whether it ends well or not."""
+    args, fail = task().args(), [True]
+
+    def hook(g):
+        if fail[0]:
+            raise ValueError("in a hook of the user's")
+
+    p = args["model"][0].weight
+    handle = p.register_hook(hook)
+    with pytest.raises(ValueError, match="of the user's"):
+        mlc.compile(plain)(**args)
+    assert dict(p._backward_hooks) == {handle.id: hook}
+    fail[0] = False
+    mlc.compile(plain)(**args)
+    assert dict(p._backward_hooks) == {handle.id: hook}
+
+
+def test_check_agrees(mlc: ModuleType) -> None:
+    """`mlc.check` compares with a plain unroll and with differences."""
+    setup = next(p for p in SUITE if p.name == "scaled_on_the_way").fresh()
+    report = mlc.check(setup.loop, **setup.args)
+    assert report.ok, str(report)
