@@ -75,13 +75,15 @@ class Hooks(Sites):
 
     def check(self, tensors: Iterable[Tensor]) -> None:
         """Refuse hooks of tensors that were computed before the call."""
-        tables = [t._backward_hooks for t in tensors if not t.is_leaf and t._backward_hooks]
+        with torch._C.DisableTorchFunction():
+            tables = [t._backward_hooks for t in tensors if not t.is_leaf and t._backward_hooks]
         if any(not isinstance(f, Recorded) for table in tables for f in table.values()):
             raise self.refused("is on a tensor that was computed before the call", "remove it before the call")
 
     def expected(self, wrt: Sequence[Tensor]) -> bool:
         """Whether any hook can run in a gradient of these."""
-        return bool(self.sites) or any(getattr(t, name) for t in wrt if t.is_leaf for name in _TABLES)
+        with torch._C.DisableTorchFunction():
+            return bool(self.sites) or any(getattr(t, name) for t in wrt if t.is_leaf for name in _TABLES)
 
     @contextlib.contextmanager
     def during(self, run: Run | None) -> Iterator[None]:

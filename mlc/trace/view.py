@@ -176,8 +176,8 @@ class View:
 
     def hooks(self, t: Tensor) -> tuple[Any, ...]:
         """Backward hooks of a tensor, by kind: before and after accumulation, a list or None each."""
-        tables = (t._backward_hooks, t._post_accumulate_grad_hooks if t.is_leaf else None)
-        return tuple(None if h is None else list(h.items()) for h in tables)
+        tables = (t._backward_hooks, t._post_accumulate_grad_hooks)
+        return tuple([None if h is None else list(h.items()) for h in tables]) if any(tables) else ()
 
     def was_there(self, x: Any) -> bool:
         """Whether an object existed before the call; nothing is known of that now."""

@@ -128,6 +128,18 @@ def a_hook_that_writes_what_others_see(model, meta, batches, val):
     return val_loss(model, val)
 
 
+@REFUSED.add("hook.*node")
+def a_hook_on_a_node(model, meta, batches, val):
+    opt = SGD(model.parameters(), lr=0.1)
+    for x, y in batches:
+        opt.zero_grad()
+        out, seen = model(x), []
+        out.grad_fn.register_prehook(lambda grads, s=seen: s.append(grads[0]))  # <here>
+        meta(F.cross_entropy(out, y, reduction="none"), y).backward()
+        opt.step()
+    return val_loss(model, val) + seen[0].sum()
+
+
 @REFUSED.add("hook.*old kind")
 def a_hook_of_the_old_kind(model, meta, batches, val):
     model[0].register_backward_hook(lambda module, gi, go: None)
