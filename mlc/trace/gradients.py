@@ -80,6 +80,8 @@ class Gradients:
                 )  # fmt: skip
         ob.next_stretch()
         self.create_graph = create_graph
+        if run is not None and given and not inputs and not run.complete:
+            raise self.hooks.out_of_sight()
         pairs = self._pairs(losses, grad_tensors) if run is None else run.pairs
         take = run.values if run is not None else functools.partial(self.taken, pairs)
         before = [*before, *((t, g) for t, g in kept if get_grad(t) is not g)] if run is None else run.rest()
@@ -175,9 +177,10 @@ class Gradients:
         """Whether it is a gradient taken without create_graph."""
         return isinstance(e.op, Grad) and not any(v in self._followed for v in e.outs)
 
-    def forget_reach(self) -> None:
-        """An earlier part of the recording was changed."""
-        self._reach.clear()
+    def changed(self, where: int) -> None:
+        """The recording was changed from this equation on."""
+        for r in self._reach.values():
+            r.rewind(where)
 
     def reach(self, depth: int | None = None, through: bool = False) -> Reach:
         """Dependence for gradients taken here, or in this number of declared levels."""

@@ -65,17 +65,30 @@ class Run:
             e.look()
         self._values: dict[int, tuple[Var | None, bool]] = {}
         self._hooked: dict[int, Var] = {}
+        self.at_site = False  # whether a hook runs that is not one of a leaf
+        self._asked = -1  # how many seeds there were when it was last asked whether more will come
+        self._complete = False
 
     @property
     def pairs(self) -> list[tuple[Var, Var]]:
         """Losses and seeds, with what hooks have made so far."""
         return [*self.losses, *self.seeds.items()]
 
+    @property
+    def complete(self) -> bool:
+        """Whether the engine has been at every hook between the losses and the leaves."""
+        if self._asked != len(self.seeds):
+            self._asked = len(self.seeds)
+            ahead = [w for w in self.hooks.sites if id(w) not in self.given]
+            self._complete = not (ahead and self.hooks.gradients.reach().among([v for v, _ in self.pairs], ahead))
+        return self._complete
+
     def value(self, t: Tensor) -> tuple[Var | None, bool]:
         """The gradient of ``t`` before its hooks, and whether it goes ways that PyTorch's graph does not have."""
         if id(t) not in self._values:
-            # Where no hook stands between, one equation serves all of them.
-            targets = [t] if self.hooks.sites else [x for x in (t, *self.wrt) if id(x) not in self._values]
+            # Where no hook is still to come, or to end, one equation serves all of them.
+            every = self.complete and not self.at_site
+            targets = [x for x in (t, *self.wrt) if id(x) not in self._values] if every else [t]
             self._take(list({id(x): x for x in targets}.values()))
         return self._values[id(t)]
 

@@ -99,7 +99,7 @@ class Hooks(Sites):
         finally:
             self.runs.pop()
             for d in tables:
-                d.update((k, f.fn) for k, f in d.items() if isinstance(f, Recorded))
+                d.update([(k, f.fn) for k, f in d.items() if isinstance(f, Recorded)])
 
     def _wrap(self, t: Tensor) -> list[dict[int, Any]]:
         """Hooks of a leaf run by way of the recording; the tables in which that was changed."""
@@ -182,8 +182,9 @@ class Hooks(Sites):
         if not self.runs:
             return fn(g)
         run, w = self.runs[-1], site.after[0]
-        given = run.given[id(w)]
+        given, run.at_site = run.given[id(w)], True
         out, run.seeds[site.before[0]] = self._result(run, fn, given, g)
+        run.at_site = False
         if out is not None:
             run.given[id(w)] = out
         return out
@@ -200,7 +201,9 @@ class Hooks(Sites):
             given[i] = run.given.get(id(w)) if grads[i] is not None else None
         self._ran |= site.keys
         versions = [None if g is None else g._version for g in given]
+        run.at_site = True
         out = self._call(run, fn, tuple(given), tuple(given))
+        run.at_site = False
         for k, (i, v) in enumerate(zip(positions, site.before, strict=True)):
             g, new = given[i], given[i] if out is None else out[i]
             if g is not None and g is not grads[i] and g._version != versions[i]:
@@ -259,7 +262,7 @@ class Hooks(Sites):
             assert e is not None
             b.replace(e, e.with_(op=Stop(run.level)))
         site.level = run.level
-        self.gradients.forget_reach()
+        self.gradients.changed(first)
 
     # ---- afterwards
 

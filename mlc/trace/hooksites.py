@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from mlc.errors import CaptureError
 from mlc.ir.core import Stop, Var
@@ -97,7 +98,7 @@ class Sites:
         op = Stop(ob.depth())
         before = b.split(v, op, ob.locate()[0], HOOK)
         ob.moved(e, b.current(b.eqns[where]), where)
-        self.gradients.forget_reach()
+        self.gradients.changed(where)
         return self._enter([before], [v])
 
     def of_view(self, t: Tensor) -> Site:
@@ -114,6 +115,8 @@ class Sites:
         storage = Storage(w)
         storage.born, storage.apart = ob.region(), True
         mem.roots.append(storage)
+        if ob.apart is None:
+            ob.apart = WeakIdKeyDictionary()
         ob.apart[t] = Handle(storage)
         return self._enter([v], [w])
 
@@ -184,6 +187,11 @@ class Sites:
             "sees a gradient that goes through a training declared with mlc.level or mlc.clone",
             "change the gradient after it was taken (with torch.autograd.grad) instead",
         )
+
+    def out_of_sight(self) -> CaptureError:
+        """A hook on what depends only on what was computed before the call."""
+        return self.refused("stands where only gradients of what was computed before the call pass",
+                            "look at that gradient when the result is differentiated, outside of the call")  # fmt: skip
 
     def _in_place(self) -> CaptureError:
         return self.refused("writes to its gradient in place, and other gradients may lie there",

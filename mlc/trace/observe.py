@@ -260,7 +260,8 @@ class _Finish:
             if id(t) in ob.grads_seen or self.trained(t)
         ]  # fmt: skip
         given = self.results[:n_outputs]
-        warned = [*ob.gradients.dropped_ways(_needed(ob, given)), *ob.gradients.hooks.unheard(given)]
+        ends = [v for v, x in zip(given, self.reals, strict=False) if isinstance(x, Tensor) and x.requires_grad]
+        warned = [*ob.gradients.dropped_ways(_needed(ob, given)), *ob.gradients.hooks.unheard(ends)]
         generators = [g for g in self.roots.objects.values() if isinstance(g, torch.Generator)]
         return Recording(
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,

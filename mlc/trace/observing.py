@@ -56,7 +56,7 @@ class Observing(Tracer):
         self.unplaced: list[Loc | None] = []  # data from outside that no later call could find again
         self.frozen: list[tuple[str, Loc | None]] = []  # results taken as data: what, where
         self.outer_nodes: set[Any] = set()  # of graphs that were there before the call
-        self.apart: Any = WeakIdKeyDictionary()  # views with a value of their own (of hooks), and their views
+        self.apart: Any = None  # views with a value of their own (of hooks), and their views
         self.leaf_values: Any = WeakIdKeyDictionary()  # leaves that share a memory with what they were cut from
         self.trail: dict[Var, Tensor] | None = {} if os.environ.get("MLC_TRAIL") else None  # what the run computed
         self.files: list[Loc | None] = []  # where the loop writes files

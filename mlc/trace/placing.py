@@ -26,7 +26,7 @@ class Placing(Cuts):
 
     def handle(self, t: Tensor) -> Handle:
         """The handle of any tensor."""
-        if self.apart and t in self.apart:
+        if self.apart is not None and t in self.apart:
             return self.apart[t]  # type: ignore[no-any-return]
         mem = self.memories.find(t) if t.layout is torch.strided else None
         h = None if mem is None else mem.layouts.get(layout_of(t))

@@ -542,6 +542,48 @@ def of_an_attacked_input() -> Setup:
     return Setup(loop, reference, task().args())
 
 
+@SUITE.add()
+def hooks_that_look_at_other_gradients() -> Setup:
+    """What is accumulated already is changed by the hook of an activation, and by that of a parameter."""
+
+    def loop(model, meta, batches, val):
+        opt = SGD(model.parameters(), lr=0.3, momentum=0.9)
+
+        def shrink(g):
+            for p in model[2].parameters():
+                p.grad = 0.8 * p.grad
+            return 2 * g
+
+        def grow(p):
+            for q in model.parameters():
+                if q.grad is not None and q is not p:
+                    q.grad.mul_(1.1)
+
+        handle = model[0].bias.register_post_accumulate_grad_hook(grow)
+        for x, y in batches:
+            opt.zero_grad()
+            h = model[0](x)
+            h.register_hook(shrink)
+            meta(F.cross_entropy(model[2](model[1](h)), y, reduction="none"), y).backward()
+            opt.step()
+        handle.remove()
+        return val_loss(model, val)
+
+    def reference(model, meta, batches, val):
+        learner = Learner(model)
+        for x, y in batches:
+            w, b, v, c = learner.parameters()
+            h = F.linear(x, w, b)
+            loss = meta(F.cross_entropy(F.linear(torch.tanh(h), v, c), y, reduction="none"), y)
+            grads = flowing(learner, loss, h, lambda g: 2 * g)
+            for n in ("2.weight", "2.bias"):
+                grads[n] = 1.1 * 0.8 * grads[n]
+            learner.step(SGD, grads, lr=0.3, momentum=0.9)
+        return val_loss(learner, val)
+
+    return Setup(loop, reference, task().args())
+
+
 @SUITE.add(warns="does not run when the result is differentiated")
 def fast_weights() -> Setup:
     """Steps taken with `create_graph`: PyTorch would run the hook on the hypergradient, too, which is no derivative."""
