@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -214,4 +215,6 @@ class Node:
 
 def key_of(fn: Any) -> Any:
     """What stands for a function that may be made anew in every iteration."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
     return getattr(getattr(fn, "__func__", fn), "__code__", None) or id(fn)
