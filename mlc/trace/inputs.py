@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from mlc.trace.batches import is_batch_list, leaves, signature
 from mlc.trace.follow import CALLABLES, Follower
-from mlc.trace.view import View, digest_of_data, is_opaque
+from mlc.trace.view import View, digest_of_data, hooks_of_all_modules, is_opaque
 
 if TYPE_CHECKING:
     from mlc.trace.reads import Found
@@ -390,6 +390,8 @@ def walk(
     for k, v in kwargs.items():
         w.visit(v, ("args", k))
     w.visit(fn, ("fn",))
+    for place, hook in hooks_of_all_modules():
+        w.visit(hook, ("hooks", *place))
     w.follow.rest()
     w.note(("grad",), torch.is_grad_enabled(), torch.get_default_dtype())
     return w.r

@@ -148,6 +148,14 @@ def digest(a: np.ndarray[Any, Any]) -> Any:
     return hash(tuple(hash(data[i : i + _CHUNK].tobytes()) for i in range(0, len(data), _CHUNK)))
 
 
+def hooks_of_all_modules() -> list[tuple[tuple[int, int], Any]]:
+    """Hooks put on every module there is (``register_module_forward_hook`` and the like): kind and number, function."""
+    of = torch.nn.modules.module
+    tables = (of._global_forward_pre_hooks, of._global_forward_hooks, of._global_backward_pre_hooks,
+              of._global_backward_hooks)  # fmt: skip
+    return [((kind, i), f) for kind, t in enumerate(tables) if t for i, f in enumerate(t.values())]
+
+
 class View:
     """Objects as they are now."""
 

@@ -7,6 +7,7 @@ run again when its result is differentiated, which gives no derivative of the va
 
 import copy
 import importlib
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -951,6 +952,42 @@ def test_hooks_may_come_and_go_between_calls(kind: str, mlc: ModuleType) -> None
     ):
         check_again(compiled, change, args)
     assert compiled.recordings == 3  # none, one, two; then known
+
+
+def test_hooks_of_every_module_are_noticed(mlc: ModuleType) -> None:
+    def loop(model, meta, batches, val):
+        opt = SGD(model.parameters(), lr=0.3)
+        for x, y in batches:
+            opt.zero_grad()
+            train_loss(model, meta, x, y).backward()
+            opt.step()
+        return sum(p.square().sum() for p in model.parameters())
+
+    def double(module, given, made):
+        return (2 * given[0],) if isinstance(module, nn.Tanh) else None
+
+    def shift(module, given, made):
+        return made + 1 if isinstance(module, nn.Tanh) else made
+
+    compiled = mlc.compile(loop)
+    every = nn.modules.module
+    for put, hook in (
+        (every.register_module_full_backward_hook, double),
+        (every.register_module_forward_hook, shift),
+    ):
+        for on in (False, True, False):
+            handle = put(hook) if on else None
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Full backward hook is firing")
+                    args = task().args()
+                    other = copy.deepcopy(args)
+                    got, want = compiled(**args), loop(**other)
+            finally:
+                if handle is not None:
+                    handle.remove()
+            assert float(got.detach()) == pytest.approx(float(want.detach()), rel=1e-10)
+    assert compiled.recordings == 3
 
 
 def test_what_hooks_leave_in_lists_is_left_at_every_call(mlc: ModuleType) -> None:
