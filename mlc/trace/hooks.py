@@ -123,46 +123,58 @@ class Hooks(Sites):
         if self.runs and not self.observer.paused:
             self.runs[-1].forget(t)
 
-    def _call(self, run: Run, fn: Any, *args: Any) -> Any:
-        """Run a function of the user's, recorded."""
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[None]:
+        """The engine runs unseen, what a hook does is recorded."""
         ob = self.observer
         before = ob.paused, ob.inside
         ob.paused, ob.inside = 0, False
-        ob.next_stretch()
+        try:
+            yield
+        finally:
+            ob.paused, ob.inside = before
+
+    def _call(self, run: Run, fn: Any, *args: Any) -> Any:
+        """Run a function of the user's."""
+        self.observer.next_stretch()
         try:
             out = fn(*args)
             run.seen()
             return out
         finally:
-            ob.paused, ob.inside = before
             self.gradients.create_graph = run.create_graph
-            ob.next_stretch()
+            self.observer.next_stretch()
 
     def _after(self, t: Tensor, fn: Any, _: Any) -> None:
         """A hook that runs when a gradient was accumulated."""
         run = self.runs[-1]
-        run.settle(t)
-        self._call(run, fn, t)
+        with self._recording():
+            run.settle(t)
+            self._call(run, fn, t)
 
     def _on_leaf(self, t: Tensor, fn: Any, g: Tensor) -> Any:
         """A hook that sees the gradient of a leaf."""
         run = self.runs[-1]
-        given = run.given.get(id(t))
-        if given is None:
-            v, beyond = run.value(t)
-            if beyond:
-                raise self._beyond()
-            given = run.given[id(t)] = self._bound(run, g, v)
-        out, v = self._result(run, fn, given, g)
+        with self._recording():
+            given = run.given.get(id(t))
+            if given is None:
+                v, beyond = run.value(t)
+                if beyond:
+                    raise self._beyond()
+                given = run.given[id(t)] = self._bound(run, g, v)
+            out, v = self._result(run, fn, given, g)
         run.given[id(t)] = given if out is None else out
         run.hooked(t, v)
         return out
 
     def _arrived(self, site: Site, grads: Sequence[Tensor | None]) -> None:
         """The engine has the gradients at a site."""
-        if not self.runs:
-            return
-        run, ob = self.runs[-1], self.observer
+        if self.runs:
+            with self._recording():
+                self._enter_gradients(self.runs[-1], site, grads)
+
+    def _enter_gradients(self, run: Run, site: Site, grads: Sequence[Tensor | None]) -> None:
+        ob = self.observer
         self._lower(site, run)
         losses = [v for v, _ in run.pairs]
         reach = self.gradients.reach()
@@ -183,7 +195,8 @@ class Hooks(Sites):
             return fn(g)
         run, w = self.runs[-1], site.after[0]
         given, run.at_site = run.given[id(w)], True
-        out, run.seeds[site.before[0]] = self._result(run, fn, given, g)
+        with self._recording():
+            out, run.seeds[site.before[0]] = self._result(run, fn, given, g)
         run.at_site = False
         if out is not None:
             run.given[id(w)] = out
@@ -194,35 +207,43 @@ class Hooks(Sites):
         if not self.runs:
             return fn(grads, grads)
         run = self.runs[-1]
-        mine = [grads[i] for i in positions]
-        self._arrived(site, mine)
-        given = list(grads)
-        for i, w in zip(positions, site.after, strict=True):
-            given[i] = run.given.get(id(w)) if grads[i] is not None else None
-        self._ran |= site.keys
-        versions = [None if g is None else g._version for g in given]
-        run.at_site = True
-        out = self._call(run, fn, tuple(given), tuple(given))
-        run.at_site = False
-        for k, (i, v) in enumerate(zip(positions, site.before, strict=True)):
-            g, new = given[i], given[i] if out is None else out[i]
-            if g is not None and g is not grads[i] and g._version != versions[i]:
-                raise self._in_place()
-            if new is not None and (new is not g or g._version != versions[i]):
+        with self._recording():
+            self._enter_gradients(run, site, [grads[i] for i in positions])
+            given = list(grads)
+            for i, w in zip(positions, site.after, strict=True):
+                given[i] = run.given.get(id(w)) if grads[i] is not None else None
+            self._ran |= site.keys
+            before = [self._state(g) for g in given]
+            run.at_site = True
+            out = self._call(run, fn, tuple(given), tuple(given))
+            run.at_site = False
+            for i, v in zip(positions, site.before, strict=True):
+                g, new = given[i], given[i] if out is None else out[i]
+                written = self._state(g) != before[i]
+                if written and g is not grads[i]:
+                    raise self._in_place()
+                if new is g and not written:
+                    continue
                 self._changing |= site.keys
-                like = mine[k] if g is None else g
-                run.seeds[v] = self._value(run, new, new if like is None else like)
-            elif new is None and g is not None:
-                self._changing |= site.keys
-                run.seeds.pop(v, None)
+                if new is None:
+                    run.seeds.pop(v)
+                else:
+                    run.seeds[v] = self._value(run, new, new if g is None else g)
         return out
+
+    def _state(self, g: Tensor | None) -> Any:
+        """What is different when a gradient was written."""
+        if g is None:
+            return None
+        s = self.observer.handle(g).storage
+        return g._version, id(s), s.version
 
     def _result(self, run: Run, fn: Any, given: Tensor, g: Tensor) -> tuple[Tensor | None, Var]:
         """What a hook returned, and the value of the gradient after it."""
-        version = given._version
+        before = self._state(given)
         self._ran.add(key_of(fn))
         out = self._call(run, fn, given)
-        written = given._version != version
+        written = self._state(given) != before
         if written and given is not g:
             raise self._in_place()
         if written or out is not None:
@@ -241,12 +262,7 @@ class Hooks(Sites):
     def _value(self, run: Run, g: Any, like: Tensor) -> Any:
         if not isinstance(g, Tensor):
             return None  # PyTorch refuses it
-        ob = self.observer
-        before, ob.paused = ob.paused, 0
-        try:
-            return ob._fit(ob.read(g, run.create_graph), TensorType.of(like))
-        finally:
-            ob.paused = before
+        return self.observer._fit(self.observer.read(g, run.create_graph), TensorType.of(like))
 
     def _lower(self, site: Site, run: Run) -> None:
         """A gradient of an outer level, taken with PyTorch's graph, sees the hook, too."""
@@ -281,8 +297,8 @@ class Hooks(Sites):
                 raise CaptureError(
                     "a backward hook stands between the loop and its result: it would run when the result is "
                     "differentiated, outside of the call", loc=site.loc,
-                    advice="put it only on tensors that backward() in the loop reaches, remove it before the last "
-                    "forward pass, or write it as a torch.autograd.Function",
+                    advice="put it only on tensors that backward() in the loop reaches (such as: if self.training), "
+                    "remove it before the last forward pass, or write it as a torch.autograd.Function",
                 )  # fmt: skip
             if hooks and (changing or not through):
                 found.append(
