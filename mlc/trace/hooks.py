@@ -136,14 +136,17 @@ class Hooks(Sites):
 
     def _call(self, run: Run, fn: Any, *args: Any) -> Any:
         """Run a function of the user's."""
-        self.observer.next_stretch()
+        ob = self.observer
+        before, ob.in_hook = ob.in_hook, not torch.is_grad_enabled()
+        ob.next_stretch()
         try:
             out = fn(*args)
             run.seen()
             return out
         finally:
+            ob.in_hook = before
             self.gradients.create_graph = run.create_graph
-            self.observer.next_stretch()
+            ob.next_stretch()
 
     def _after(self, t: Tensor, fn: Any, _: Any) -> None:
         """A hook that runs when a gradient was accumulated."""

@@ -66,6 +66,7 @@ class Observing(Tracer):
         self.reads: Any = None
         self.ended = False
         self.linked = False  # whether Python took any number of a tensor
+        self.in_hook = False  # a backward hook runs
         self.inside = False  # an operator runs that takes no numbers of tensors on the user's behalf
         self.grads_seen: set[int] = set()  # tensors whose .grad from before the call Python looked at
         self.target: Tensor | None = None  # what an in-place operator writes

@@ -139,7 +139,7 @@ class Placing(Cuts):
     def wrap(self, t: Any, var: Var, *, taint: bool = False, origin: Loc | None = None) -> Any:
         """As :meth:`Values.wrap`."""
         self.bind(t, var)
-        if not torch.is_grad_enabled():
+        if self.cutting():
             self.cut_vars[var] = origin or self.place()
         return t
 

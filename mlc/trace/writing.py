@@ -133,7 +133,7 @@ class Writing(Drawing):
             s.updated = True
             new = self.as_state(new)
         super().write(t, new)
-        if not torch.is_grad_enabled() and not s.updated:
+        if self.cutting() and not s.updated:
             self.cut_vars[s.var] = self.place()
 
     def wrote(self, h: Handle) -> None:

@@ -474,6 +474,43 @@ def saved_gradients_are_values() -> Setup:
 
 
 @SUITE.add()
+def what_a_hook_computes_is_no_constant() -> Setup:
+    """PyTorch runs hooks without gradients, but nobody has written a cut: norms of gradients are part of the result."""
+
+    def loop(model, meta, batches, val):
+        opt = SGD(model.parameters(), lr=0.3)
+        sizes = []
+        for x, y in batches:
+            opt.zero_grad()
+            h = model[0](x)
+            a = model[1](h)
+            torch.autograd.graph.register_multi_grad_hook(
+                [h, a], lambda gs: sizes.append((gs[0] * gs[1]).sum() * meta.source[0])
+            )
+            handle = model[2].bias.register_post_accumulate_grad_hook(lambda p: sizes.append(p.grad.norm()))
+            meta(F.cross_entropy(model[2](a), y, reduction="none"), y).backward()
+            handle.remove()
+            opt.step()
+        return val_loss(model, val) + torch.stack(sizes).sum()
+
+    def reference(model, meta, batches, val):
+        learner = Learner(model)
+        sizes = []
+        for x, y in batches:
+            w, b, v, c = learner.parameters()
+            h = F.linear(x, w, b)
+            a = torch.tanh(h)
+            loss = meta(F.cross_entropy(F.linear(a, v, c), y, reduction="none"), y)
+            g, f = torch.autograd.grad(loss, [h, a], create_graph=True)
+            grads = learner.grads(loss)
+            sizes += [(g * f).sum() * meta.source[0], grads["2.bias"].norm()]
+            learner.step(SGD, grads, lr=0.3)
+        return val_loss(learner, val) + torch.stack(sizes).sum()
+
+    return Setup(loop, reference, task().args())
+
+
+@SUITE.add()
 def a_kept_gradient_is_the_one_after_the_hook() -> Setup:
     """`retain_grad`, and `autograd.grad` with respect to the tensor itself, which adds to what is kept."""
 
