@@ -59,6 +59,9 @@ class Recorded:
     fn: Callable[..., Any] | None
     run: Callable[..., Any]
 
+    def __post_init__(self) -> None:
+        self.__name__ = getattr(self.fn, "__name__", "hook")  # PyTorch names it in its errors
+
     def __call__(self, *args: Any) -> Any:
         """PyTorch runs the hook."""
         return self.run(self.fn, *args)
@@ -90,7 +93,8 @@ class Sites:
         e = b.producer(v)
         late = "put the hook on it right after it is made, or on a copy (t = t.clone()) that is used in its place"
         if e is None:
-            raise self.refused("is put on a tensor that was computed before the call", late)
+            raise self.refused("is put on a tensor that was computed before the call",
+                               "put it on before the call: it runs when the result is differentiated")  # fmt: skip
         if t._is_view() and v not in self.sites:
             raise self.refused("is put on a view of all of another tensor", late)
         where = b.position[v]

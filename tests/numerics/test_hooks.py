@@ -1073,6 +1073,48 @@ def test_the_tables_are_as_they_were(mlc: ModuleType) -> None:
     assert dict(p._backward_hooks) == {handle.id: hook}
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_gradients_of_what_was_made_before_the_call_are_seen_outside(copied: bool, mlc: ModuleType) -> None:
+    """A hook in the loop is refused with a way round, and that works."""
+
+    def loop(model, meta, batches, val, inside):
+        opt = SGD(model.parameters(), lr=0.3)
+        for x, y in batches:
+            w = 2 * meta if copied else meta
+            if inside:
+                w.register_hook(lambda g: 3 * g)
+            opt.zero_grad()
+            (w[y] * F.cross_entropy(model(x), y, reduction="none")).mean().backward(retain_graph=True)
+            opt.step()
+        return val_loss(model, val)
+
+    args, source = task().args(), torch.randn(CLASSES, requires_grad=True)
+    with pytest.raises(mlc.MlcError, match=r"computed before the call[\s\S]*(outside of|before) the call"):
+        mlc.compile(loop)(**{**args, "meta": torch.sigmoid(source)}, inside=True)
+    found = []
+    for factor in (None, 3):
+        args, weights = task().args(), torch.sigmoid(source)
+        if factor is not None:
+            weights.register_hook(lambda g: 3 * g)
+        torch.manual_seed(2)
+        for p in args["model"].parameters():
+            p.data = torch.randn_like(p)
+        data = [(torch.ones(6, 4) * i, torch.arange(6) % CLASSES) for i in range(1, 4)]
+        out = mlc.compile(loop)(**{**args, "meta": weights, "batches": data, "val": data[0]}, inside=False)
+        found += torch.autograd.grad(out, source)
+    torch.testing.assert_close(found[1], 3 * found[0])
+
+
+def test_errors_of_pytorch_name_the_hook(mlc: ModuleType) -> None:
+    def of_another_shape(g):
+        return g.sum()
+
+    args = task().args()
+    args["model"][0].weight.register_hook(of_another_shape)
+    with pytest.raises(RuntimeError, match="of_another_shape"):
+        mlc.compile(plain)(**args)
+
+
 def test_check_agrees(mlc: ModuleType) -> None:
     """`mlc.check` compares with a plain unroll and with differences."""
     setup = next(p for p in SUITE if p.name == "scaled_on_the_way").fresh()
