@@ -11,7 +11,7 @@ So a hook may do what it likes, and nothing of it is a rule of its own.  The sto
 deeper; the gradient of the result passes it: it is the derivative of the value (decision 15).
 
 Hooks of leaves run on the gradient before it is accumulated, or after that; a ``.grad`` that a hook looks at is entered
-when it does.
+when it does.  PyTorch runs hooks with gradients switched off (without ``create_graph``); that is no cut of the user's.
 """
 
 from __future__ import annotations
