@@ -117,7 +117,9 @@ class Run:
             return
         e.done = True
         v, beyond = self.value(t)
-        self.hooks.gradients.accumulate(t, e.old, self._hooked.get(id(t), v), beyond, self.create_graph)
+        if beyond:
+            raise self.hooks.beyond()
+        self.hooks.gradients.accumulate(t, e.old, self._hooked.get(id(t), v), False, self.create_graph)
 
     def forget(self, t: Tensor) -> None:
         """``t.grad`` is set by the user's code."""

@@ -163,7 +163,7 @@ class Hooks(Sites):
             if given is None:
                 v, beyond = run.value(t)
                 if beyond:
-                    raise self._beyond()
+                    raise self.beyond()
                 given = run.given[id(t)] = self._bound(run, g, v)
             out, v = self._result(run, fn, given, g)
         run.given[id(t)] = given if out is None else out
@@ -184,7 +184,7 @@ class Hooks(Sites):
         there = reach.among(losses, [w for w, g in zip(site.after, grads, strict=True) if g is not None])
         beyond = reach.beyond(losses)
         if any(ob._bit_of[w] & beyond for w in there):
-            raise self._beyond()
+            raise self.beyond()
         targets = [w for w in site.after if w in there]
         outs = dict(zip(targets, self.gradients.equation(run.pairs, targets, *run.where, run.level), strict=True))
         for v, w, g in zip(site.before, site.after, grads, strict=True):
@@ -275,7 +275,7 @@ class Hooks(Sites):
         b = ob.builder
         first = min(b.position[w] for w in site.after)
         if any(run.level <= e.op.depth < site.level and b.position[e.outs[0]] > first for e in ob.grad_eqns):  # type: ignore[union-attr]
-            raise self._beyond()
+            raise self.beyond()
         for w in site.after:
             e = b.producer(w)
             assert e is not None

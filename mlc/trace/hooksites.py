@@ -187,7 +187,8 @@ class Sites:
         ob.refusal = ob.refusal or CaptureError(f"a backward hook {what}", loc=ob.place(), advice=advice)
         return ob.refusal
 
-    def _beyond(self) -> CaptureError:
+    def beyond(self) -> CaptureError:
+        """A gradient that PyTorch's graph has only a part of."""
         return self.refused(
             "sees a gradient that goes through a training declared with mlc.level or mlc.clone",
             "change the gradient after it was taken (with torch.autograd.grad) instead",
