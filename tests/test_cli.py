@@ -46,11 +46,12 @@ def validate(model, weigh, batches, val):
 
 @mlc.compile
 def leaving(model, weigh, batches, val):
-    model.weight.register_hook(lambda g: 2 * g)
     loss = (weigh(val.x) * model(val.x)).mean()
     loss.backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
-    return (weigh(val.x) * model(val.x)).mean()
+    loss = (weigh(val.x) * model(val.x)).mean()
+    loss.register_hook(lambda g: 2 * g)
+    return loss
 
 
 def example_args():
@@ -186,7 +187,7 @@ def test_verbose_says_how_long_it_took(file: Path) -> None:
 
 def test_errors_name_the_line_of_the_user_and_exit_with_1(file: Path) -> None:
     result = run("check", f"{file}:leaving", code=1)
-    line = TEXT.splitlines().index("    model.weight.register_hook(lambda g: 2 * g)") + 1
+    line = TEXT.splitlines().index("    loss.register_hook(lambda g: 2 * g)") + 1
     assert f"loop.py:{line}" in result.stderr
     assert "try:" in result.stderr
     assert result.stdout == ""

@@ -117,6 +117,21 @@ class Builder:
             self.position[v] = where
             self._producer[v] = new
 
+    def split(self, v: Var, op: Op, loc: Loc | None, tag: str) -> Var:
+        """Let ``v`` be ``op`` of a new value, which its equation gives instead; what read ``v`` goes on doing so.
+
+        O(equations recorded since).
+        """
+        e, where = self._producer[v], self.position[v]
+        new = Var(v.type, v.mask)
+        self.eqns[where] = made = e.with_(outs=tuple([new if o is v else o for o in e.outs]))
+        self.eqns.insert(where + 1, Eqn(op, (new,), (v,), (), loc, tag, e.site))
+        self._producer.update((o, made) for o in made.outs)
+        self._producer[v] = self.eqns[where + 1]
+        for i in range(where, len(self.eqns)):
+            self.position.update((o, i) for o in self.eqns[i].outs)
+        return new
+
     def current(self, e: Eqn) -> Eqn:
         """The equation that now stands for ``e`` (see :meth:`replace`)."""
         found = self._producer.get(e.outs[0]) if e.outs else None

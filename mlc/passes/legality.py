@@ -46,6 +46,7 @@ SECOND_ORDER_FORMULA = {
 STATISTICS: dict[Any, tuple[int, ...]] = {
     _A.native_layer_norm.default: (1, 2),
     _A.native_batch_norm.default: (1, 2),
+    _A._weight_norm_interface.default: (1,),
 }
 
 # The other half of that: arguments whose part in the derivative is already in the formula for another argument.

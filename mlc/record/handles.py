@@ -13,12 +13,13 @@ __all__ = ["Handle", "Storage"]
 class Storage:
     """One memory of the recorded program: its current value and how often it was written."""
 
-    __slots__ = ("born", "copied", "external", "leaf", "soft", "updated", "var", "version")
+    __slots__ = ("apart", "born", "copied", "external", "leaf", "soft", "updated", "var", "version")
 
     def __init__(self, var: Var, external: Any = None) -> None:
         self.var = var
         self.version = 0
         self.external = external
+        self.apart = False  # a view that has a value of its own beside that of its memory (a hook stands there)
         self.copied = False  # of a differentiable copy (mlc.clone): its steps are followed at every depth
         self.leaf = False  # memory of a leaf that requires grad: each value it takes is one to differentiate by
         self.soft = False  # an inner gradient taken without create_graph

@@ -28,6 +28,8 @@ __all__ = ["apply_custom"]
 def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """``cls.apply(*args)`` while tracing."""
     if cls.__name__ == "BackwardHookFunction":
+        if tracer.real and not tracer.nested:
+            return tracer.gradients.hooks.module(cls, apply, args)  # type: ignore[attr-defined]
         raise CaptureError(
             "a module with a backward hook is called: what the hook does is not an equation of the program",
             loc=tracer.place(), advice="remove the hook, or change gradients after backward() in the loop itself",

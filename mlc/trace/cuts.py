@@ -54,6 +54,10 @@ class Cuts(Observing):
             self._grad_on = mode
             self._flips += 1
 
+    def cutting(self) -> bool:
+        """Whether the user has switched gradients off (autograd's engine does it for hooks, which is no cut)."""
+        return not torch.is_grad_enabled() and not self.in_hook
+
     def next_stretch(self) -> None:
         """What was made before belongs to another stretch of the user's code."""
         self._flips += 1
@@ -271,9 +275,19 @@ class Cuts(Observing):
 
     # ---- what is noted beside an operator
 
+    def moved(self, old: Eqn, new: Eqn, where: int) -> None:
+        """``new`` stands for ``old``, and everything after it one further on."""
+        for notes in (self._cut_edges, self._state_read):
+            if old in notes:
+                notes[new] = notes.pop(old)  # type: ignore[assignment]
+        self.grad_eqns = [new if e is old else e for e in self.grad_eqns]
+        for s in self.steps:
+            s.first += s.first > where
+            s.last += s.last > where
+
     def _plain(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
         n = len(self.builder.eqns)
-        edges, state = self._noted(args, kwargs) if torch.is_grad_enabled() else ({}, ())
+        edges, state = ({}, ()) if self.cutting() else self._noted(args, kwargs)
         result = super()._plain(func, s, args, kwargs, out)
         if (edges or state) and len(self.builder.eqns) > n:
             e = self.builder.eqns[-1]
@@ -296,9 +310,15 @@ class Cuts(Observing):
             if not var.mask:
                 return
             cut = self.cut_of(t)
-            if cut is not None or self.hidden(t):
+            if cut is not None or (self.hidden(t) and not self.in_hook):
                 edges[var] = cut
-            elif h.storage.updated or h.storage.soft or h.storage.leaf or h.storage.external is not None:
+            elif (
+                self.hidden(t)
+                or h.storage.updated
+                or h.storage.soft
+                or h.storage.leaf
+                or h.storage.external is not None
+            ):
                 state.append(var)
 
         each_tensor(args, look)

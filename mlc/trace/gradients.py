@@ -8,7 +8,8 @@ the right numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,8 @@ from mlc.errors import CaptureError
 from mlc.ir.core import Eqn, Grad, Stop, Var
 from mlc.ir.types import Loc, TensorType
 from mlc.trace.grads import get_grad, put_grad
+from mlc.trace.hookruns import Run
+from mlc.trace.hooks import Hooks
 from mlc.trace.later import Later
 from mlc.trace.reach import Reach
 
@@ -38,6 +41,9 @@ class Gradients:
         self.original = original
         self._reach: dict[tuple[int, bool], Reach] = {}
         self.later = Later(observer)
+        self.hooks = Hooks(self)
+        self.create_graph = False  # of the gradient that is taken
+        self._followed: set[Var] = set()  # gradients taken with create_graph
         self._stopped: dict[int, Any] = {}  # leaves without a gradient: the losses, their value, line and depth
         self._held: dict[int, Tensor] = {}  # what .grad held before the backward() that runs
 
@@ -50,7 +56,8 @@ class Gradients:
         ob.next_stretch()
         losses = [t for t in outputs]
         wrt = list(inputs) or self._leaves(losses)
-        self._refuse_hooks([t for t in (*losses, *wrt) if not t.is_leaf])
+        self.hooks.check((*losses, *wrt))
+        self.create_graph = create_graph
         before = [(t, get_grad(t)) for t in wrt] if accumulate_grad else []
         for t, g in before:
             ob.keep_grad(t)
@@ -61,7 +68,10 @@ class Gradients:
             self._held = {id(t): g.clone() for t, g in before if g is not None} if ob.farther else {}
         given = tuple(wrt) if accumulate_grad and not inputs and ob.outer_nodes else tuple(inputs)
         kept = [(t, get_grad(t)) for t in ob.retained]
-        with ob.pause():
+        run = None
+        if self.hooks.expected(wrt):
+            run = Run(self.hooks, self._pairs(losses, grad_tensors), wrt, [*before, *kept], create_graph)
+        with ob.pause(), self.hooks.during(run):
             found = None
             if wrt or not accumulate_grad:
                 found = self.original(
@@ -69,13 +79,18 @@ class Gradients:
                     allow_unreachable=allow_unreachable or ob.farther, accumulate_grad=accumulate_grad, **kw,
                 )  # fmt: skip
         ob.next_stretch()
+        self.create_graph = create_graph
+        if run is not None and given and not inputs and not run.complete:
+            raise self.hooks.out_of_sight()
+        pairs = self._pairs(losses, grad_tensors) if run is None else run.pairs
+        take = run.values if run is not None else functools.partial(self.taken, pairs)
+        before = [*before, *((t, g) for t, g in kept if get_grad(t) is not g)] if run is None else run.rest()
+        self._accumulated(before, *take([t for t, _ in before]), create_graph)
         if accumulate_grad:
-            before += [(t, g) for t, g in kept if get_grad(t) is not g]
-            self._accumulated(losses, grad_tensors, before, create_graph)
             if not inputs:
-                self._farther(losses, grad_tensors, wrt)
+                self._farther(pairs, wrt)
             return found
-        taken = self._taken(losses, grad_tensors, wrt, found, create_graph)
+        taken = self._taken(*take(wrt), found, create_graph)
         if not allow_unreachable and any(g is None for g in taken):
             raise RuntimeError(
                 "One of the differentiated Tensors appears to not have been used in the graph. "
@@ -83,12 +98,11 @@ class Gradients:
             )
         return taken
 
-    def _farther(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], known: Sequence[Tensor]) -> None:
+    def _farther(self, pairs: list[tuple[Var, Var]], known: Sequence[Tensor]) -> None:
         """Leaves that the losses reach only through a training that the user declared: taken where they are read."""
         ob = self.observer
         if not ob.farther:
             return
-        pairs = self._pairs(losses, seeds)
         values = [v for v, _ in pairs]
         beyond = self.reach().beyond(values)
         have = {id(t) for t in known}
@@ -97,25 +111,11 @@ class Gradients:
         for t in found:
             ob.keep_grad(t)
         (loc, site), depth = ob.locate(), ob.depth()
-        self.later.note(
-            [(t, [ob.read(t, True)]) for t in found], lambda vs: self._equation(pairs, vs, loc, site, depth)
-        )
+        self.later.note([(t, [ob.read(t, True)]) for t in found], lambda vs: self.equation(pairs, vs, loc, site, depth))
 
     def _noted(self, t: Tensor) -> None:
         """``backward`` reads what ``.grad`` was before the call."""
         self.observer.read_grad(t, accumulating=True)
-
-    def _hooked(self) -> CaptureError:
-        return CaptureError(
-            "backward hooks cannot be traced: what they do to the gradient is not an equation of the program",
-            loc=self.observer.place(), advice="change the gradient after backward() instead, in the loop itself",
-        )  # fmt: skip
-
-    def _refuse_hooks(self, tensors: Iterable[Tensor]) -> None:
-        if any(t._backward_hooks for t in tensors):
-            ob = self.observer
-            ob.refusal = ob.refusal or self._hooked()
-            raise ob.refusal
 
     def _leaves(self, losses: Sequence[Tensor]) -> list[Tensor]:
         """Leaves of PyTorch's graph, up to graphs that were there before the call."""
@@ -156,8 +156,8 @@ class Gradients:
             pairs.append((ob.read(t, True), ob.read(s, False)))
         return pairs
 
-    def _equation(self, pairs: list[tuple[Var, Var]], targets: Sequence[Var], loc: Loc | None, site: Any, depth: int
-                  ) -> list[Var]:  # fmt: skip
+    def equation(self, pairs: list[tuple[Var, Var]], targets: Sequence[Var], loc: Loc | None, site: Any, depth: int
+                 ) -> list[Var]:  # fmt: skip
         """One ``grad`` equation; its results."""
         ob = self.observer
         mask = 0
@@ -169,7 +169,18 @@ class Gradients:
         if targets:
             ob.builder.append(eqn)
             ob.grad_eqns.append(eqn)
+            if self.create_graph:
+                self._followed.update(outs)
         return list(outs)
+
+    def constant(self, e: Eqn) -> bool:
+        """Whether it is a gradient taken without create_graph."""
+        return isinstance(e.op, Grad) and not any(v in self._followed for v in e.outs)
+
+    def changed(self, where: int) -> None:
+        """The recording was changed from this equation on."""
+        for r in self._reach.values():
+            r.rewind(where)
 
     def reach(self, depth: int | None = None, through: bool = False) -> Reach:
         """Dependence for gradients taken here, or in this number of declared levels."""
@@ -187,6 +198,7 @@ class Gradients:
         """Values of a target that the losses depend on: the present one, and earlier ones of a leaf written since."""
         ob = self.observer
         now = ob.read(t, True) if t.requires_grad else ob.present(t)
+        now = self.hooks.before(now)
         out = [now] if self.reach().among(losses, [now]) else []
         if t.is_leaf and t.requires_grad:
             bits = ob.leaf_bits.get(id(t), 0) & ~ob._bit_of.get(now, 0)
@@ -195,16 +207,14 @@ class Gradients:
                 out += [v for v in history if v is not now and ob._bit_of.get(v, 0) & reached]
         return out
 
-    def _gradients(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], wrt: Sequence[Tensor]
-                   ) -> tuple[list[Var | None], list[bool]]:  # fmt: skip
+    def taken(self, pairs: list[tuple[Var, Var]], wrt: Sequence[Tensor]) -> tuple[list[Var | None], list[bool]]:
         """The value of each gradient (None: no path), and whether it goes ways that PyTorch's graph does not have."""
         ob = self.observer
-        pairs = self._pairs(losses, seeds)
         values = [v for v, _ in pairs]
         reach = self.reach()
         own, beyond = self.reach(_OWN).bits(values), reach.beyond(values)
         groups = [self._values(t, values, own) for t in wrt]
-        outs = iter(self._equation(pairs, [v for g in groups for v in g], *ob.locate(), ob.depth()))
+        outs = iter(self.equation(pairs, [v for g in groups for v in g], *ob.locate(), ob.depth()))
         found: list[Var | None] = []
         for g in groups:
             parts = [next(outs) for _ in g]
@@ -212,9 +222,6 @@ class Gradients:
             for p in parts[1:]:
                 (total,) = ob._emit(torch.ops.aten.add.Tensor, (total, p), (p.type,))
             found.append(total)
-        for t, total in zip(wrt, found, strict=True):
-            if total is not None and (t._backward_hooks or t._post_accumulate_grad_hooks):
-                ob.hooked_grads[total] = self._hooked()  # refused where anything needs it
         more = [any(ob._bit_of.get(v, 0) & beyond for v in g) for g in groups]
         lost = self.reach(through=True).beyond(values) & ~beyond
         for g, total in zip(groups, found, strict=True):
@@ -233,22 +240,20 @@ class Gradients:
             if id(t) not in have and now is not None and ob._bit_of.get(now, 0) & lost:
                 self._stopped.setdefault(id(t), (t, tuple(values), now, ob.place(), ob.depth()))
 
-    def _taken(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None], wrt: Sequence[Tensor], found: Any,
-               create_graph: bool) -> Any:  # fmt: skip
+    def _taken(self, values: Sequence[Var | None], more: Sequence[bool], found: Any, create_graph: bool) -> Any:
         """What ``autograd.grad`` gave."""
         ob = self.observer
-        values, more = self._gradients(losses, seeds, wrt)
         found = list(found)
         for i, v in enumerate(values):
             if v is None and found[i] is not None:
-                self._zero(found[i])
+                self.zero(found[i])
             elif v is not None:
                 if more[i]:
                     found[i] = ob.evaluate(v)
-                found[i] = self._bound(found[i], v, create_graph)
+                found[i] = self.bound(found[i], v, create_graph)
         return tuple(found)
 
-    def _zero(self, g: Tensor) -> None:
+    def zero(self, g: Tensor) -> None:
         """PyTorch has a path that carries nothing (through integers, or an input that a rule ignores).
 
         Raises:
@@ -265,7 +270,7 @@ class Gradients:
             raise ob.refusal
         ob.zero(g)
 
-    def _bound(self, g: Tensor | None, v: Var, create_graph: bool) -> Tensor:
+    def bound(self, g: Tensor | None, v: Var, create_graph: bool) -> Tensor:
         """The gradient as a tensor with a memory of its own, laid out as the program has it."""
         ob = self.observer
         ty = v.type
@@ -281,32 +286,33 @@ class Gradients:
         h.storage.soft = not create_graph
         return g
 
-    def _accumulated(self, losses: Sequence[Tensor], seeds: Sequence[Tensor | None],
-                     before: Sequence[tuple[Tensor, Tensor | None]], create_graph: bool) -> None:  # fmt: skip
-        """What ``backward()`` did to ``.grad``."""
-        ob = self.observer
-        wrt = [t for t, _ in before]
-        values, more = self._gradients(losses, seeds, wrt)
+    def _accumulated(self, before: Sequence[tuple[Tensor, Tensor | None]], values: Sequence[Var | None],
+                     more: Sequence[bool], create_graph: bool) -> None:  # fmt: skip
         for (t, old), v, beyond in zip(before, values, more, strict=True):
-            ob.set_grad(t)
-            now = get_grad(t)
-            if v is None:
-                if old is None and now is not None:
-                    self._zero(now)
-                continue
-            if beyond:
-                now = self._set_beyond(t, old, ob.evaluate(v))
-            if now is None:
-                now = torch.zeros_like(t)
-                put_grad(t, now)
-            if old is None:
-                self._hold(t, now, v, create_graph)
-                continue
-            total = ob.add(ob.present(old), v)
-            if now is old:
-                ob.write(old, total)
-            else:
-                ob.bind(now, total).storage.soft = not create_graph
+            self.accumulate(t, old, v, beyond, create_graph)
+
+    def accumulate(self, t: Tensor, old: Tensor | None, v: Var | None, beyond: bool, create_graph: bool) -> None:
+        """What ``backward()`` did to ``t.grad``, which was ``old``."""
+        ob = self.observer
+        ob.set_grad(t)
+        now = get_grad(t)
+        if v is None:
+            if old is None and now is not None:
+                self.zero(now)
+            return
+        if beyond:
+            now = self._set_beyond(t, old, ob.evaluate(v))
+        if now is None:
+            now = torch.zeros_like(t)
+            put_grad(t, now)
+        if old is None:
+            self._hold(t, now, v, create_graph)
+            return
+        total = ob.add(ob.present(old), v)
+        if now is old:
+            ob.write(old, total)
+        else:
+            ob.bind(now, total).storage.soft = not create_graph
 
     def _set_beyond(self, t: Tensor, old: Tensor | None, g: Tensor) -> Tensor:
         ob = self.observer

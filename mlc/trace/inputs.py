@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from mlc.trace.batches import is_batch_list, leaves, signature
 from mlc.trace.follow import CALLABLES, Follower
-from mlc.trace.view import View, digest_of_data, is_opaque
+from mlc.trace.view import View, digest_of_data, hooks_of_all_modules, is_opaque
 
 if TYPE_CHECKING:
     from mlc.trace.reads import Found
@@ -138,7 +138,7 @@ class Walker:
     def visit(self, x: Any, path: Path, depth: int = 0) -> None:
         """Enter whatever is at a path."""
         if isinstance(x, Tensor):
-            self.tensor(x, path)
+            self.tensor(x, path, depth)
         elif isinstance(x, _ATOMS):
             self.note(path, type(x), x)
             if type(x) in (int, float, bool, str):
@@ -194,8 +194,8 @@ class Walker:
         else:
             self.other(x, path, depth)
 
-    def tensor(self, t: Tensor, path: Path) -> None:
-        """A tensor: by reference; its type and flags are part of the key."""
+    def tensor(self, t: Tensor, path: Path, depth: int) -> None:
+        """A tensor: by reference; its type and flags are part of the key, and its backward hooks are followed."""
         first = self.r.tensors.get(id(t))
         if first is not None:
             self.note(path, first)
@@ -205,6 +205,9 @@ class Walker:
         self.note(path, kind or type(t), requires_grad, leaf)
         if grad is not None and id(grad) not in self.r.tensors:
             self.know(grad, (*path, ".grad"))
+        for kind, hooks in enumerate(self.view.hooks(t)):
+            for i, (_, f) in enumerate(hooks or ()):
+                self.visit(f, (*path, ".hooks", kind, i), depth + 1)
 
     def know(self, t: Tensor, path: Path) -> None:
         """A tensor is at a path."""
@@ -387,6 +390,8 @@ def walk(
     for k, v in kwargs.items():
         w.visit(v, ("args", k))
     w.visit(fn, ("fn",))
+    for place, hook in hooks_of_all_modules():
+        w.visit(hook, ("hooks", *place))
     w.follow.rest()
     w.note(("grad",), torch.is_grad_enabled(), torch.get_default_dtype())
     return w.r

@@ -19,8 +19,8 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import BackwardHook
 
-from mlc.errors import CaptureError
 from mlc.trace.customs import apply_custom
 from mlc.trace.gradients import Gradients
 from mlc.trace.grads import get_grad, put_grad
@@ -262,22 +262,40 @@ def _files(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
     yield torch.serialization, "save", save
 
 
-def _refused(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
-    def refuse(original: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if active():
-                raise CaptureError(
-                    "backward hooks cannot be traced: what they do to the gradient is not an equation of the program",
-                    loc=ob.place(), advice="change the gradient after backward() instead, in the loop itself",
-                )  # fmt: skip
-            return original(*args, **kwargs)
+def _hooks(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
+    """Backward hooks: see :mod:`mlc.trace.hooks`."""
+    hooks = ob.gradients.hooks
 
-        return call
+    tensor: Any = Tensor
 
-    for name in ("register_hook", "register_post_accumulate_grad_hook"):
-        yield Tensor, name, refuse(getattr(Tensor, name))
-    for name in ("register_full_backward_hook", "register_full_backward_pre_hook", "register_backward_hook"):
-        yield nn.Module, name, refuse(getattr(nn.Module, name))
+    def registering(original: Any, table: str) -> Any:
+        @functools.wraps(original)
+        def register(t: Tensor, hook: Any) -> Any:
+            return hooks.register(t, hook, table) if active() else original(t, hook)
+
+        return register
+
+    yield Tensor, "register_hook", registering(tensor.register_hook, "_backward_hooks")
+    after = tensor.register_post_accumulate_grad_hook
+    yield Tensor, "register_post_accumulate_grad_hook", registering(after, "_post_accumulate_grad_hooks")
+    put_node: Any = BackwardHook._apply_on_tensors
+
+    def around(self: Any, fn: Any, args: Any) -> Any:
+        if not active():
+            return put_node(self, fn, args)
+        users = [*self.user_hooks, *self.user_pre_hooks]
+        return put_node(self, lambda node: fn(hooks.node(node, users)), args)
+
+    yield BackwardHook, "_apply_on_tensors", around
+    old: Any = nn.Module._maybe_warn_non_full_backward_hook
+
+    def refuse(self: nn.Module, *args: Any) -> Any:
+        if active():
+            raise hooks.refused("is one of the old kind, put on a module by register_backward_hook",
+                                "use register_full_backward_hook instead")  # fmt: skip
+        return old(self, *args)
+
+    yield nn.Module, "_maybe_warn_non_full_backward_hook", refuse
 
 
 @contextlib.contextmanager
@@ -309,7 +327,7 @@ def intercepted(ob: Observer) -> Iterator[Active]:
         put(Tensor, "grad", _grad(ob, active))
         put(Tensor, "data", _data(ob, active))
         put(Tensor, "__deepcopy__", _deepcopy(ob, active))
-        for make in (_texts, _bulk, _zero_grad, _retained, _files, _refused, _recomputed, _optimized):
+        for make in (_texts, _bulk, _zero_grad, _retained, _files, _hooks, _recomputed, _optimized):
             for owner, name, value in make(ob, active):
                 put(owner, name, value)
         seed = _seed(ob, active, torch.random.manual_seed)

@@ -14,7 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
+from mlc.errors import CaptureError
 from mlc.ir.core import Var
+from mlc.ir.types import Loc
 from mlc.trace.capture import Effect, Recording, Ref, arg_names, place_of
 from mlc.trace.changes import Changes, changes, without
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
@@ -152,6 +154,7 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
         with ob:
             sources.check_random()
             ob.sites.end()
+            _refuse_hooks_of_nodes(ob, reads)
             if ob.refusal is not None:
                 raise ob.refusal
             with ob.pause():
@@ -173,6 +176,16 @@ def _call(ob: Observer, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         ob.reads = reads
         ob.sites.begin(sys._getframe())
         return fn(*args, **kwargs)
+
+
+def _refuse_hooks_of_nodes(ob: Observer, reads: Reads) -> None:
+    """Hooks that the loop put on nodes of PyTorch's graph (``grad_fn``), which run unseen."""
+    if reads.hooked_nodes:
+        code, line = reads.hooked_nodes[0]
+        ob.refusal = ob.refusal or CaptureError(
+            "a backward hook is put on a node of PyTorch's graph (grad_fn)",
+            loc=Loc(code.co_filename, line, code.co_name), advice="put it on the tensor instead: t.register_hook(...)",
+        )  # fmt: skip
 
 
 def _user_modules(fn: Any) -> list[dict[str, Any]]:
@@ -246,11 +259,9 @@ class _Finish:
             (self.roots.tensors.get(id(t)), t, none) for t, none in ob.grad_reads.values()
             if id(t) in self.by_tensor and (id(t) in ob.grads_seen or self.trained(t))
         ]  # fmt: skip
-        needed = _needed(ob, self.results)
-        for v, refusal in ob.hooked_grads.items():
-            if v in needed:
-                raise refusal
-        warned = ob.gradients.dropped_ways(_needed(ob, self.results[:n_outputs]))
+        given = self.results[:n_outputs]
+        ends = [v for v, x in zip(given, self.reals, strict=False) if isinstance(x, Tensor) and x.requires_grad]
+        warned = [*ob.gradients.dropped_ways(_needed(ob, given)), *ob.gradients.hooks.unheard(ends)]
         generators = [g for g in self.roots.objects.values() if isinstance(g, torch.Generator)]
         return Recording(
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,

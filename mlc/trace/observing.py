@@ -57,6 +57,7 @@ class Observing(Tracer):
         self.unplaced: list[Loc | None] = []  # data from outside that no later call could find again
         self.frozen: list[tuple[str, Loc | None]] = []  # results taken as data: what, where
         self.outer_nodes: set[Any] = set()  # of graphs that were there before the call
+        self.apart: Any = None  # views with a value of their own (of hooks), and their views
         self.leaf_values: Any = WeakIdKeyDictionary()  # leaves that share a memory with what they were cut from
         self.trail: dict[Var, Tensor] | None = {} if os.environ.get("MLC_TRAIL") else None  # what the run computed
         self.files: list[Loc | None] = []  # where the loop writes files
@@ -66,8 +67,8 @@ class Observing(Tracer):
         self.reads: Any = None
         self.ended = False
         self.linked = False  # whether Python took any number of a tensor
+        self.in_hook = False  # a backward hook runs
         self.inside = False  # an operator runs that takes no numbers of tensors on the user's behalf
-        self.hooked_grads: dict[Var, CaptureError] = {}  # gradients that hooks of the user's saw
         self.grads_seen: set[int] = set()  # tensors whose .grad from before the call Python looked at
         self.target: Tensor | None = None  # what an in-place operator writes
         self.refusal: CaptureError | None = None  # the first one: it stands, whatever the user's code does with it

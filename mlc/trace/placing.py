@@ -26,6 +26,8 @@ class Placing(Cuts):
 
     def handle(self, t: Tensor) -> Handle:
         """The handle of any tensor."""
+        if self.apart is not None and t in self.apart:
+            return self.apart[t]  # type: ignore[no-any-return]
         mem = self.memories.find(t) if t.layout is torch.strided else None
         h = None if mem is None else mem.layouts.get(layout_of(t))
         return self.external(t) if h is None else h
@@ -137,7 +139,7 @@ class Placing(Cuts):
     def wrap(self, t: Any, var: Var, *, taint: bool = False, origin: Loc | None = None) -> Any:
         """As :meth:`Values.wrap`."""
         self.bind(t, var)
-        if not torch.is_grad_enabled():
+        if self.cutting():
             self.cut_vars[var] = origin or self.place()
         return t
 

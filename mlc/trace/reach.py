@@ -19,7 +19,7 @@ class Reach:
     """Dependence of values on leaf values, for gradients taken in one number of declared levels.
 
     Args:
-        builder: The recording; equations are only ever added to it.
+        builder: The recording; equations are added to it (for what is changed see :meth:`rewind`).
         bits: One bit for each leaf value, given before it is first read or not at all.
         depth: Stops of this level or a smaller one hold (and those without a level).
         through: Whether stops of this level let everything pass, too: what a gradient that is told to would see.
@@ -69,6 +69,10 @@ class Reach:
             reached |= self._beyond.get(v, 0)
         return reached
 
+    def rewind(self, where: int) -> None:
+        """The recording was changed from this equation on."""
+        self._seen = min(self._seen, where)
+
     def _advance(self) -> None:
         eqns = self.builder.eqns
         for i in range(self._seen, len(eqns)):
@@ -83,6 +87,7 @@ class Reach:
                     more |= bits
             for o in e.outs:
                 self._found[o] = (bits | self._bits.get(o, 0)) if o.mask else 0
+                self._beyond.pop(o, None)
                 if more and o.mask:
                     self._beyond[o] = more
         self._seen = len(eqns)
@@ -97,7 +102,8 @@ class Reach:
 
     def _passes(self, e: Eqn) -> bool:
         if isinstance(e.op, Stop):
-            return e.op.level is not None and e.op.level > self._depth - self._through
+            through = self._through and e.tag != "hook"  # there is always a way beside the stop of a hook
+            return e.op.level is not None and e.op.level > self._depth - through
         return not e.impure
 
     def _walk(self, losses: Sequence[Var], targets: set[Var]) -> set[Var]:

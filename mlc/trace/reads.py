@@ -33,6 +33,7 @@ _COPIERS = {
     for f in (copy.copy, copy.deepcopy, dataclasses.replace, dataclasses.asdict, dataclasses.astuple,
               getattr(dataclasses, "_asdict_inner", copy.copy), getattr(dataclasses, "_astuple_inner", copy.copy))
 }  # fmt: skip
+_NODE_HOOKS = {"register_hook", "register_prehook"}  # in C: of nodes of PyTorch's graph
 _SELVES = 256  # different objects per method that are noted
 
 
@@ -89,6 +90,7 @@ class Reads:
         self._event: Any = None
         self._frozen = False
         self._made: set[int] | None = None
+        self.hooked_nodes: list[tuple[CodeType, int]] = []  # where hooks were put on nodes of PyTorch's graph
 
     def __enter__(self) -> Reads:
         if not gc.get_freeze_count():  # else the user's own frozen objects would be let go at the end
@@ -136,6 +138,8 @@ class Reads:
                     copied.add(id(frame.f_locals.get(code.co_varnames[0])))
                 elif key in users and code.co_argcount:
                     self._self(key, frame, code)
+            elif what == "c_call" and arg.__name__ in _NODE_HOOKS and is_user_code(frame.f_code):
+                self.hooked_nodes.append((frame.f_code, frame.f_lineno))
             if outer is not None:
                 outer(frame, what, arg)
 

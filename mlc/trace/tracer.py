@@ -179,7 +179,7 @@ class Tracer(Recorder):
             s.var = self._stop(s.var, h, level=self.depth())
         ext = h.storage.external
         if isinstance(ext, External):
-            if ext.tensor._backward_hooks:
+            if ext.tensor._backward_hooks or ext.tensor._post_accumulate_grad_hooks:
                 raise CaptureError(
                     "a tensor that the loop trains has a backward hook", loc=self.place(),
                     advice="remove the hook, or do what it does in the loop itself",

@@ -148,6 +148,14 @@ def digest(a: np.ndarray[Any, Any]) -> Any:
     return hash(tuple(hash(data[i : i + _CHUNK].tobytes()) for i in range(0, len(data), _CHUNK)))
 
 
+def hooks_of_all_modules() -> list[tuple[tuple[int, int], Any]]:
+    """Hooks put on every module there is (``register_module_forward_hook`` and the like): kind and number, function."""
+    of = torch.nn.modules.module
+    tables = (of._global_forward_pre_hooks, of._global_forward_hooks, of._global_backward_pre_hooks,
+              of._global_backward_hooks)  # fmt: skip
+    return [((kind, i), f) for kind, t in enumerate(tables) if t for i, f in enumerate(t.values())]
+
+
 class View:
     """Objects as they are now."""
 
@@ -173,6 +181,11 @@ class View:
     def facts(self, t: Tensor) -> tuple[Any, bool, bool, Tensor | None]:
         """Type (None when not strided), ``requires_grad``, whether a leaf, ``grad``."""
         return type_of(t), t.requires_grad, t.is_leaf, t.grad if t.is_leaf else None
+
+    def hooks(self, t: Tensor) -> tuple[Any, ...]:
+        """Backward hooks of a tensor, by kind: before and after accumulation, a list or None each."""
+        tables = (t._backward_hooks, t._post_accumulate_grad_hooks)
+        return tuple([None if h is None else list(h.items()) for h in tables]) if any(tables) else ()
 
     def was_there(self, x: Any) -> bool:
         """Whether an object existed before the call; nothing is known of that now."""

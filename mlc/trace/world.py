@@ -256,6 +256,11 @@ class World(View):
         known = self.tensors.get(id(t))
         return super().facts(t) if known is None else (known.type, known.requires_grad, known.leaf, known.grad)
 
+    def hooks(self, t: Tensor) -> tuple[Any, ...]:
+        """Backward hooks that were there."""
+        known = self.tensors.get(id(t))
+        return super().hooks(t) if known is None else known.hooks
+
     def digest(self, a: np.ndarray[Any, Any]) -> Any:
         """What stood for the content of an array."""
         known = self.arrays.get(id(a))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from mlc.errors import CaptureError
 from mlc.ir.core import Var
 from mlc.ir.inplace import functional_variant
 from mlc.ir.trees import map_tensors
@@ -47,8 +48,11 @@ class Writing(Drawing):
                 continue
             lay = layout_of(t)
             known = mem.layouts.get(lay)
-            if known is None or known.storage is not base.storage:
-                mem.layouts[lay] = Handle(base.storage, (*base.chain, (func, tuple(args[1:]), kw, i, types, loc)))
+            seen = (*base.chain, (func, tuple(args[1:]), kw, i, types, loc))
+            if base.storage.apart:
+                self.apart[t] = Handle(base.storage, seen)
+            elif known is None or known.storage is not base.storage:
+                mem.layouts[lay] = Handle(base.storage, seen)
             if cut is not None:
                 self.cut_tensors[t] = cut
         return out
@@ -60,8 +64,10 @@ class Writing(Drawing):
         op = functional_variant(func)
         lay = layout_of(t)
         mem = self.memories.of(t)
-        if lay not in mem.layouts or mem.layouts[lay].storage is not base.storage:
-            step = (op, tuple(args[1:]), tuple(kwargs.items()), 0, [TensorType.of(t)], self.locate()[0])
+        step = (op, tuple(args[1:]), tuple(kwargs.items()), 0, [TensorType.of(t)], self.locate()[0])
+        if base.storage.apart:
+            self.apart[t] = Handle(base.storage, (*base.chain, step))
+        elif lay not in mem.layouts or mem.layouts[lay].storage is not base.storage:
             mem.layouts[lay] = Handle(base.storage, (*base.chain, step))
         return t
 
@@ -70,6 +76,11 @@ class Writing(Drawing):
     def will_write(self, t: Tensor) -> None:
         """A memory is about to change: keep what it held before the call, and relate what shares it."""
         mem = self.memories.find(t)
+        if mem is not None and any(r.apart for r in mem.roots):
+            raise CaptureError(
+                "a memory is written in which a view with a backward hook lies", loc=self.place(),
+                advice="put the hook on a copy (t = t.clone()) that is used in the view's place",
+            )  # fmt: skip
         outside = mem is None or any(r.external is not None for r in mem.roots)
         if outside:
             self.handle(t)
@@ -124,7 +135,7 @@ class Writing(Drawing):
             self.writes += 1
             new = self.as_state(new)
         super().write(t, new)
-        if not torch.is_grad_enabled() and not s.updated:
+        if self.cutting() and not s.updated:
             self.cut_vars[s.var] = self.place()
 
     def wrote(self, h: Handle) -> None:

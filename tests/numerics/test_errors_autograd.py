@@ -2,13 +2,12 @@
 
 from types import ModuleType
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
-from torch.optim import SGD, Adam
+from torch.optim import SGD
 
-from tests.numerics.models import task, train_loss, val_loss
+from tests.numerics.models import train_loss, val_loss
 from tests.numerics.refusals import Refusals, Refused, check_refused, step
 
 REFUSED = Refusals()
@@ -70,30 +69,80 @@ def a_function_that_cannot_be_traced(model, meta, batches, val):
     return val_loss(model, val)
 
 
-@REFUSED.add("hook")
-def tensor_hook(model, meta, batches, val):
+@REFUSED.add("hook.*result")
+def a_hook_on_the_way_to_the_result(model, meta, batches, val):
+    opt = SGD(model.parameters(), lr=0.1)
+    for x, y in batches:
+        step(model, meta, opt, x, y)
+    out = model(val[0])
+    out.register_hook(lambda g: g * 0.5)  # <here>
+    return F.cross_entropy(out, val[1])
+
+
+@REFUSED.add("hook.*result")
+def a_hook_of_a_module_that_changes_the_gradient(model, meta, batches, val):
+    model[2].register_full_backward_hook(lambda module, gi, go: (2 * gi[0],))
+    opt = SGD(model.parameters(), lr=0.1)
+    for x, y in batches:
+        step(model, meta, opt, x, y)
+    return val_loss(model, val)  # <here>
+
+
+@REFUSED.add("hook.*after a gradient")
+def a_hook_between_two_gradients(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
         opt.zero_grad()
         out = model(x)
+        loss = meta(F.cross_entropy(out, y, reduction="none"), y)
+        loss.backward(retain_graph=True)
         out.register_hook(lambda g: g * 0.5)  # <here>
-        meta(F.cross_entropy(out, y, reduction="none"), y).backward()
+        loss.backward()
         opt.step()
     return val_loss(model, val)
 
 
-@REFUSED.add("hook")
-def hook_on_a_parameter(model, meta, batches, val):
-    model[0].weight.register_hook(lambda g: g.clamp(-1, 1))  # <here>
+@REFUSED.add("hook.*view")
+def a_hook_on_a_view_in_use(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
-        step(model, meta, opt, x, y)
+        opt.zero_grad()
+        out = model(x).t()
+        more = out.square().mean()
+        out.register_hook(lambda g: g * 0.5)  # <here>
+        (more + meta(F.cross_entropy(out.t(), y, reduction="none"), y)).backward()
+        opt.step()
     return val_loss(model, val)
 
 
-@REFUSED.add("hook")
-def module_backward_hook(model, meta, batches, val):
-    model[0].register_full_backward_hook(lambda module, gi, go: None)  # <here>
+@REFUSED.add("hook.*in place")
+def a_hook_that_writes_what_others_see(model, meta, batches, val):
+    opt = SGD(model.parameters(), lr=0.1)
+    for x, y in batches:
+        opt.zero_grad()
+        one, two = model(x), model(2 * x)
+        for out in (one, two):
+            out.register_hook(lambda g: g.mul_(0.5))  # <here>
+        meta(F.cross_entropy(one + two, y, reduction="none"), y).backward()  # <here>
+        opt.step()
+    return val_loss(model, val)
+
+
+@REFUSED.add("hook.*node")
+def a_hook_on_a_node(model, meta, batches, val):
+    opt = SGD(model.parameters(), lr=0.1)
+    for x, y in batches:
+        opt.zero_grad()
+        out, seen = model(x), []
+        out.grad_fn.register_prehook(lambda grads, s=seen: s.append(grads[0]))  # <here>
+        meta(F.cross_entropy(out, y, reduction="none"), y).backward()
+        opt.step()
+    return val_loss(model, val) + seen[0].sum()
+
+
+@REFUSED.add("hook.*old kind")
+def a_hook_of_the_old_kind(model, meta, batches, val):
+    model[0].register_backward_hook(lambda module, gi, go: None)
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
         opt.zero_grad()
@@ -163,22 +212,3 @@ def nothing_returned(model, meta, batches, val):
     opt = SGD(model.parameters(), lr=0.1)
     for x, y in batches:
         step(model, meta, opt, x, y)
-
-
-@pytest.mark.parametrize("kind", ["tensor", "module"])
-def test_hooks_from_before_the_call(kind: str, mlc: ModuleType) -> None:
-    """Registered outside: some line of the loop is named, and the hook."""
-
-    def loop(model, meta, batches, val):
-        opt = Adam(model.parameters(), lr=0.1)
-        for x, y in batches:
-            step(model, meta, opt, x, y)
-        return val_loss(model, val)
-
-    args = task().args()
-    if kind == "tensor":
-        args["model"][0].weight.register_hook(lambda g: 2 * g)
-    else:
-        args["model"][0].register_full_backward_hook(lambda module, gi, go: None)
-    with pytest.raises(mlc.MlcError, match=r"(?i)hook"):
-        mlc.compile(loop)(**args)

@@ -142,8 +142,9 @@ def unsupported(model, meta, batches, val, opt, turn, ema):
         loss.backward()
         opt.step()
         turn.step()
-    next(model.parameters()).register_hook(lambda g: g)
-    return val_loss(model, val)
+    loss = val_loss(model, val)
+    loss.register_hook(lambda g: g)
+    return loss
 
 
 @pytest.mark.parametrize("broken", [exploding, unsupported])

@@ -7,7 +7,6 @@ otherwise than it did, its line goes or changes. `python -m tests.scripts` print
 KNOWN = {
     "word_language_best": "call 1: CaptureError: meta-parameter word_weights has no path to the result",
     "accelerate": "call 1 prints 'epoch 0: loss <traced>'",
-    "fabric": "call 1: CaptureError: backward hooks cannot be traced",
     "lightning_trainer": "call 1: CaptureError: AssertionError while tracing: Mixing fake modes",
     "transformers_trainer": "call 1: CaptureError: a tensor appeared that mlc did not see being made",
 }

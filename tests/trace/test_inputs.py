@@ -223,6 +223,20 @@ def test_hooks_are_followed() -> None:
     assert not w.again()
 
 
+def test_hooks_of_tensors_are_followed() -> None:
+    scale = [1.0]
+    p = torch.ones(2, requires_grad=True)
+    handle = p.register_hook(lambda g: g * scale[0])
+    w = watch(lambda x: torch.autograd.grad((p * x).sum(), p)[0], torch.ones(2))
+    assert w.again()
+    scale[0] = 2.0
+    assert not w.again()
+    scale[0] = 1.0
+    assert w.again()
+    handle.remove()
+    assert not w.again()
+
+
 def test_values_of_a_module_that_is_scripted_or_lazy() -> None:
     lazy = nn.LazyLinear(3)
     assert any(m is lazy for m in roots(lazy).modules.values())
