@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import BackwardHook
 
+from mlc.errors import CaptureError
 from mlc.trace.customs import apply_custom
 from mlc.trace.gradients import Gradients
 from mlc.trace.grads import get_grad, put_grad
