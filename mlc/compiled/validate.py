@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.errors import CaptureError, VerifyError
+from mlc.errors import CaptureError, MlcError, VerifyError
+from mlc.ir.core import Eqn, Grad, Var
+from mlc.passes.legality import PYTORCH_WRONG
 from mlc.runtime.feeds import Drawer
 from mlc.trace.capture import Ref
 from mlc.trace.evaluate import Replay
@@ -77,25 +79,44 @@ def compare(seen: Observation, results: Sequence[Any], where: Callable[[int], An
         if not isinstance(real, Tensor):
             continue
         err = difference(mine, real, noise.get(i, 0.0))
-        if err is not None and seen.observer.recomputed:
-            raise CaptureError(
-                "a checkpointed part reads state that it changes: what backward() recomputes is not what it computed",
-                loc=seen.observer.recomputed[0],
-                advice="change that state after the checkpointed part, not in it",
-            )
         if err is not None:
-            raise VerifyError(
-                f"the compiled program does not reproduce the run: result {i} {err}; no number of it is given out",
-                loc=where(i),
-                advice="this is a fault of mlc: call the function without mlc and report it; verify=None skips the "
-                "comparison",
-            )  # fmt: skip
+            raise _mismatch(seen, i, err, where(i))
     for i, outcome, what, loc in seen.recording.decisions:
         if not same(results[i], outcome, loose=True):
             raise VerifyError(
                 f"the compiled program does not reproduce {what} that the run read here", loc=loc,
                 advice="this is a fault of mlc: call the function without mlc and report it",
             )  # fmt: skip
+
+
+def _mismatch(seen: Observation, i: int, err: str, loc: Any) -> MlcError:
+    """What to say where the program does not reproduce the run."""
+    if seen.observer.recomputed:
+        return CaptureError(
+            "a checkpointed part reads state that it changes: what backward() recomputes is not what it computed",
+            loc=seen.observer.recomputed[0], advice="change that state after the checkpointed part, not in it",
+        )  # fmt: skip
+    for e in seen.recording.eqns:
+        known = PYTORCH_WRONG.get(e.op)
+        if known is not None and _order(seen, e) >= known[0]:
+            return CaptureError(
+                f"PyTorch gets {known[1]} wrong, and a gradient of the loop needs it: the compiled program does not "
+                f"reproduce the run (result {i} {err})", loc=e.loc, advice=known[2],
+            )  # fmt: skip
+    return VerifyError(
+        f"the compiled program does not reproduce the run: result {i} {err}; no number of it is given out", loc=loc,
+        advice="this is a fault of mlc: call the function without mlc and report it; verify=None skips the comparison",
+    )  # fmt: skip
+
+
+def _order(seen: Observation, e: Eqn) -> int:
+    """How many gradients, each through the one before, the loop takes through what an equation computes."""
+    order: dict[Var, int] = dict.fromkeys(e.outs, 0)
+    for later in seen.recording.eqns:
+        reached = [order[v] for v in later.inputs if v in order]
+        if reached:
+            order.update(dict.fromkeys(later.outs, max(reached) + isinstance(later.op, Grad)))
+    return max(order.values())
 
 
 def first_difference(seen: Observation) -> str:

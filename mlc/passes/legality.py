@@ -14,6 +14,7 @@ import torch
 __all__ = [
     "ACCOUNTED",
     "DECOMPOSITION_WRONG",
+    "PYTORCH_WRONG",
     "SECOND_ORDER_FORMULA",
     "STATISTICS",
     "forward_formula_trusted",
@@ -64,3 +65,16 @@ def forward_formula_trusted(op: Any, args: tuple[Any, ...], kwargs: tuple[tuple[
     if op in _FORWARD_WRONG:
         return False
     return not (op is _A.scatter_reduce.two and "prod" in args)
+
+
+# Derivatives that PyTorch itself gets wrong, so that the number that the user's own loop computes is no derivative:
+# from which order on, what, and what to write instead.
+PYTORCH_WRONG: dict[Any, tuple[int, str, str]] = {
+    _A.as_strided_scatter.default: (1, "the derivative of as_strided_scatter", "use index_put or slice_scatter"),
+    _A._weight_norm_interface.default: (
+        2, "the second derivative of weight_norm",
+        "write it out: v * (g / torch.linalg.vector_norm(v, dim=1, keepdim=True))",
+    ),
+    _A.native_batch_norm.default: (3, "the third derivative of batch_norm", "write the normalisation out"),
+    _A.native_layer_norm.default: (3, "the third derivative of layer_norm", "write the normalisation out"),
+}  # fmt: skip

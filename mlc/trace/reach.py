@@ -81,8 +81,9 @@ class Reach:
             if self._passes(e):
                 for v in e.inputs:
                     if v.type.is_float:
-                        bits |= self._of(v)
-                        more |= self._beyond.get(v, 0)
+                        found, own = self._of(v), self._bits.get(v, 0)
+                        bits |= found
+                        more |= self._beyond.get(v, 0) | (found & ~own if own else 0)  # a leaf has no history there
                 if (isinstance(e.op, Alias) and e.tag == "clone") or isinstance(e.op, Stop):
                     more |= bits
             for o in e.outs:

@@ -192,9 +192,12 @@ def maml(d: Draft) -> None:
     ]
 
 
-@EXTRAS.add(takes="weights", fits=lambda spec: grads(spec) and twice(spec))
+@EXTRAS.add(takes="weights", fits=lambda spec: grads(spec) and twice(spec) and "init" not in spec.metas)
 def middle(d: Draft) -> None:
-    """A middle level: weights of positions that learn by their own gradient through one virtual step."""
+    """A middle level: weights of positions that learn by their own gradient through one virtual step.
+
+    Through a model that `mlc.clone` made, that gradient would also go through the training before.
+    """
     d.need("from torch.func import functional_call")
     rate = d.meta("middle_rate", "torch.tensor(0.5)")
     d.late.append(f"v = torch.zeros({d.spec.batch}, requires_grad=True)")

@@ -96,8 +96,8 @@ def gap(got: Any, wanted: Any) -> float | str:
     return 0.0 if got == wanted else f"{got!r} instead of {wanted!r}"
 
 
-def differences(got: Flat, wanted: Flat, allowed: float = 1e-9) -> list[str]:
-    """What is not the same, in words."""
+def differences(got: Flat, wanted: Flat, allowed: float = 1e-9, loose: Mapping[str, float] | None = None) -> list[str]:
+    """What is not the same, in words; `loose`: what is allowed for single numbers."""
     found = [f"{name} is there" for name in got.keys() - wanted.keys()]
     found += [f"{name} is missing" for name in wanted.keys() - got.keys()]
     for name in wanted.keys() & got.keys():
@@ -106,7 +106,7 @@ def differences(got: Flat, wanted: Flat, allowed: float = 1e-9) -> list[str]:
         apart = gap(got[name], wanted[name])
         if isinstance(apart, str):
             found.append(f"{name}: {apart}")
-        elif not apart <= allowed:
+        elif not apart <= max(allowed, (loose or {}).get(name, 0.0)):
             found.append(f"{name}: off by {apart:.1e}")
     return sorted(found)
 
