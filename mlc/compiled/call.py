@@ -38,7 +38,7 @@ class Node(torch.autograd.Function):
         outs = call.run()
         ctx.call = call
         ctx.save_for_backward(*metas)
-        differentiable = {i for i in call.entry.executor.stages.cotangents}
+        differentiable = set(call.differentiable())
         ctx.mark_non_differentiable(*[t for i, t in enumerate(outs) if i not in differentiable])
         ctx.set_materialize_grads(True)
         return tuple(outs)
@@ -67,6 +67,12 @@ class Call:
         self.inputs = inputs_of(entry, roots)
         self.done: Run | None = None
         self.drawer = Drawer(self._open, batch_tensors) if seen is None else Redrawn(seen)
+
+    def differentiable(self) -> Sequence[int]:
+        """Outputs that carry a derivative; where no path leads to any of them (see ``build``), it is zero."""
+        entry = self.entry
+        outs = entry.program.region.outputs[: entry.program.n_outputs]
+        return entry.executor.stages.cotangents or [i for i, v in enumerate(outs) if v.type.is_float]
 
     def metas(self) -> list[Tensor]:
         """The meta-parameters of this call."""
@@ -136,6 +142,8 @@ class Call:
         """Hypergradient for every meta-parameter (None: no path)."""
         assert self.done is not None
         stages = self.entry.executor.stages
+        if not stages.cotangents:
+            return [torch.zeros_like(t) for t in self.metas()]
         found = self.entry.executor.backward(self.done, [cts[i] for i in stages.cotangents], keep)
         self.owner.report = Report.of(self.entry.plan, self.done)
         by_input = dict(zip(stages.gradients, found, strict=True))

@@ -120,10 +120,8 @@ class CompiledFunction:
         states = generator_states(entry)
         metas = call.metas()
         try:
-            if torch.is_grad_enabled() and metas and entry.executor.stages.cotangents:
-                outs = list(Node.apply(call, *metas))  # type: ignore[no-untyped-call]
-            else:
-                outs = call.run()
+            apply: Any = Node.apply
+            outs = list(apply(call, *metas)) if torch.is_grad_enabled() and metas else call.run()
         except BaseException as e:
             RandomWatch.put(states)
             if not _refused_memory(e) or entry.smaller:

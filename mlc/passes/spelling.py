@@ -7,6 +7,7 @@ operator itself is still what runs forward.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -92,14 +93,14 @@ def _pdist(x: Tensor, p: float = 2) -> Tensor:
 
 
 def _embedding_bag(
-    weight: Tensor, indices: Tensor, offsets: Tensor, scale: bool = False, mode: int = 0,
+    op: Any, weight: Tensor, indices: Tensor, offsets: Tensor, scale: bool = False, mode: int = 0,
     sparse: bool = False, per_sample: Tensor | None = None, last: bool = False, padding: int = -1,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Rows gathered, then added up by bag; the fused operator has no second derivative."""
     if scale or (mode == 2 and padding >= 0):
         raise NotImplementedError("embedding_bag with scale_grad_by_freq, or the largest beside padding")
     each = None if per_sample is None else per_sample.detach()
-    fused = _A._embedding_bag.default(weight.detach(), indices, offsets, scale, mode, sparse, each, last, padding)
+    fused = op(weight.detach(), indices, offsets, scale, mode, sparse, each, last, padding)
     rest = fused[1:]
     starts = offsets[:-1] if last else offsets
     place = torch.arange(indices.shape[0], device=indices.device)
@@ -137,7 +138,8 @@ _SPELT: dict[Any, Callable[..., Any]] = {
     _A.as_strided_scatter.default: _as_strided_scatter,
     _A._cdist_forward.default: _cdist,
     _A._pdist_forward.default: _pdist,
-    _A._embedding_bag.default: _embedding_bag,
+    _A._embedding_bag.default: partial(_embedding_bag, _A._embedding_bag.default),
+    _A._embedding_bag_forward_only.default: partial(_embedding_bag, _A._embedding_bag_forward_only.default),
     _A._linalg_det.default: determinants.det,
     _A.embedding_renorm.default: _embedding_renorm,
     _A._ctc_loss_backward.default: losses.ctc_backward,

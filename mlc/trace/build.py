@@ -54,7 +54,7 @@ def build_program(rec: Recording, stop: str = "all") -> Program:
     inputs = tuple(Input(n, _role(e), e.var.type, e.path) for n, e in zip(names, externals, strict=True))
     notes = tuple(dict.fromkeys([*rec.notes, *rolled.notes]))
     program = Program(rec.function, region, inputs, rec.n_outputs, notes=notes, loc=rec.loc, binding=rec)
-    more, warnings = _diagnose(program, stop)
+    more, warnings = _diagnose(program, stop, _decided(rec))
     notes += more
     levels, flows = find_levels(program, [(type(s.optimizer).__name__, s.loc) for s in rec.steps])
     return replace(program, levels=levels, flows=flows, notes=notes, warnings=(*rec.warnings, *warnings))
@@ -153,8 +153,30 @@ def _reopen(region: Region, opened: dict[Var, Eqn]) -> Region:
 # ---- meta-parameters and their paths
 
 
-def _diagnose(program: Program, stop: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _decided(rec: Recording) -> Any:
+    """Where a meta-parameter decides a branch; None if none does."""
+    metas = {e.var for e in rec.externals if _role(e) == "meta"}
+    made = {v: e for e in rec.eqns for v in e.outs}
+    for i, _, _, loc in rec.decisions:
+        seen: set[Var] = set()
+        todo = [rec.results[i]]
+        while todo:
+            v = todo.pop()
+            if v in metas:
+                return loc
+            if v not in seen and v in made:
+                seen.add(v)
+                todo.extend(made[v].inputs)
+    return None
+
+
+def _diagnose(program: Program, stop: str, decided: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Notes and warnings about meta-parameters without a path, or with a path that is cut.
+
+    Args:
+        program: It.
+        stop: Meaning of stops.
+        decided: Where a meta-parameter decides a branch, if one does: its derivative is then zero, not missing.
 
     Raises:
         CaptureError: when no meta-parameter has a path to the result.
@@ -172,6 +194,9 @@ def _diagnose(program: Program, stop: str) -> tuple[tuple[str, ...], tuple[str, 
     cuts_of = _cuts(region, marks)
     if not reached:
         every = [e for e, bits in cuts_of if bits]
+        if decided is not None and not every:
+            names = [program.inputs[i].name for i in metas]
+            return (), (f"the gradient of {_names(names)} is zero: it only decides a branch, at {decided}",)
         raise _no_path(program, [program.inputs[i].name for i in metas], every)
     notes: list[str] = []
     lost: dict[str, list[str]] = {}
