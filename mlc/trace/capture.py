@@ -30,7 +30,7 @@ from mlc.trace.environment import (
     zero_grad,
 )
 from mlc.trace.inputs import Path, Roots, walk
-from mlc.trace.iterables import Source, Sources, loader_patches, substitute
+from mlc.trace.iterables import Source, Sources, loader_patches, substitute, swapped
 from mlc.trace.optimizers import narrow_counts, restore_flags
 from mlc.trace.patches import _ours, _set, patched
 from mlc.trace.scalars import TracedScalar
@@ -126,12 +126,14 @@ def record(
     active = _ours(tracer)
     iterate, length = loader_patches(sources, roots.loaders, active)
     batches, iterators = roots.batches, roots.iterators
-    new_args = tuple(substitute(a, ("args", i), batches, iterators, sources) for i, a in enumerate(args))
-    new_kwargs = {k: substitute(v, ("args", k), batches, iterators, sources) for k, v in kwargs.items()}
     host = None
     try:
         with contextlib.ExitStack() as stack:
             put = stack.enter_context
+            swaps = put(swapped())
+            given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+            new = {k: substitute(v, ("args", k), batches, iterators, sources, swaps) for k, v in given.items()}
+            new_args, new_kwargs = tuple(new[i] for i in range(len(args))), {k: new[k] for k in kwargs}
             put(quiet())
             put(default_dtype_kept())
             put(rng_kept())
@@ -140,7 +142,7 @@ def record(
             put(numbers_in_optimizers())
             put(_set(DataLoader, "__iter__", iterate))
             put(_set(DataLoader, "__len__", length))
-            put(iterators_elsewhere(fn, roots, sources))
+            put(iterators_elsewhere(fn, roots, sources, swaps))
             put(sdpa_kernel(SDPBackend.MATH))
             put(torch.backends.mkldnn.flags(enabled=False))
             put(torch.enable_grad())

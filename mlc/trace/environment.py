@@ -14,40 +14,45 @@ import torch
 from torch import Tensor
 
 from mlc.trace.inputs import Roots
-from mlc.trace.iterables import Sources, substitute
+from mlc.trace.iterables import Sources, Swaps, substitute
 from mlc.trace.patches import _set
 from mlc.trace.scalars import traced_max, traced_min
 from mlc.trace.tracer import Tracer
 
 
 @contextlib.contextmanager
-def iterators_elsewhere(fn: Any, roots: Roots, sources: Sources) -> Iterator[None]:
+def iterators_elsewhere(fn: Any, roots: Roots, sources: Sources, swaps: Swaps) -> Iterator[None]:
     """Iterators in closures, globals and attributes, replaced for the time of the trace."""
     undo: list[Callable[[], None]] = []
 
-    def cell(c: Any, old: Any) -> Callable[[], None]:
+    def cell(c: Any, new: Any, old: Any) -> Callable[[], None]:
         def put() -> None:
-            c.cell_contents = old
+            if c.cell_contents is new:  # the user's code may have bound something else
+                c.cell_contents = old
 
         return put
 
-    def put_global(scope: dict[str, Any], name: str, old: Any) -> Callable[[], None]:
-        return lambda: scope.__setitem__(name, old)
+    def put_global(scope: dict[str, Any], name: str, new: Any, old: Any) -> Callable[[], None]:
+        def put() -> None:
+            if scope.get(name) is new:
+                scope[name] = old
+
+        return put
 
     try:
         f = fn.__func__ if isinstance(fn, types.MethodType) else fn
         for path, x in [*roots.iterators.items(), *roots.batches.items()]:
             if path[0] == "args" or not isinstance(f, types.FunctionType):
                 continue
-            new = substitute(x, path, roots.batches, roots.iterators, sources)
+            new = substitute(x, path, roots.batches, roots.iterators, sources, swaps)
             if new is x:
                 continue
             if path[:2] == ("fn", "closure") and len(path) == 3:
                 c = (f.__closure__ or ())[f.__code__.co_freevars.index(path[2])]
-                undo.append(cell(c, x))
+                undo.append(cell(c, new, x))
                 c.cell_contents = new
             elif path[0] == "globals" and len(path) == 3 and f.__globals__.get(path[2]) is x:
-                undo.append(put_global(f.__globals__, path[2], x))
+                undo.append(put_global(f.__globals__, path[2], new, x))
                 f.__globals__[path[2]] = new
         yield
     finally:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
 import itertools
 import random
 import sys
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,13 +153,17 @@ class Sources:
 
 
 class _TracedList(list):  # type: ignore[type-arg]
-    """A list of batches while tracing."""
+    """A list of batches while tracing; what changes it changes the user's list."""
+
+    _changed = False
 
     def _bind(self, sources: Sources, source: int) -> _TracedList:
         self._sources, self._source = sources, source
         return self
 
     def __iter__(self) -> Iterator[Any]:
+        if self._changed:  # a buffer that the loop fills: its items are values like all others
+            return list.__iter__(self)
         return self._sources.iterate(self._source, lambda: list.__iter__(self))
 
     def __len__(self) -> int:
@@ -165,6 +173,25 @@ class _TracedList(list):  # type: ignore[type-arg]
     def __getitem__(self, i: Any) -> Any:
         self._sources.all[self._source].indexed = True
         return list.__getitem__(self, i)
+
+
+def _changing(name: str) -> Any:
+    change = getattr(list, name)
+
+    @functools.wraps(change)
+    def call(self: _TracedList, *args: Any, **kwargs: Any) -> Any:
+        theirs = self._sources.all[self._source].object
+        found = change(theirs, *args, **kwargs)
+        list.__setitem__(self, slice(None), theirs)
+        self._changed = self._sources.all[self._source].length_used = True
+        return self if found is theirs else found
+
+    return call
+
+
+for _name in ("append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse", "__setitem__", "__delitem__",
+              "__iadd__", "__imul__"):  # fmt: skip
+    setattr(_TracedList, _name, _changing(_name))
 
 
 class _TracedTuple(tuple):  # type: ignore[type-arg]
@@ -199,8 +226,71 @@ class _TracedIterator:
         return next(self._it)
 
 
-def substitute(x: Any, path: Path, batches: dict[Path, Any], iterators: dict[Path, Any], sources: Sources) -> Any:
-    """Arguments with lists of batches and iterators replaced by ones that tell the tracer."""
+class Swaps:
+    """What stands for the user's lists, and in their containers, for the time of a run."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[Any, Any, Any, Any]] = []
+        self._made: list[tuple[Any, Any]] = []  # what stands for a list or tuple, and that one
+        self._held: list[int] = []  # references to each before the run
+
+    def made(self, new: Any, old: Any) -> Any:
+        """Note what stands for one of the user's."""
+        self._made.append((new, old))
+        return new
+
+    def put(self, container: Any, key: Any, new: Any) -> None:
+        """Put something in the place of an entry."""
+        self._all.append((container, key, new, container[key]))
+        container[key] = new
+
+    def back(self) -> None:
+        """Put back what the run did not replace itself."""
+        for container, key, new, old in self._all:
+            now = (
+                container.get(key) if isinstance(container, dict) else container[key] if key < len(container) else None
+            )
+            if now is new:
+                container[key] = old
+        self._all.clear()
+        for (new, old), before in zip(self._made, self._held, strict=False):
+            if sys.getrefcount(new) > before:
+                for holder in gc.get_referrers(new):
+                    _replace(holder, new, old)
+        self._held.clear()
+
+    def ready(self) -> None:
+        """The run begins: whoever holds more afterwards is the user's code."""
+        self._held = [sys.getrefcount(new) for new, _ in self._made]
+
+
+def _replace(holder: Any, new: Any, old: Any) -> None:
+    """The user's code kept what it was given: it shall have kept its own list."""
+    if isinstance(holder, types.CellType):
+        holder.cell_contents = old
+    elif type(holder) is list:
+        holder[:] = [old if x is new else x for x in holder]
+    elif isinstance(holder, dict):
+        for k in [k for k, v in holder.items() if v is new]:
+            dict.__setitem__(holder, k, old)
+
+
+@contextlib.contextmanager
+def swapped() -> Iterator[Swaps]:
+    """Swaps that are put back in the end."""
+    swaps = Swaps()
+    try:
+        yield swaps
+    finally:
+        swaps.back()
+
+
+def substitute(x: Any, path: Path, batches: dict[Path, Any], iterators: dict[Path, Any], sources: Sources,
+               swaps: Swaps) -> Any:  # fmt: skip
+    """Arguments with lists of batches and iterators replaced by ones that tell the tracer.
+
+    Dicts and lists stay the user's own objects, with other entries until ``swaps.back()``.
+    """
     if path in iterators:
         return _TracedIterator(
             sources, sources.add(x, path, once=True), itertools.chain(sources.drawn.get(path, ()), x)
@@ -208,14 +298,16 @@ def substitute(x: Any, path: Path, batches: dict[Path, Any], iterators: dict[Pat
     if path in batches:
         cls = _TracedList if isinstance(x, list) else _TracedTuple
         if type(x) in (list, tuple):
-            return cls(x)._bind(sources, sources.add(x, path))
+            return swaps.made(cls(x)._bind(sources, sources.add(x, path)), x)
         return x
-    if type(x) in (list, tuple):
-        parts = [substitute(v, (*path, i), batches, iterators, sources) for i, v in enumerate(x)]
-        return x if all(a is b for a, b in zip(parts, x, strict=True)) else type(x)(parts)
-    if type(x) is dict:
-        new = {k: substitute(v, (*path, k), batches, iterators, sources) for k, v in x.items()}
-        return x if all(new[k] is x[k] for k in x) else new
+    if type(x) is tuple:
+        parts = [substitute(v, (*path, i), batches, iterators, sources, swaps) for i, v in enumerate(x)]
+        return x if all(a is b for a, b in zip(parts, x, strict=True)) else tuple(parts)
+    if type(x) in (list, dict):
+        for k, v in list(enumerate(x) if isinstance(x, list) else x.items()):
+            new = substitute(v, (*path, k), batches, iterators, sources, swaps)
+            if new is not v:
+                swaps.put(x, k, new)
     return x
 
 

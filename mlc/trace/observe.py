@@ -24,7 +24,7 @@ from mlc.trace.frames import is_user_module
 from mlc.trace.grads import put_grad
 from mlc.trace.inputs import Path, Roots, walk
 from mlc.trace.interception import intercepted
-from mlc.trace.iterables import Sources, loader_patches, substitute
+from mlc.trace.iterables import Sources, loader_patches, substitute, swapped
 from mlc.trace.numberend import retire
 from mlc.trace.numberlinks import Linked, alive
 from mlc.trace.numbermode import NumberMode
@@ -136,10 +136,10 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
         put(default_dtype_kept())
         active = put(intercepted(ob))
         iterate, length = loader_patches(sources, roots.loaders, active)
-        new_args = tuple(
-            substitute(a, ("args", i), roots.batches, roots.iterators, sources) for i, a in enumerate(args)
-        )
-        new_kwargs = {k: substitute(v, ("args", k), roots.batches, roots.iterators, sources) for k, v in kwargs.items()}
+        swaps = put(swapped())
+        given = {**dict(enumerate(args)), **kwargs}
+        new = {k: substitute(v, ("args", k), roots.batches, roots.iterators, sources, swaps) for k, v in given.items()}
+        new_args, new_kwargs = tuple(new[i] for i in range(len(args))), {k: new[k] for k in kwargs}
         put(_set(DataLoader, "__iter__", iterate))
         put(_set(DataLoader, "__len__", length))
         put(_optimizers_numbers())
@@ -148,8 +148,16 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
         put(torch.enable_grad())
         put(eager_dynamo())
         put(current(ob))
-        with ob, iterators_elsewhere(fn, roots, sources), followed(), conversions(_user_modules(fn)), NumberMode(ob):
+        with (
+            ob,
+            iterators_elsewhere(fn, roots, sources, swaps),
+            followed(),
+            conversions(_user_modules(fn)),
+            NumberMode(ob),
+        ):
+            swaps.ready()
             out = _call(ob, fn, new_args, new_kwargs)
+            swaps.back()
         reads = ob.reads
         with ob:
             sources.check_random()
