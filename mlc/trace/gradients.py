@@ -288,8 +288,26 @@ class Gradients:
 
     def _accumulated(self, before: Sequence[tuple[Tensor, Tensor | None]], values: Sequence[Var | None],
                      more: Sequence[bool], create_graph: bool) -> None:  # fmt: skip
+        ob = self.observer
+        unread: list[tuple[Tensor, list[Var]]] = []
         for (t, old), v, beyond in zip(before, values, more, strict=True):
-            self.accumulate(t, old, v, beyond, create_graph)
+            if v is not None and beyond and not create_graph:
+                self._undo(t, old)
+                ob.grads.setdefault(id(t), (t, None))
+                unread.append((t, [v]))
+            else:
+                with self.later.kept(t):
+                    self.accumulate(t, old, v, beyond, create_graph)
+        self.later.note(unread, list)  # nobody may ever look at it
+
+    def _undo(self, t: Tensor, old: Tensor | None) -> None:
+        """``t.grad`` as it was: PyTorch added what is only a part."""
+        ob = self.observer
+        if old is not None and get_grad(t) is old:
+            ob.will_write(old)
+            with ob.pause(), torch.no_grad():
+                old.copy_(self._held[id(t)])
+        put_grad(t, old)
 
     def accumulate(self, t: Tensor, old: Tensor | None, v: Var | None, beyond: bool, create_graph: bool) -> None:
         """What ``backward()`` did to ``t.grad``, which was ``old``."""

@@ -8,7 +8,8 @@ not dropped before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,14 @@ class Later:
         found = {id(t): (t, values) for t, values in leaves if values}
         if found:
             self._noted.append(_Noted(take, found))
+
+    @contextlib.contextmanager
+    def kept(self, t: Tensor) -> Iterator[None]:
+        """More is added to ``t.grad``: what was noted before is still to be added."""
+        waiting = [(n, n.leaves.pop(id(t))) for n in self._noted if id(t) in n.leaves]
+        yield
+        for n, leaf in waiting:
+            n.leaves[id(t)] = leaf
 
     def forget(self, t: Tensor) -> None:
         """``t.grad`` is set to something else."""

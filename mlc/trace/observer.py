@@ -137,7 +137,7 @@ class Observer(AsData):
         """Python looks at ``t.grad``, or ``backward`` adds to it: what it was before the call counts."""
         if not accumulating:
             self.gradients.hooks.settle(t)
-        self.gradients.later.settle(t)
+            self.gradients.later.settle(t)
         if id(t) not in self.grads:
             self.grad_reads.setdefault(id(t), (t, get_grad(t) is None))
             if not accumulating:
