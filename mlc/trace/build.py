@@ -11,6 +11,7 @@ from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region
 from mlc.ir.program import Input, Program
 from mlc.ir.types import SeqType, Type
 from mlc.ir.verify import verify
+from mlc.passes.apart import apart
 from mlc.passes.levels import find_levels
 from mlc.passes.reverse import dependence, outermost
 from mlc.passes.roll import roll
@@ -50,7 +51,7 @@ def build_program(rec: Recording, stop: str = "all") -> Program:
     externals = rec.externals
     names = [_name(rec, e.path, i) for i, e in enumerate(externals)]
     rolled = roll(rec.eqns, [e.var for e in externals], rec.results, names)
-    region = _open_lengths(verify(rolled.region), rec)
+    region = apart(_open_lengths(verify(rolled.region), rec))
     inputs = tuple(Input(n, _role(e), e.var.type, e.path) for n, e in zip(names, externals, strict=True))
     notes = tuple(dict.fromkeys([*rec.notes, *rolled.notes]))
     program = Program(rec.function, region, inputs, rec.n_outputs, notes=notes, loc=rec.loc, binding=rec)
