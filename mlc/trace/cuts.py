@@ -189,6 +189,11 @@ class Cuts(Observing):
         tag = None if s.leaf or s.soft else "state"  # what stop_gradient="torch" holds constant
         return self._stop_at(var, self.depth(), None, tag=tag) if var.mask else var
 
+    def number_out(self, t: Tensor) -> Var:
+        """The value of a Python number that the call gives out: nothing is differentiated through it."""
+        var = self.present(t)
+        return self._stop_at(var, None, None) if var.mask and var.type.is_float else var
+
     def _cut_inside(self, var: Var) -> Var:
         """A passing value, with stops where cut values entered it."""
         key = (self.scope(), var)

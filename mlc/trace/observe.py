@@ -298,7 +298,7 @@ class _Finish:
         """A number that follows from tensors."""
         if not alive(x):
             return x.value
-        ref = self.ref(x.value, self.ob.present(x.tensor))
+        ref = self.ref(x.value, self.ob.number_out(x.tensor))
         return Ref(ref.index, number=True, kind=type(x.value))
 
     def ref(self, real: Any, var: Var) -> Ref:

@@ -77,6 +77,15 @@ def _rrelu(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
         return x * slopes
 
 
+def _norm(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+    """Batch normalisation in evaluation, as inference mode calls it: one operator has the rules."""
+    with ob.pause():
+        out = func(*args, **kwargs)
+    x, weight, bias, mean, var, momentum, eps = args
+    plain = _A.native_batch_norm.default
+    return ob._plain(plain, schema_of(plain), (x, weight, bias, mean, var, False, momentum, eps), kwargs, out)
+
+
 def _ctc(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
     """Lengths in tensors are numbers that later calls must find again: sizes follow from them."""
     with ob.pause():
@@ -100,6 +109,7 @@ SPECIAL_REAL: dict[Any, Any] = {
     _A.rrelu_with_noise.default: _rrelu,
     _A._grouped_mm.default: lambda ob, f, a, k: ob.plain(f, a, k),
     _A._ctc_loss.Tensor: _ctc,
+    _A._native_batch_norm_legit_no_training.default: _norm,
     _A.set_.source_Storage: _native,
     _A.set_.source_Tensor: _native,
     _A.set_.source_Storage_storage_offset: _native,

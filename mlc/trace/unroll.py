@@ -30,10 +30,12 @@ from mlc.ir.core import (
     map_vars,
 )
 from mlc.ir.types import TensorType
+from mlc.passes import norms
 from mlc.runtime.interpreter import run_random
 
 __all__ = ["Unroll"]
 
+_BATCH_NORM = aten("native_batch_norm")
 _VIEWS = {aten("view"), aten("_unsafe_view"), aten("_reshape_alias")}
 
 
@@ -228,6 +230,8 @@ def _apply(e: Eqn, env: dict[Var, Any]) -> list[Tensor]:
         return [args[0].reshape(args[1])]
     if op is aten("as_strided"):
         return [_as_strided(e, args)]
+    if op is _BATCH_NORM and not args[5] and any(t is not None and t.requires_grad for t in args[3:5]):
+        op = norms.batch_norm  # PyTorch takes running statistics for constants
     assert callable(op), op
     return _flat(op(*args, **kwargs))
 
