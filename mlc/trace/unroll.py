@@ -231,7 +231,7 @@ def _apply(e: Eqn, env: dict[Var, Any]) -> list[Tensor]:
     if op is aten("as_strided"):
         return [_as_strided(e, args)]
     if op is _BATCH_NORM and not args[5] and any(t is not None and t.requires_grad for t in args[3:5]):
-        op = norms.batch_norm  # PyTorch takes running statistics for constants
+        return list(norms.batch_norm(*args))  # PyTorch takes running statistics for constants
     assert callable(op), op
     return _flat(op(*args, **kwargs))
 
