@@ -1,6 +1,8 @@
 """Generated programs under all oracles, and the generator itself."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,16 @@ def test_programs(first: int, tmp_path: Path) -> None:
         elif seed in listed and v.kind != listed[seed].split()[0]:
             wrong.append(f"seed {seed} was known as {listed[seed]!r}, is now {v.signature!r}")
     assert not wrong, "\n".join(wrong)
+
+
+FOUND = json.loads((Path(__file__).parent / "found.json").read_text())
+
+
+@pytest.mark.parametrize("program", FOUND, ids=lambda p: str(p["seed"]))
+def test_what_was_found_stays_mended(program: dict[str, Any], tmp_path: Path) -> None:
+    """The smallest programs of faults that long runs found."""
+    v = judged(load(json.dumps(program)), folder=tmp_path, depth=1)
+    assert v.good, f"{v.signature}\n{v.detail}\n{v.line}"
 
 
 def test_specs_are_valid_and_read_back() -> None:
