@@ -49,6 +49,8 @@ class CompiledFunction:
         self.options = options
         self.report: Report | None = None
         self.recordings = 0
+        self._missed = 0  # calls in a row that a guard sent back to be recorded
+        self._why = ""
         self._entries: list[Entry] = []
         self._planned: dict[str, Entry] = {}
         self._last: Entry | None = None
@@ -75,15 +77,16 @@ class CompiledFunction:
             call = Call(self, entry, roots)
             try:
                 found = self._run(call)
-            except Stale:
+            except Stale as why:
                 entry.stale += 1
+                self._why = str(why)
                 if entry.stale == _TRIES and entry in self._entries:
                     self._entries.remove(entry)
                 drawn = given_back(entry, roots, call.drawer)
                 if drawn:
                     break
             else:
-                entry.stale = 0
+                entry.stale = self._missed = 0
                 return found
         return self._record(args, kwargs, drawn)
 
@@ -96,6 +99,7 @@ class CompiledFunction:
             drawn: Items that were taken from iterators before it turned out that this call is to be recorded.
         """
         self.recordings += 1
+        self._tell_of_misses()
         with progress(f"compiling {getattr(self.fn, '__name__', 'a function')}") as say:
             say("recording")
             seen = observe(self.fn, args, kwargs, drawn)
@@ -112,6 +116,17 @@ class CompiledFunction:
             del self._entries[_MOST:]
         seen.release()
         return result
+
+    def _tell_of_misses(self) -> None:
+        """A call whose guards never hold costs a recording each time: say so, once."""
+        self._missed += bool(self._why)
+        if self._missed == _MISSES:
+            name = getattr(self.fn, "__name__", "the function")
+            said = f"{name} was recorded anew at {_MISSES} calls in a row, the last time because {self._why}"
+            warnings.warn(
+                MlcWarning(f"{said}: every call costs a recording (explain() lists the guards)"), stacklevel=4
+            )
+        self._why = ""
 
     def _run(self, call: Call, seen: Observation | None = None) -> Any:
         entry = call.entry
@@ -212,6 +227,7 @@ class CompiledFunction:
 
 
 _MOST = 16  # recordings kept of one function
+_MISSES = 4  # calls in a row that were recorded anew because a guard did not hold: worth a warning
 _TRIES = 3  # recordings whose guards are tried before a call is recorded; times in a row that one may fail
 
 

@@ -98,6 +98,7 @@ class Program(Shown):
         notes: What a reader should know (what was not rolled, what is traced anew).
         loc: Where the function is defined.
         warnings: What the user is warned of when it is first called.
+        guards: What a later call must find as it was, in words: decisions that Python took on numbers of tensors.
         binding: Run-time information of the tracer (not printed, not compared).
     """
 
@@ -110,6 +111,7 @@ class Program(Shown):
     notes: tuple[str, ...] = ()
     loc: Loc | None = None
     warnings: tuple[str, ...] = ()
+    guards: tuple[str, ...] = ()
     binding: Any = field(default=None, repr=False)
 
     @property

@@ -41,6 +41,9 @@ NUMBERS = {
 _VALUE = {"start": "is where it starts", "trained above": "is trained above"}
 
 
+_GUARDS = 8  # lines about guards
+
+
 def explain(plan: Plan, program: Program | None, verbose: bool = False) -> str:
     """What a plan does, for people; without its program only the decisions are known.
 
@@ -63,7 +66,13 @@ def explain(plan: Plan, program: Program | None, verbose: bool = False) -> str:
         from mlc.passes.details import details
 
         parts += details(plan, program)
-    parts += [f"note: {note}" for note in (program.notes if program is not None else ())]
+    if program is not None:
+        parts += [f"note: {note}" for note in program.notes]
+        parts += [f"guard: {g}" for g in program.guards[:_GUARDS]]
+        if len(program.guards) > _GUARDS:
+            parts.append(
+                f"and {len(program.guards) - _GUARDS} more guards (a later call that differs is recorded anew)"
+            )
     return printed(*parts)
 
 
@@ -87,7 +96,7 @@ def explained(plan: Plan, program: Program) -> dict[str, Any]:
     return {
         "function": program.name, **{k: getattr(plan, k) for k in keys}, "levels": levels, "flows": flows,
         "decisions": [d.model_dump() for d in plan.decisions], "notes": list(program.notes),
-        "formulas": plan.formulas.as_dict(),
+        "guards": list(program.guards), "formulas": plan.formulas.as_dict(),
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -58,7 +59,15 @@ def build_program(rec: Recording, stop: str = "all") -> Program:
     more, warnings = _diagnose(program, stop, _decided(rec))
     notes += more
     levels, flows = find_levels(program, [(type(s.optimizer).__name__, s.loc) for s in rec.steps])
-    return replace(program, levels=levels, flows=flows, notes=notes, warnings=(*rec.warnings, *warnings))
+    return replace(
+        program, levels=levels, flows=flows, notes=notes, warnings=(*rec.warnings, *warnings), guards=_guards(rec)
+    )
+
+
+def _guards(rec: Recording) -> tuple[str, ...]:
+    """What later calls must find again, one line for each place in the user's code."""
+    found = Counter((what, str(loc)) for _, _, what, loc in rec.decisions)
+    return tuple(f"{what} at {loc}" + (f" ({n} times)" if n > 1 else "") for (what, loc), n in found.items())
 
 
 def _name(rec: Recording, path: Any, i: int) -> str:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import SGD
 
+import mlc
 from tests.numerics.models import draw, task, train_loss, val_loss
 from tests.numerics.program import describe, same
 from tests.numerics.reference import directional
@@ -180,3 +181,53 @@ def test_a_guard_that_holds_needs_no_other_recording(mlc: ModuleType) -> None:
     for seed in (1, 2, 3):
         compiled(**fresh(seed))
     assert compiled.recordings == 1
+
+
+def coin(w: Tensor) -> Tensor:
+    """A branch by a number that the loop draws."""
+    p = torch.ones(2).requires_grad_()
+    for _ in range(4):
+        rate = 0.1 if torch.rand(()) > 0.5 else 0.2
+        (g,) = torch.autograd.grad((w * p.square()).sum(), p)
+        with torch.no_grad():
+            p -= rate * g
+    return p.sum()
+
+
+def test_guards_are_listed_with_their_lines() -> None:
+    compiled = mlc.compile(coin)
+    compiled(torch.ones(2, requires_grad=True))
+    assert compiled.plan is not None
+    text = compiled.plan.explain()
+    (line,) = [x for x in text.splitlines() if x.startswith("guard: ")]
+    assert "test_guards.py" in line
+    assert "(4 times)" in line
+
+
+def test_a_program_whose_guards_never_hold_says_so() -> None:
+    compiled = mlc.compile(coin)
+    with pytest.warns(mlc.MlcWarning, match=r"recorded anew at 4 calls in a row.*test_guards\.py"):
+        for seed in range(12):
+            torch.manual_seed(seed)
+            compiled(torch.ones(2, requires_grad=True))
+            if compiled.recordings > 5:
+                break
+
+
+def test_a_meta_parameter_that_only_decides_has_a_derivative_of_zero() -> None:
+    def train(limit: Tensor, x: Tensor) -> Tensor:
+        p = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(p.square().sum(), p)
+        ratio = g.norm() / limit
+        scale = ratio if ratio > 1 else 1.0
+        with torch.no_grad():
+            p -= 0.1 * g / scale
+        return p.sum()
+
+    limit = torch.tensor(50.0, requires_grad=True)
+    with pytest.warns(
+        mlc.MlcWarning, match=r"gradient of limit is zero: it only decides a branch, at .*test_guards\.py"
+    ):
+        value = mlc.compile(train)(limit, torch.ones(3))
+    (got,) = torch.autograd.grad(value, limit)
+    assert got == 0
