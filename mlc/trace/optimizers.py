@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["after_step", "before_step", "narrow_counts", "restore_flags"]
 
 _REFUSED: dict[str, tuple[str, str]] = {
-    "LBFGS": (
-        "LBFGS evaluates its closure a data-dependent number of times and branches on the results",
-        "use a first-order optimizer in the inner loop",
-    ),
     "Rprop": (
         "Rprop steps by the sign of the gradient: its derivative is zero almost everywhere",
         "use an optimizer whose step depends smoothly on the gradient",
@@ -33,6 +29,14 @@ _REFUSED: dict[str, tuple[str, str]] = {
         "Muon orthogonalises its update in bfloat16, which has no exact derivative",
         "use SGD with momentum or Adam for the inner loop",
     ),
+}
+# Where nothing runs, also what decides on values: at a real call these decisions are guards.
+_UNKNOWN = {
+    "LBFGS": (
+        "LBFGS evaluates its closure a data-dependent number of times and branches on the results",
+        "trace without fake=True, or use a first-order optimizer in the inner loop",
+    ),
+    **_REFUSED,
 }
 
 
@@ -48,8 +52,8 @@ def before_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., Non
         if not active():
             return
         for cls in type(opt).__mro__:
-            if cls.__module__.startswith("torch.optim") and cls.__name__ in _REFUSED:
-                what, advice = _REFUSED[cls.__name__]
+            if cls.__module__.startswith("torch.optim") and cls.__name__ in (_REFUSED if tracer.real else _UNKNOWN):
+                what, advice = _UNKNOWN[cls.__name__]
                 raise CaptureError(f"{what}; it cannot be differentiated through", loc=tracer.place(), advice=advice)
         saved = []
         for group in opt.param_groups:

@@ -97,6 +97,27 @@ def _ctc(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
     return ob._plain(plain, schema_of(plain), (*args[:2], *numbers, *args[4:]), kwargs, out)
 
 
+def _unscale(ob: Any, func: Any, args: Any, kwargs: Any) -> None:
+    """``GradScaler.unscale_``, operator by operator; whether it then steps is a guard like any other."""
+    grads, found, inverse = args
+    with ob.active(), torch.no_grad():
+        for g in grads:
+            found.copy_(torch.maximum(found, g.isfinite().logical_not().any().to(found.dtype)))
+            g.mul_(inverse.to(g.dtype))
+
+
+def _update_scale(ob: Any, func: Any, args: Any, kwargs: Any) -> Tensor:
+    """``GradScaler.update``: smaller after a step that was skipped, larger after so many that were not."""
+    scale, tracker, found, growth, backoff, interval = args
+    with ob.active(), torch.no_grad():
+        bad, taken, larger = found > 0, tracker + 1, scale * growth
+        full = taken == interval
+        kept = torch.where(full & larger.isfinite(), larger, scale)
+        scale.copy_(torch.where(bad, scale * backoff, kept))
+        tracker.copy_(torch.where(bad | full, torch.zeros_like(taken), taken))
+    return scale  # type: ignore[no-any-return]
+
+
 def _native(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
     """The memory of a tensor is replaced or resized: what it then holds is found where it then lies."""
     return func(*args, **kwargs)
@@ -109,6 +130,8 @@ SPECIAL_REAL: dict[Any, Any] = {
     _A.rrelu_with_noise.default: _rrelu,
     _A._grouped_mm.default: lambda ob, f, a, k: ob.plain(f, a, k),
     _A._ctc_loss.Tensor: _ctc,
+    _A._amp_foreach_non_finite_check_and_unscale_.default: _unscale,
+    _A._amp_update_scale_.default: _update_scale,
     _A._native_batch_norm_legit_no_training.default: _norm,
     _A.set_.source_Storage: _native,
     _A.set_.source_Tensor: _native,

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch.nn.functional as F
 from torch import nn
-from torch.optim import LBFGS, SGD, Muon, Rprop, SparseAdam
+from torch.optim import SGD, Muon, Rprop, SparseAdam
 
 from tests.numerics.models import CLASSES, Meta, draw, mlp, task, train_loss, val_loss
 from tests.numerics.program import describe, gradients, same
@@ -23,21 +23,6 @@ def test_refused(refused: Refused, mlc: ModuleType) -> None:
 
 
 # --- optimizers
-
-
-@REFUSED.add("LBFGS")
-def lbfgs(model, meta, batches, val):
-    opt = LBFGS(model.parameters(), lr=0.1)  # <here>
-    for x, y in batches:
-
-        def closure(x=x, y=y):
-            opt.zero_grad()
-            loss = train_loss(model, meta, x, y)
-            loss.backward()
-            return loss
-
-        opt.step(closure)  # <here>
-    return val_loss(model, val)
 
 
 @REFUSED.add("Rprop")

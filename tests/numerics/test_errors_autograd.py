@@ -151,18 +151,6 @@ def a_hook_of_the_old_kind(model, meta, batches, val):
     return val_loss(model, val)
 
 
-@REFUSED.add("scaler")
-def grad_scaler(model, meta, batches, val):
-    opt = SGD(model.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu")  # <here>
-    for x, y in batches:
-        opt.zero_grad()
-        scaler.scale(train_loss(model, meta, x, y)).backward()  # <here>
-        scaler.step(opt)  # <here>
-        scaler.update()
-    return val_loss(model, val)
-
-
 # --- meta-parameters
 
 
