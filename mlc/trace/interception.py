@@ -28,6 +28,7 @@ from mlc.trace.grads import get_grad, put_grad
 from mlc.trace.numbers import escape, numbers_of, take
 from mlc.trace.observer import Observer
 from mlc.trace.optimizers import after_step, before_step
+from mlc.trace.packed import packed
 from mlc.trace.patches import _set
 
 __all__ = ["intercepted"]
@@ -328,7 +329,7 @@ def intercepted(ob: Observer) -> Iterator[Active]:
         put(Tensor, "grad", _grad(ob, active))
         put(Tensor, "data", _data(ob, active))
         put(Tensor, "__deepcopy__", _deepcopy(ob, active))
-        for make in (_texts, _bulk, _zero_grad, _retained, _files, _hooks, _recomputed, _optimized):
+        for make in (_texts, _bulk, _zero_grad, _retained, _files, _hooks, _recomputed, _optimized, packed):
             for owner, name, value in make(ob, active):
                 put(owner, name, value)
         seed = _seed(ob, active, torch.random.manual_seed)

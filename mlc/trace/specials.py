@@ -97,6 +97,24 @@ def _ctc(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
     return ob._plain(plain, schema_of(plain), (*args[:2], *numbers, *args[4:]), kwargs, out)
 
 
+def _pack(ob: Any, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+    """A packed sequence picks the rows that its lengths tell; later calls must find these lengths again."""
+    x, lengths, batch_first = args
+    with ob.pause():
+        _, sizes = func(*args, **kwargs)
+        steps = x.shape[1 if batch_first else 0]
+        rows = x.shape[0 if batch_first else 1]
+        places = [
+            b * steps + t if batch_first else t * rows + b for t, n in enumerate(sizes.tolist()) for b in range(n)
+        ]
+        index = torch.tensor(places, device=x.device)
+    ob.guard(lengths, lengths.clone(), "the lengths of a packed sequence")
+    for constant in (sizes, index):
+        ob._outside(constant, ob.memories.of(constant), None)
+    with ob.active():
+        return x.reshape(rows * steps, *x.shape[2:]).index_select(0, index), sizes
+
+
 def _unscale(ob: Any, func: Any, args: Any, kwargs: Any) -> None:
     """``GradScaler.unscale_``, operator by operator; whether it then steps is a guard like any other."""
     grads, found, inverse = args
@@ -130,6 +148,7 @@ SPECIAL_REAL: dict[Any, Any] = {
     _A.rrelu_with_noise.default: _rrelu,
     _A._grouped_mm.default: lambda ob, f, a, k: ob.plain(f, a, k),
     _A._ctc_loss.Tensor: _ctc,
+    _A._pack_padded_sequence.default: _pack,
     _A._amp_foreach_non_finite_check_and_unscale_.default: _unscale,
     _A._amp_update_scale_.default: _update_scale,
     _A._native_batch_norm_legit_no_training.default: _norm,
