@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from mlc.errors import CaptureError
 from mlc.trace.inputs import Path, _leaves
 from mlc.trace.tracer import Tracer
 
@@ -325,6 +326,8 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
             vars(loader)["dataset"] = sources.all[loader.dataset._source].object  # later calls read the user's own list
         if sources.tracer.real and loaders.get(id(loader)) is None and not _rooted(loader.dataset, sources, loaders):
             return original_iter(loader)  # over tensors that the call made: its items are picked by recorded operators
+        if sources.tracer.real and _carries(loader.dataset):
+            return original_iter(loader)  # likewise over tensors that are differentiated
         source = source_of(loader)
         if loaders.get(id(loader)) is None and not _rooted(loader.dataset, sources, loaders):
             sources.all[source].mixed = True
@@ -332,7 +335,8 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
 
     def iter_real(loader: Any) -> Iterator[Any]:
         with _disable_current_modes():
-            return original_iter(loader)
+            items = original_iter(loader)
+        return _constant(items, sources.tracer) if sources.tracer.real else items
 
     def length(loader: Any) -> int:
         if active():
@@ -341,6 +345,24 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
             return original_len(loader)
 
     return iterate, length
+
+
+def _carries(dataset: Any) -> bool:
+    """Whether a dataset only picks rows of tensors, some of which require grad."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return isinstance(dataset, TensorDataset) and any(t.requires_grad for t in dataset.tensors)
+
+
+def _constant(items: Iterator[Any], tracer: Tracer) -> Iterator[Any]:
+    """Items of a loader, which the user's dataset made unseen: no derivative goes through them."""
+    for item in items:
+        if any(t.requires_grad for t in batch_tensors(item)):
+            raise CaptureError(
+                "a DataLoader gives a tensor that requires grad, and what its dataset computes is not recorded",
+                loc=tracer.place(), advice="TensorDataset over that tensor, or pick its rows in the loop",
+            )  # fmt: skip
+        yield item
 
 
 def _rooted(dataset: Any, sources: Sources, loaders: dict[int, Path]) -> bool:
