@@ -73,7 +73,7 @@ class Observation:
 
     def initial(self, x: External) -> Tensor:
         """What a tensor from outside held before the call."""
-        return self.observer.snapshots.before(x.held)
+        return self.observer.snapshots.before(x.held) if x.kept is None else x.kept
 
     def release(self) -> None:
         """The call is over: let go of what only its first run needed."""

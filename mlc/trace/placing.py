@@ -57,6 +57,9 @@ class Placing(Cuts):
         with self.pause():
             held = t.detach()
         ext = External(t, path, var, h, None, read=self.place(), held=held)
+        if path is None:
+            with self.pause():  # NumPy may write to this memory, and nobody would see it
+                ext.kept = t.detach().clone()
         storage.external = ext
         self.externals[len(self.externals)] = ext
         if t.requires_grad:

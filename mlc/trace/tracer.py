@@ -45,6 +45,7 @@ class External:
     written: bool = False
     read: Loc | None = None
     held: Any = None
+    kept: Any = None  # a copy of what it held, where code that is not seen may write to its memory
     parts: tuple[External, ...] = ()
 
 
