@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mlc.errors import CaptureError
-from mlc.ir.core import Eqn, Grad, Stop, Var
+from mlc.ir.core import Eqn, Grad, Var
 from mlc.ir.types import Loc, TensorType
 from mlc.trace.grads import get_grad, put_grad
 from mlc.trace.hookruns import Run
@@ -44,7 +44,7 @@ class Gradients:
         self.hooks = Hooks(self)
         self.create_graph = False  # of the gradient that is taken
         self._followed: set[Var] = set()  # gradients taken with create_graph
-        self._stopped: dict[int, Any] = {}  # leaves without a gradient: the losses, their value, line and depth
+        self.stopped: dict[int, Any] = {}  # leaves without a gradient: the losses, their value, line and depth
         self._held: dict[int, Tensor] = {}  # what .grad held before the backward() that runs
 
     # ---- backward() and grad()
@@ -238,7 +238,7 @@ class Gradients:
         for t in ob.leaves.values():
             now = ob.leaf_history.get(id(t), [None])[-1]
             if id(t) not in have and now is not None and ob._bit_of.get(now, 0) & lost:
-                self._stopped.setdefault(id(t), (t, tuple(values), now, ob.place(), ob.depth()))
+                self.stopped.setdefault(id(t), (t, tuple(values), now, ob.place(), ob.depth()))
 
     def _taken(self, values: Sequence[Var | None], more: Sequence[bool], found: Any, create_graph: bool) -> Any:
         """What ``autograd.grad`` gave."""
@@ -359,44 +359,6 @@ class Gradients:
                 put_grad(t, g)
         h = ob.bind(g, v)
         h.storage.soft = not create_graph
-
-    # ---- ways that were not followed
-
-    def dropped_ways(self, live: set[Var]) -> list[str]:
-        """Warnings: gradients that the result needs, which stop at a training as in PyTorch though more was there."""
-        ob = self.observer
-        found: dict[str, None] = {}
-        stepped = {id(p) for s in ob.steps for g in s.optimizer.param_groups for p in g["params"]}
-        without = [x for x in self._stopped.values() if id(x[0]) in stepped and get_grad(x[0]) is None]
-        for out, losses, target, loc, depth in [
-            *((k, *x) for k, x in ob.dropped.items()),
-            *((None, *x[1:]) for x in without),
-        ]:
-            if out is None or out in live:
-                update = self._update_between(losses, ob._bit_of[target], depth)
-                found[
-                    f"the gradient taken at {loc} stops at the update at {update}, as in PyTorch: what was trained "
-                    f"there is a constant for it. To let it go through that training, put the training into "
-                    f'`with mlc.level("inner"):`; to keep this meaning without a warning, detach what was trained'
-                ] = None
-        return list(found)
-
-    def _update_between(self, losses: Sequence[Var], bit: int, depth: int) -> Any:
-        """The line of an update on the way from the losses to a value."""
-        ob = self.observer
-        through = self._reach[depth, True]
-        seen: set[Var] = set()
-        todo = list(losses)
-        while todo:
-            v = todo.pop()
-            e = ob.builder.producer(v)
-            if v in seen or e is None or not through.bits([v]) & bit:
-                continue
-            seen.add(v)
-            if isinstance(e.op, Stop) and e.op.level is not None and e.op.level <= depth:
-                return e.loc
-            todo.extend(e.inputs)
-        return "an earlier line"
 
 
 def _laid_out(g: Tensor, ty: TensorType) -> Tensor:

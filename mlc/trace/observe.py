@@ -19,6 +19,7 @@ from mlc.ir.core import Var
 from mlc.ir.types import Loc
 from mlc.trace.capture import Effect, Recording, Ref, arg_names, place_of
 from mlc.trace.changes import Changes, changes, without
+from mlc.trace.dropped import dropped_ways
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
 from mlc.trace.frames import is_user_module
 from mlc.trace.grads import put_grad
@@ -269,7 +270,7 @@ class _Finish:
         ]  # fmt: skip
         given = self.results[:n_outputs]
         ends = [v for v, x in zip(given, self.reals, strict=False) if isinstance(x, Tensor) and x.requires_grad]
-        warned = [*ob.gradients.dropped_ways(_needed(ob, given)), *ob.gradients.hooks.unheard(ends)]
+        warned = [*dropped_ways(ob.gradients, _needed(ob, given)), *ob.gradients.hooks.unheard(ends)]
         generators = [g for g in self.roots.objects.values() if isinstance(g, torch.Generator)]
         return Recording(
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,
