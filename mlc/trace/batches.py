@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mlc.trace.view import View, fields_of, is_opaque
 
-__all__ = ["is_batch_list", "leaves", "signature"]
+__all__ = ["containers", "is_batch_list", "leaves", "signature"]
 
 _DEEP = 12
 
@@ -29,6 +29,16 @@ def leaves(x: Any, path: tuple[Any, ...], depth: int = 0) -> Iterator[tuple[tupl
     elif not callable(x) and type(x).__module__ != "builtins" and not is_opaque(x):
         for k, v in fields_of(x).items():
             yield from leaves(v, (*path, "." + k), depth + 1)
+
+
+def containers(x: Any, path: tuple[Any, ...], depth: int = 0) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Lists and dicts in an item, which the user's code could change, with their paths."""
+    if depth <= _DEEP and isinstance(x, (list, tuple, dict)):
+        if not isinstance(x, tuple):
+            yield path, x
+        for k, v in x.items() if isinstance(x, dict) else enumerate(x):
+            if isinstance(v, (list, tuple, dict)):
+                yield from containers(v, (*path, k), depth + 1)
 
 
 def signature(x: Any, view: View, depth: int = 0) -> Any:

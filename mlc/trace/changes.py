@@ -146,6 +146,8 @@ class _Comparison:
     def _body(self, x: Any, old: Any) -> None:
         path = self._path(x)
         use = self.uses.of(path, None, x)
+        if isinstance(x, list) and self.uses.edited(path, x):
+            use = "read"
         if isinstance(x, dict) and not _in_order(x, old):
             self._add(x, "content", None, [(self.trees.of(k), self.trees.of(v)) for k, v in x.items()])
             return

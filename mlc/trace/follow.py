@@ -49,6 +49,7 @@ class Follower:
     def __init__(self, walker: Walker, found: Found | None) -> None:
         self.w = walker
         self.found = found
+        self.changed = frozenset() if found is None else found.changed
         self.loads: set[str] = set() if found is None else set(found.loads)
         self._done: set[tuple[int, str]] = set()
         self._scopes: dict[str, int] = {}

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from mlc.trace.batches import is_batch_list, leaves, signature
+from mlc.trace.batches import containers, is_batch_list, leaves, signature
 from mlc.trace.follow import CALLABLES, Follower
-from mlc.trace.view import View, digest_of_data, hooks_of_all_modules, is_opaque
+from mlc.trace.view import View, digest_of_data, hooks_of_all_modules, is_opaque, value_of
 
 if TYPE_CHECKING:
     from mlc.trace.reads import Found
@@ -319,11 +319,14 @@ class Walker:
             body
             and isinstance(s, (list, tuple))
             and not self.quiet
+            and path not in self.follow.changed
             and is_batch_list(body if type(s) is not tuple else s, self.view)
         ):
             self.r.batches[path] = s
             self.note(path, "batches", type(s), signature(body[0], self.view))
             for i, v in enumerate(body):
+                for place, part in containers(v, (*path, i)):
+                    self.hold(part, place)
                 for leaf, t in leaves(v, (*path, i)):
                     if id(t) not in self.r.tensors:
                         self.know(t, leaf)
@@ -362,7 +365,7 @@ class Walker:
                 self.fields(x, path, depth)
             self.quiet -= 1
         elif is_opaque(x):
-            self.note(path, cls)
+            self.note(path, cls, value_of(x))
             self.follow.opaque(x, path, depth)
         else:
             self.note(path, cls)
@@ -395,6 +398,3 @@ def walk(
     w.follow.rest()
     w.note(("grad",), torch.is_grad_enabled(), torch.get_default_dtype())
     return w.r
-
-
-_leaves = leaves  # the name under which the iterables of a trace use it

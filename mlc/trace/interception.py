@@ -125,6 +125,7 @@ def _bulk(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
     def escaping(original: Any) -> Any:
         def run(t: Tensor, *args: Any, **kwargs: Any) -> Any:
             if active() and t.layout is torch.strided:
+                ob.lent(t)
                 escape(t, ob)
             return original(t, *args, **kwargs)
 

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from mlc.errors import CaptureError
-from mlc.trace.inputs import Path, _leaves
+from mlc.trace.batches import leaves as _leaves
+from mlc.trace.inputs import Path
 from mlc.trace.tracer import Tracer
 
 __all__ = ["Source", "Sources", "batch_tensors", "substitute"]

@@ -20,6 +20,7 @@ __all__ = ["Names", "names"]
 
 _GROWING = frozenset({"append", "appendleft", "extend", "add"})
 _DYNAMIC = frozenset({"__dict__", "vars", "__getstate__", "globals", "locals", "eval", "exec", "dumps"})
+_ENTRIES = ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE")
 _INPLACE = (13, 23)  # += and -=: what they add does not depend on what they add to
 
 
@@ -34,6 +35,7 @@ class Names:
         called: Attributes that are loaded to be called at once: no place of a number or container is meant.
         grown: Those that ``+=`` or ``-=`` changes.
         stored: Attributes and globals that are set.
+        edited: Variables and attributes in statements that set or delete an entry or a slice.
         all: Whether it may read every attribute of an object (``vars``, ``__dict__``).
     """
 
@@ -43,6 +45,7 @@ class Names:
     called: frozenset[str]
     grown: frozenset[str]
     stored: frozenset[str]
+    edited: frozenset[str]
     all: bool
 
 
@@ -125,11 +128,15 @@ def names(code: CodeType) -> Names:
     called: set[str] = set()
     grows: set[str] = set()
     loads: set[str] = set()
+    edits: set[str] = set()
+    entries = {_start(i) for i in steps if i.opname in _ENTRIES}
     for i in steps:
         found = (i.argval,) if _is_attribute(i) else _variables(i)
         if _is_attribute(i):
             loads.add(i.argval)
         at = _start(i)
+        if at in entries:
+            edits.update(found)
         if at in grown:
             grows.update(found)
         elif at not in owners or at is None:
@@ -141,6 +148,6 @@ def names(code: CodeType) -> Names:
     stored = {i.argval for i in steps if i.opname in ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "DELETE_ATTR")}
     return Names(
         tuple(sorted(chains)), frozenset(loads | text), frozenset(reads | text), frozenset(called), frozenset(grows),
-        frozenset(stored),
+        frozenset(stored), frozenset(edits),
         not _DYNAMIC.isdisjoint(code.co_names),
     )  # fmt: skip

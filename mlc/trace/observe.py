@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from mlc.errors import CaptureError
 from mlc.ir.core import Var
 from mlc.ir.types import Loc
 from mlc.trace.capture import Effect, Recording, Ref, arg_names, place_of
-from mlc.trace.changes import Changes, changes, without
+from mlc.trace.changes import Changes, changes, place, without
 from mlc.trace.dropped import dropped_ways
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
 from mlc.trace.frames import is_user_module
@@ -172,6 +172,10 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
             with ob.pause():
                 found = reads.found(fn, args, kwargs, world)
                 kept = walk(fn, args, kwargs, found, world)
+                grown = world.grown(kept.batches)
+                if grown:
+                    found = replace(found, changed=grown)
+                    kept = walk(fn, args, kwargs, found, world)
             finish = _Finish(ob, kept, world)
             recording = finish.finish(fn, out, found, sources, calm)
     start = list(ob.random.start.values())
@@ -353,7 +357,11 @@ class _Finish:
             notes.append("recorded anew at every call: a text that is left may hold numbers of this call")
         if self.changes.counters:
             notes.append(f"recorded anew at every call: {', '.join(self.changes.counters[:3])} is read and changed")
-        if sources.host_random:
+        followed = {s.path for s in sources.all}
+        held = [p for p in self.roots.iterators if p not in followed]
+        if held:
+            notes.append(f"recorded anew at every call: an iterator is kept at {place(held[0])}")
+        if sources.host_random or self.world.drew():
             notes.append("recorded anew at every call: the loop draws from Python's or NumPy's random generator")
         if any(s.mixed for s in sources.all):
             notes.append("recorded anew at every call: an iterable yields values that are not tensors")

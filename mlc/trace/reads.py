@@ -21,7 +21,7 @@ from typing import Any
 from torch.autograd.function import FunctionCtx
 
 from mlc.trace.frames import is_user_code
-from mlc.trace.inputs import walk
+from mlc.trace.inputs import Path, walk
 from mlc.trace.names import names
 from mlc.trace.view import is_user_class
 from mlc.trace.world import World
@@ -50,6 +50,7 @@ class Found:
         libraries: Code of libraries that ran, by the name of the package.
         copied: Identities of objects that were copied whole (``copy``, ``dataclasses``): all of them was read.
         dynamic: The code may read every attribute of objects (``vars``).
+        changed: Where lists that look like batches stood which the call changed: their length counts.
     """
 
     codes: tuple[tuple[CodeType, dict[str, Any]], ...]
@@ -60,9 +61,11 @@ class Found:
     libraries: tuple[tuple[str, frozenset[CodeType]], ...] = ()
     copied: frozenset[int] = frozenset()
     dynamic: bool = False
+    changed: frozenset[Path] = frozenset()
 
     def _identity(self) -> tuple[Any, ...]:
         return (
+            self.changed,
             tuple((c, id(g)) for c, g in self.codes), tuple(map(id, self.functions)), tuple(map(id, self.objects)),
         )  # fmt: skip
 

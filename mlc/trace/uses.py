@@ -68,6 +68,13 @@ class Uses:
             return "read"
         return "grown" if any(h in n.grown for h in handles for n in codes) else "written"
 
+    def edited(self, path: Path | None, owner: Any) -> bool:
+        """Whether code sets or deletes entries or slices of a container: what that does depends on its length."""
+        if path is None:
+            return True
+        handles = {self._handle(p) for p in (path, *self.aliases.get(path, ()))}
+        return any(h in n.edited for h in handles for n in [*self._user, *self._class(type(owner))] if h is not None)
+
     def _handle(self, path: Path) -> str | None:
         """The name by which code gets at the object at a path."""
         for i in range(len(path) - 1, -1, -1):

@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import array
+import io
 import marshal
+import queue
 import sys
 import types
 import weakref
@@ -41,8 +44,10 @@ _DATA = {int, float, bool, str, bytes, complex, type(None), tuple}
 _OPEN = {"types", "collections", "dataclasses", "functools", "argparse", "array", "random", "__main__", "string", "abc"}
 _CLOSED = ("torch._C", "torch._dynamo", "torch._inductor", "torch._ops", "torch.autograd", "torch.backends",
            "torch.cuda", "torch.fx", "torch.profiler", "_thread")  # fmt: skip
-_ALONE = (weakref.ref, types.BuiltinFunctionType, types.GeneratorType, types.CoroutineType, types.FrameType,
-          types.TracebackType, types.CodeType, types.CellType, memoryview)  # fmt: skip
+_ALONE = (
+    array.array, memoryview, weakref.ref, types.BuiltinFunctionType, types.GeneratorType, types.CoroutineType,
+    types.FrameType, types.TracebackType, types.CodeType, types.CellType,
+)  # fmt: skip
 _LIBRARY = set(sys.stdlib_module_names) - _OPEN
 
 
@@ -94,6 +99,33 @@ def is_opaque(x: Any) -> bool:
     if isinstance(x, (types.FunctionType, *_ALONE)):
         return not isinstance(x, types.FunctionType)
     return (home.split(".")[0] in _LIBRARY or home.startswith(_CLOSED)) and not is_user_class(cls)
+
+
+_BUFFERS = (io.StringIO, io.BytesIO, queue.Queue, queue.SimpleQueue)
+
+
+def by_value(cls: Any) -> bool:
+    """Whether objects of a class are equal by what they hold, and do not change."""
+    return cls.__hash__ not in (None, object.__hash__) and cls.__eq__ is not object.__eq__
+
+
+def value_of(x: Any) -> Any:
+    """What an object that is left alone is equal by: itself where its class compares values, its bytes; else None.
+
+    A buffer or queue, which every use changes, is equal to nothing.
+    """
+    cls = type(x)
+    if isinstance(x, _BUFFERS):
+        return object()
+    if isinstance(x, (array.array, memoryview)):
+        return x.tobytes()
+    if not by_value(cls):
+        return None
+    try:
+        hash(x)
+    except Exception:  # of the user's values inside
+        return None
+    return x
 
 
 def is_user_module(m: types.ModuleType) -> bool:

@@ -9,6 +9,7 @@ Linear in the number of objects that the walk found.
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 import sys
 import types
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mlc.ir.types import TensorType
+from mlc.trace.batches import containers
 from mlc.trace.frames import is_user_code
 from mlc.trace.inputs import Path, Roots
 from mlc.trace.view import MISSING, WHOLE, View, digest, fields_of, is_opaque, slots_of, type_of
@@ -169,6 +171,7 @@ class World(View):
         self.tensors: dict[int, Facts] = {}
         self.arrays: dict[int, tuple[Any, Any, Any]] = {}
         self.classes: dict[int, type] = {}
+        self._hosts: list[tuple[Callable[[], Any], bytes]] = []  # generators of NumPy's and Python's, and their states
         self._states: list[tuple[Callable[[Any], Any], Any]] = []
         self._room = _ARRAYS
         self.made: set[int] | None = None  # objects that the call made, once Reads has seen it
@@ -212,13 +215,29 @@ class World(View):
         elif isinstance(x, np.random.Generator):
             bits = x.bit_generator
             self._states.append((lambda s: setattr(bits, "state", s), bits.state))
+            self._hosts.append((lambda: bits.state, pickle.dumps(bits.state)))
         elif isinstance(x, np.random.RandomState):
             self._states.append((x.set_state, x.get_state()))
+            self._hosts.append((x.get_state, pickle.dumps(x.get_state())))
         elif isinstance(x, random.Random):
             self._states.append((x.setstate, x.getstate()))
+            self._hosts.append((x.getstate, pickle.dumps(x.getstate())))
         else:
             return False
         return True
+
+    def drew(self) -> bool:
+        """Whether the call drew from a generator of NumPy's or Python's that the user made."""
+        return any(pickle.dumps(get()) != before for get, before in self._hosts)
+
+    def grown(self, batches: dict[Path, Any]) -> frozenset[Path]:
+        """Where lists stand that the call changed."""
+        out = set()
+        for path, s in batches.items():
+            held = [self.bodies.get(id(x)) for x in (s, *(x for i, v in enumerate(s) for _, x in containers(v, (i,))))]
+            if any(old is not None and body_differs(*old) for old in held):
+                out.add(path)
+        return frozenset(out)
 
     def _defaults(self) -> None:
         """The generators that everybody shares."""

@@ -88,6 +88,13 @@ class Writing(Drawing):
                 self.snapshots.keep(t)
             self.join(self.memories.of(t))
 
+    def lent(self, t: Tensor) -> None:
+        """NumPy may write to this memory unseen: a failing call puts back what it held."""
+        mem = self.memories.find(t)
+        if mem is None or any(r.external is not None for r in mem.roots):
+            with self.pause():
+                self.snapshots.keep(t)
+
     def _inplace(self, func: Any, s: Any, args: Any, kwargs: Any) -> Any:
         t = args[0]
         self.will_write(t)
