@@ -218,6 +218,18 @@ def _zero_grad(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
     yield nn.Module, "zero_grad", zero(nn.Module.zero_grad, lambda m: m.parameters())
 
 
+def _lengths(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
+    """``ctc_loss`` makes a tensor of lengths that are numbers where nobody sees what is in it: it gets one."""
+    original = torch.ctc_loss
+
+    def ctc(logp: Any, targets: Any, frames: Any, lengths: Any, *args: Any, **kwargs: Any) -> Any:
+        if active():
+            frames, lengths = (torch.tensor(x) if isinstance(x, (list, tuple)) else x for x in (frames, lengths))
+        return original(logp, targets, frames, lengths, *args, **kwargs)
+
+    yield torch, "ctc_loss", ctc
+
+
 def _optimized(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
     """Which tensors an optimizer is made for."""
     original = torch.optim.Optimizer.add_param_group
@@ -330,7 +342,7 @@ def intercepted(ob: Observer) -> Iterator[Active]:
         put(Tensor, "grad", _grad(ob, active))
         put(Tensor, "data", _data(ob, active))
         put(Tensor, "__deepcopy__", _deepcopy(ob, active))
-        for make in (_texts, _bulk, _zero_grad, _retained, _files, _hooks, _recomputed, _optimized, packed):
+        for make in (_texts, _bulk, _zero_grad, _retained, _files, _hooks, _recomputed, _optimized, _lengths, packed):
             for owner, name, value in make(ob, active):
                 put(owner, name, value)
         seed = _seed(ob, active, torch.random.manual_seed)

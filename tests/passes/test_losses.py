@@ -122,6 +122,9 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "margin": lambda x: F.multi_margin_loss(x, torch.tensor([0, 2]), reduction="none"),
     "squared margin": lambda x: F.multi_margin_loss(x, torch.tensor([0, 2]), p=2, reduction="none"),
     "labels": lambda x: F.multilabel_margin_loss(x, torch.tensor([[0, -1, 1], [2, 1, -1]]), reduction="none"),
+    "ctc of numbers": lambda x: F.ctc_loss(
+        x.log_softmax(-1).unsqueeze(1).expand(2, 2, 3), torch.tensor([[1, 2], [2, 1]]), (2, 2), (2, 1),
+    ),
     "ctc": lambda x: F.ctc_loss(
         x.log_softmax(-1).unsqueeze(1).expand(2, 2, 3).reshape(4, 1, 3), torch.tensor([[1, 2]]),
         torch.tensor([4]), torch.tensor([2]), reduction="none",
