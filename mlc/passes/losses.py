@@ -146,4 +146,4 @@ def _ctc(logp: Tensor, labels: Tensor, frames: Tensor, lengths: Tensor, blank: i
         a = torch.where((frames > t).unsqueeze(1), new, a)
     last = (2 * lengths).unsqueeze(1)
     before = torch.where(last > 0, a.gather(1, (last - 1).clamp(min=0)), far)
-    return -torch.logaddexp(a.gather(1, last), before).squeeze(1)
+    return -torch.logsumexp(torch.stack([a.gather(1, last), before]), 0).squeeze(1)  # logaddexp: NaN at second order

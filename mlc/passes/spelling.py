@@ -80,6 +80,12 @@ def _as_strided_scatter(
     return new
 
 
+def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
+    """Its own derivative divides infinities where the operands are far apart."""
+    out: Tensor = torch.logsumexp(torch.stack(torch.broadcast_tensors(a, b)), 0)
+    return out
+
+
 def _cdist(a: Tensor, b: Tensor, p: float, mode: int | None = None) -> Tensor:
     """All differences at once (fused: no second derivative): memory rows x columns x features."""
     out: Tensor = torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
@@ -134,6 +140,7 @@ def _embedding_renorm(weight: Tensor, indices: Tensor, max_norm: float, norm_typ
 _SPELT: dict[Any, Callable[..., Any]] = {
     _A._weight_norm_interface.default: _weight_norm,
     _A.logcumsumexp.default: _logcumsumexp,
+    _A.logaddexp.default: _logaddexp,
     _A.index_fill.int_Tensor: _index_fill,
     _A.as_strided_scatter.default: _as_strided_scatter,
     _A._cdist_forward.default: _cdist,
