@@ -101,16 +101,12 @@ def is_opaque(x: Any) -> bool:
     return (home.split(".")[0] in _LIBRARY or home.startswith(_CLOSED)) and not is_user_class(cls)
 
 
+_VALUES = {"fractions", "decimal", "datetime", "pathlib", "uuid", "re", "zoneinfo", "ipaddress"}  # they never change
 _BUFFERS = (io.StringIO, io.BytesIO, queue.Queue, queue.SimpleQueue)
 
 
-def by_value(cls: Any) -> bool:
-    """Whether objects of a class are equal by what they hold, and do not change."""
-    return cls.__hash__ not in (None, object.__hash__) and cls.__eq__ is not object.__eq__
-
-
 def value_of(x: Any) -> Any:
-    """What an object that is left alone is equal by: itself where its class compares values, its bytes; else None.
+    """What an object that is left alone is equal by: itself where it is a value, its bytes; else None.
 
     A buffer or queue, which every use changes, is equal to nothing.
     """
@@ -119,13 +115,7 @@ def value_of(x: Any) -> Any:
         return object()
     if isinstance(x, (array.array, memoryview)):
         return x.tobytes()
-    if not by_value(cls):
-        return None
-    try:
-        hash(x)
-    except Exception:  # of the user's values inside
-        return None
-    return x
+    return x if (cls.__module__ or "").split(".")[0] in _VALUES else None
 
 
 def is_user_module(m: types.ModuleType) -> bool:
