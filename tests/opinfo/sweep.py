@@ -34,9 +34,10 @@ def operators() -> list[Any]:
 REASONS = {
     "linalg_lstsq": "the size of its residuals follows from the rank; use `torch.linalg.pinv` or `solve`",
     "repeat_interleave": "the size follows from the repeats; give `output_size` or use `index_select`",
-    "size that depends on data": "a program has one size for all values; use `torch.where` or a mask",
+    "size that depends on": "a program has one size for all values; use `torch.where` or a mask",
     "in chunks computes its gradient": "PyTorch's derivative of that gradient is silently wrong; do not chunk",
     "does not reproduce the run": "PyTorch's first derivative is wrong, and so is the loop's own gradient",
+    "tensor is used": "sparse tensors have no functional form that PyTorch can differentiate twice on fake tensors",
     "_to_dense": "sparse tensors have no functional form that PyTorch can differentiate twice on fake tensors",
 }
 
