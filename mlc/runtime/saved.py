@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mlc.errors import DifferentiationError
 
-__all__ = ["alias", "check_versions", "versions"]
+__all__ = ["alias", "check_versions", "memory", "tensors_in", "versions"]
 
 
 def alias(x: Any) -> Any:

@@ -249,10 +249,8 @@ class Swaps:
     def back(self) -> None:
         """Put back what the run did not replace itself."""
         for container, key, new, old in self._all:
-            now = (
-                container.get(key) if isinstance(container, dict) else container[key] if key < len(container) else None
-            )
-            if now is new:
+            there = key in container if isinstance(container, dict) else key < len(container)
+            if there and container[key] is new:
                 container[key] = old
         self._all.clear()
         for (new, old), before in zip(self._made, self._held, strict=False):

@@ -136,3 +136,11 @@ def directions(like: Mapping[str, Tensor], seed: int) -> Tensors:
     raw = {n: torch.randn(t.shape, generator=gen, dtype=t.dtype) for n, t in like.items()}
     length = torch.stack([r.square().sum() for r in raw.values()]).sum().sqrt()
     return {n: r / length for n, r in raw.items()}
+
+
+def flowing(learner: Learner, loss: Tensor, h: Tensor, f: Callable[[Tensor], Tensor]) -> Tensors:
+    """Gradients of `loss` where what flows back into `h` becomes `f` of it."""
+    (g,) = torch.autograd.grad(loss, h, create_graph=True)
+    own = torch.autograd.grad(h, learner.parameters(), f(g) - g, create_graph=True, allow_unused=True)
+    more = dict(zip(learner.params, own, strict=True))
+    return {n: v if more[n] is None else v + more[n] for n, v in learner.grads(loss).items()}

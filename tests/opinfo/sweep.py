@@ -36,7 +36,7 @@ REASONS = {
     "repeat_interleave": "the size follows from the repeats; give `output_size` or use `index_select`",
     "size that depends on": "a program has one size for all values; use `torch.where` or a mask",
     "in chunks computes its gradient": "PyTorch's derivative of that gradient is silently wrong; do not chunk",
-    "does not reproduce the run": "PyTorch's first derivative is wrong, and so is the loop's own gradient",
+    "PyTorch gets the derivative of": "PyTorch's first derivative is wrong, and so is the loop's own gradient",
     "tensor is used": "sparse tensors have no functional form that PyTorch can differentiate twice on fake tensors",
     "_to_dense": "sparse tensors have no functional form that PyTorch can differentiate twice on fake tensors",
 }
