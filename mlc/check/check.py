@@ -29,7 +29,7 @@ from mlc.check.function import line_of
 from mlc.check.report import CheckReport
 from mlc.check.sandbox import Sandbox, convert
 from mlc.errors import MlcError, PlanError
-from mlc.passes.options import parse_memory
+from mlc.passes.planning.options import parse_memory
 from mlc.trace.capture import place_of
 
 __all__ = ["CheckReport", "check"]

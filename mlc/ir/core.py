@@ -298,7 +298,7 @@ class Eqn:
     """``outs = op(*args, **kwargs)`` with the place in the user's code and the role it plays there.
 
     Attributes:
-        site: For captured equations, the loop iterations it ran in (see :mod:`mlc.trace.frames`).
+        site: For captured equations, the loop iterations it ran in (see :mod:`mlc.trace.python.frames`).
         tag: ``"forward"``, ``"update"`` or a name that a pass gives.
     """
 

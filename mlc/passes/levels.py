@@ -1,6 +1,6 @@
 """Levels and flows of a program: what trains what, what enters where, which edges carry a derivative.
 
-Steps (:mod:`mlc.ir.steps`) that train the same values are one level.  A level is nested in another when its
+Steps (:mod:`mlc.ir.levels.steps`) that train the same values are one level.  A level is nested in another when its
 gradients lie between what the other trains and the other's loss. Flows are found by reachability in the
 value graph in which every update is a wall: what reaches a loss, an update or a starting point without
 passing through another level's update enters there directly. With one bit per meta-parameter and level, all
@@ -16,10 +16,10 @@ from typing import Any
 import networkx as nx
 
 from mlc.ir.core import Eqn, Loop, Stop, Var
+from mlc.ir.levels.steps import Origins, Step, find_steps
+from mlc.ir.levels.valuegraph import ValueGraph
 from mlc.ir.program import Flow, Level, Program
-from mlc.ir.steps import Origins, Step, find_steps
 from mlc.ir.types import Loc
-from mlc.ir.valuegraph import ValueGraph
 
 __all__ = ["find_levels"]
 

@@ -14,19 +14,19 @@ from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.program import Program
 from mlc.ir.slots import replayed_steps
 from mlc.ir.types import SeqType, resident
-from mlc.passes.adjoint import FallBack, Policy, Tape, lower_grads
-from mlc.passes.batch import Refused
-from mlc.passes.cost import Meter, device_of
-from mlc.passes.inlined import TAG as INNER
-from mlc.passes.keep import choose, needed_for
-from mlc.passes.loops import map_bodies, nested_gradients
-from mlc.passes.memory import Footprint, region_peak, root_of
-from mlc.passes.offload import offload
-from mlc.passes.phases import in_phases
-from mlc.passes.remat import AGAIN, Trade, rematerialise
-from mlc.passes.residuals import keep_residuals
-from mlc.passes.reverse import active_vars, outermost
-from mlc.passes.states import sparse_states
+from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape, lower_grads
+from mlc.passes.autodiff.loops import map_bodies, nested_gradients
+from mlc.passes.autodiff.reverse import active_vars, outermost
+from mlc.passes.cost.equations import Meter, device_of
+from mlc.passes.cost.memory import Footprint, region_peak, root_of
+from mlc.passes.microbatch.independence import Refused
+from mlc.passes.microbatch.phases import in_phases
+from mlc.passes.remat.inlined import TAG as INNER
+from mlc.passes.remat.mincut import choose, needed_for
+from mlc.passes.remat.offload import offload
+from mlc.passes.remat.residuals import keep_residuals
+from mlc.passes.remat.segments import AGAIN, Trade, rematerialise
+from mlc.passes.remat.states import sparse_states
 
 __all__ = ["Joint", "Levers", "Stages", "differentiate", "finish"]
 
@@ -104,7 +104,7 @@ def differentiate(program: Program, policy: Policy) -> Joint | Stages:
         NotForward: when the policy asks for forward mode and an operator is in the way.
     """
     if policy.mode == "forward":
-        from mlc.passes.columns import forward_stages
+        from mlc.passes.autodiff.jacobian import forward_stages
 
         return forward_stages(program, policy)
     reverse_over: frozenset[Eqn] = frozenset()

@@ -15,8 +15,8 @@ from typing import Any
 from mlc.errors import PlanError
 from mlc.ir.core import Eqn, Loop
 from mlc.ir.program import Level, Program
-from mlc.passes.adjoint import Policy
-from mlc.passes.forward import NotForward
+from mlc.passes.autodiff.adjoint import Policy
+from mlc.passes.autodiff.forward import NotForward
 from mlc.passes.lower import Joint, Stages, differentiate
 
 __all__ = ["MODES", "Modes", "check_flows", "differentiated", "resolve"]

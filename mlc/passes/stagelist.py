@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlc.errors import PlanError
-from mlc.passes.facts import Stage, stages_of
+from mlc.passes.cost.facts import Stage, stages_of
 from mlc.passes.lower import Levers, finish
 
 if TYPE_CHECKING:
-    from mlc.passes.plan import Plan
+    from mlc.passes.planning.plan import Plan
 
 __all__ = ["PASSES", "after", "input_names"]
 
@@ -26,7 +26,7 @@ def after(plan: Plan, name: str) -> tuple[Stage, ...]:
     Raises:
         PlanError: for a plan without its program, or another name.
     """
-    from mlc.passes.plan import joint_of, stages_for
+    from mlc.passes.planning.plan import joint_of, stages_for
 
     program = plan.bound
     if program is None:
@@ -42,7 +42,7 @@ def after(plan: Plan, name: str) -> tuple[Stage, ...]:
 
 def input_names(plan: Plan, stage: Stage) -> list[str]:
     """Names of a stage's inputs: those of the program, ``kept`` values, cotangents."""
-    from mlc.passes.plan import stages_for
+    from mlc.passes.planning.plan import stages_for
 
     program = plan.bound
     assert program is not None
