@@ -26,7 +26,7 @@ from rich.table import Table
 
 import mlc
 from mlc.ir.program import Program
-from mlc.passes.lower import Levers
+from mlc.passes.lowering.lower import Levers
 from mlc.passes.planning.plan import joint_of
 from mlc.passes.planning.planner import FEW, usable
 from mlc.passes.planning.search import Candidate, Search

@@ -6,8 +6,8 @@ import pytest
 
 import mlc
 from mlc.passes.planning.plan import Decision
-from mlc.passes.stagelist import after, input_names
 from mlc.view.listing import listing
+from mlc.view.stagelist import after, input_names
 from tests import golden, programs
 
 NAMES = ("two_levels", "three_levels", "maml", "one_path_stopped")

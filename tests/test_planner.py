@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import mlc
 from mlc.ir.core import Loop
-from mlc.ir.slots import Slots, replayed_steps
+from mlc.ir.lowered.slots import Slots, replayed_steps
 from mlc.ir.types import SeqType, TensorType, resident
 from mlc.passes.cost.memory import region_peak
-from mlc.passes.lower import Levers, finish
+from mlc.passes.lowering.lower import Levers, finish
 from mlc.passes.planning.plan import Plan, joint_of
 from mlc.passes.planning.planner import make_plan, sweep, usable
 from mlc.passes.planning.search import front, peak_bytes

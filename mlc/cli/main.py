@@ -31,14 +31,14 @@ from mlc.errors import MlcError, PlanError
 from mlc.passes.planning.options import check_options, planning
 from mlc.passes.planning.plan import Plan
 from mlc.passes.planning.planner import sweep as planned_sweep
-from mlc.passes.stagelist import PASSES, input_names
-from mlc.passes.stagelist import after as stages_after
 from mlc.progress import progress
 from mlc.view.curve import curve_table, save_curve
 from mlc.view.diff import changes, compare
 from mlc.view.explain import explained
 from mlc.view.listing import difference, listing
 from mlc.view.page import Measured
+from mlc.view.stagelist import PASSES, input_names
+from mlc.view.stagelist import after as stages_after
 
 __all__ = ["app", "main"]
 

@@ -27,7 +27,7 @@ from mlc.trace.build import build_program
 from mlc.trace.observe import Observation, observe
 from mlc.trace.python.inputs import Path, Roots, walk
 from mlc.trace.recorder.randomness import RandomWatch
-from mlc.view.explain import size_text, time_text
+from mlc.units import size_text, time_text
 
 __all__ = ["CompiledFunction", "compile"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlc.runtime.interpreter.recording import Recording, Span, current
 from mlc.shown import Shown
-from mlc.view.explain import size_text, time_text
+from mlc.units import size_text, time_text
 from mlc.view.page import Measured
 
 if TYPE_CHECKING:

@@ -310,7 +310,7 @@ class Eqn:
     tag: str = ""
     site: Any = None
     _inputs: tuple[Var, ...] | None = field(default=None, init=False, repr=False)
-    _shared: tuple[Var | None, ...] | None = field(default=None, init=False, repr=False)  # mlc.ir.reuse's
+    _shared: tuple[Var | None, ...] | None = field(default=None, init=False, repr=False)  # mlc.ir.lowered.reuse's
 
     @property
     def inputs(self) -> tuple[Var, ...]:

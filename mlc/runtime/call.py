@@ -22,7 +22,7 @@ __all__ = ["Executor", "Run", "StageGraphs"]
 
 
 class StageGraphs(Protocol):
-    """What the runtime needs of a lowered program (see :class:`mlc.passes.lower.Stages`)."""
+    """What the runtime needs of a lowered program (see :class:`mlc.ir.lowered.stages.Stages`)."""
 
     @property
     def forward(self) -> Region:

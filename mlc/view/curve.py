@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mlc.errors import MlcError
 from mlc.passes.planning.plan import Plan
-from mlc.view.explain import printed, size_text, table, time_text
+from mlc.units import size_text, time_text
+from mlc.view.explain import printed, table
 
 __all__ = ["curve_csv", "curve_picture", "curve_table", "save_curve"]
 

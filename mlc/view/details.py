@@ -10,7 +10,8 @@ from mlc.ir.program import Program
 from mlc.ir.types import Loc
 from mlc.passes.cost.facts import Stage, facts_of, flops_of, stages_of, traffic_of, work
 from mlc.passes.cost.timeline import HOLDERS, predicted
-from mlc.view.explain import names_text, size_text, table
+from mlc.units import size_text
+from mlc.view.explain import names_text, table
 
 if TYPE_CHECKING:
     from mlc.passes.planning.plan import Plan

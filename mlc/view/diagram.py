@@ -14,7 +14,8 @@ from mlc.ir.core import Loop, Region
 from mlc.ir.program import Flow, Level, Program
 from mlc.ir.types import SeqType, Type
 from mlc.passes.cost.facts import any_number
-from mlc.view.explain import choice_of, names_text, size_text, time_text
+from mlc.units import size_text, time_text
+from mlc.view.explain import choice_of, names_text
 
 if TYPE_CHECKING:
     from mlc.passes.planning.plan import Plan

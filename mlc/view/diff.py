@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlc.view.explain import printed, size_text, table, time_text
+from mlc.units import size_text, time_text
+from mlc.view.explain import printed, table
 
 if TYPE_CHECKING:
     from mlc.passes.planning.plan import Decision, Plan

@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from mlc.ir.program import Flow, Level, Program
+from mlc.units import size_text, time_text
 
 if TYPE_CHECKING:
     from mlc.passes.planning.plan import Decision, Plan
 
-__all__ = ["bundle", "choice_of", "explain", "explained", "names_text", "printed", "size_text", "table", "time_text"]
+__all__ = ["bundle", "choice_of", "explain", "explained", "names_text", "printed", "table"]
 
 WIDTH = 120
 NUMBERS = {
@@ -240,19 +241,3 @@ def names_text(names: Sequence[str], most: int = 2) -> str:
     if len(names) <= most + 1:
         return ", ".join(names)
     return f"{', '.join(names[:most])} and {len(names) - most} more"
-
-
-def size_text(n: float) -> str:
-    """Bytes in readable units."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(n) < 1024:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1024
-    return f"{n:.1f} TiB"
-
-
-def time_text(seconds: float) -> str:
-    """Seconds in readable units."""
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"

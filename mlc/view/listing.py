@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from mlc.ir.core import Custom, Eqn, Grad, Loop, Region, Var
 from mlc.ir.literals import Objects, literal_text, type_text
 from mlc.passes.cost.facts import Fact, Stage, facts_of, op_name
-from mlc.view.explain import size_text
+from mlc.units import size_text
 
 __all__ = ["difference", "listing"]
 

@@ -9,7 +9,7 @@ from mlc.ir.core import Loop, Region
 from mlc.ir.verify import verify
 from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.autodiff.jacobian import MOST_COLUMNS, count, forward_stages, legal
-from mlc.passes.modes import resolve
+from mlc.passes.lowering.modes import resolve
 from mlc.passes.planning.plan import Plan
 from mlc.passes.planning.search import peak_bytes
 

@@ -11,6 +11,7 @@ import torch
 import mlc
 from mlc.ir.core import Loop, Region
 from mlc.ir.digest import digest
+from mlc.ir.lowered.stages import Stages
 from mlc.ir.parse import parse
 from mlc.ir.program import Program
 from mlc.ir.types import nbytes
@@ -19,7 +20,7 @@ from mlc.passes.cost import rates
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.facts import stages_of
 from mlc.passes.cost.timeline import predicted
-from mlc.passes.lower import Levers, Stages, finish
+from mlc.passes.lowering.lower import Levers, finish
 from mlc.passes.planning import search
 from mlc.passes.planning.plan import Plan, joint_of, stages_for
 from mlc.passes.planning.planner import make_plan, sweep

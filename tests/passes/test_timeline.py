@@ -12,7 +12,7 @@ import mlc
 import mlc.compiled.compiled
 from mlc.passes.cost.facts import stages_of
 from mlc.passes.cost.timeline import HOLDERS, predicted
-from mlc.passes.lower import Levers, finish
+from mlc.passes.lowering.lower import Levers, finish
 from mlc.passes.planning.plan import joint_of, stages_for
 from mlc.passes.planning.search import peak_bytes
 from mlc.runtime.interpreter.recording import REPLAY

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import mlc
 import mlc.compiled.compiled
 from mlc.ir.core import Loop
-from mlc.passes.lower import Levers, finish
+from mlc.passes.lowering.lower import Levers, finish
 from mlc.passes.planning.plan import Plan, joint_of
 from mlc.passes.planning.search import peak_bytes
 from mlc.runtime.interpreter import host

@@ -61,7 +61,7 @@ class Stage:
 
 
 def stages_of(stages: Any) -> tuple[Stage, ...]:
-    """The stage graphs of a lowered program (:class:`mlc.passes.lower.Stages`), in the order in which they run."""
+    """The stage graphs of a lowered program (:class:`mlc.ir.lowered.stages.Stages`), in the order in which they run."""
     r = stages.forward
     n = stages.n_results
     found = [Stage("forward", r, frozenset(r.outputs[n:]), frozenset(r.outputs[:n]))]

@@ -15,8 +15,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from mlc.ir.core import Eqn, Loop, Region, Var
-from mlc.ir.reuse import shared_with
-from mlc.ir.slots import Slots
+from mlc.ir.lowered.reuse import shared_with
+from mlc.ir.lowered.slots import Slots
 from mlc.ir.types import SeqType, TensorType, resident
 from mlc.passes.cost.storage import Book, own_bytes, roots_of, workspace
 
@@ -111,7 +111,7 @@ class Footprint:
 
         Args:
             book: Storages at the end of the forward stage.
-            stages: The stage graphs (:class:`mlc.passes.lower.Stages`).
+            stages: The stage graphs (:class:`mlc.ir.lowered.stages.Stages`).
 
         Returns:
             Inputs of the backward stage that die in it, and bytes of results beside them.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from mlc.ir.core import Eqn, Feed, Pack, Region, Var
-from mlc.ir.reuse import reused, shared_with
+from mlc.ir.lowered.reuse import reused, shared_with
 from mlc.ir.types import TensorType, nbytes, resident
 
 __all__ = ["Book", "own_bytes", "roots_of", "workspace"]

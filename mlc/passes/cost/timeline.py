@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from mlc.ir.core import Eqn, Loop, Region, Var
-from mlc.ir.slots import Slots
+from mlc.ir.lowered.slots import Slots
 from mlc.ir.types import SeqType, resident
 from mlc.passes.cost.facts import Stage
 from mlc.passes.cost.memory import Footprint, freed_carries, held_at, set_bytes

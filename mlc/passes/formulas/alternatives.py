@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Program
 from mlc.passes.autodiff.jacobian import count
 from mlc.passes.formulas.breakeven import BreakEven, break_evens, tangent_break
 from mlc.passes.formulas.formulas import Formula, Symbols, formula_of, tangent_costs
 from mlc.passes.formulas.peaks import Expr
-from mlc.passes.lower import Stages
 from mlc.passes.planning.search import Candidate, Search
 
 __all__ = ["Formulas", "Rivals", "formulas_of"]

@@ -16,7 +16,7 @@ import sympy
 
 from mlc.passes.formulas.formulas import Formula, Replayed
 from mlc.passes.formulas.peaks import FAR, Expr
-from mlc.view.explain import size_text
+from mlc.units import size_text
 
 __all__ = ["OWN", "BreakEven", "break_evens", "tangent_break"]
 

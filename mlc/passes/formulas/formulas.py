@@ -20,14 +20,14 @@ from torch._ops import OpOverload
 
 from mlc.ir.core import Loop, Region
 from mlc.ir.inplace import schema_of
+from mlc.ir.lowered.slots import replayed_steps
+from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Program
-from mlc.ir.slots import replayed_steps
 from mlc.passes.cost.equations import Meter, device_of, flops
 from mlc.passes.formulas.peaks import OFF, Expr, Peaks, affine
 from mlc.passes.formulas.scaled import Batches
 from mlc.passes.formulas.tangentcost import TangentMeter, columns_of, with_tangents
 from mlc.passes.formulas.tripcounts import Group, Trips
-from mlc.passes.lower import Stages
 
 __all__ = ["Expr", "Formula", "Replayed", "Symbols", "formula_of", "tangent_costs"]
 

@@ -12,9 +12,9 @@ from fractions import Fraction
 
 from mlc.ir.builder import renamed
 from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.lowered.stages import Stages
 from mlc.ir.types import SeqType, TensorType, Type, nbytes
 from mlc.passes.cost.equations import Cost, Meter
-from mlc.passes.lower import Stages
 
 __all__ = ["TangentMeter", "columns_of", "with_tangents"]
 

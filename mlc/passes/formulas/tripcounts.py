@@ -14,8 +14,8 @@ from itertools import pairwise
 
 from mlc.ir.builder import renamed
 from mlc.ir.core import Eqn, Loop, Pack, Region, Var
+from mlc.ir.lowered.stages import Stages
 from mlc.ir.types import Loc, SeqType, Type
-from mlc.passes.lower import Stages
 
 __all__ = ["Group", "Trips", "planned_for"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,10 @@ from typing import Any
 import torch
 
 from mlc.errors import PlanError
-from mlc.passes.modes import check_flows
+from mlc.passes.lowering.modes import check_flows
+from mlc.units import parse_memory
 
-__all__ = ["check_levers", "check_options", "free_memory", "parse_memory", "planning"]
-
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
+__all__ = ["check_levers", "check_options", "free_memory", "planning"]
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -72,22 +60,6 @@ def check_levers(levers: Any) -> None:
 def planning(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those options of a compiled function that its plan depends on."""
     return {k: v for k, v in options.items() if k != "verify"}
-
-
-def parse_memory(memory: int | str | None) -> int | str | None:
-    """Bytes of a budget; ``"min"`` and None are passed on.
-
-    Raises:
-        PlanError: when the text is not a size.
-    """
-    if memory is None or memory == "min":
-        return memory
-    if isinstance(memory, int) and memory > 0:
-        return memory
-    m = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", str(memory))
-    if m is None or m.group(2).upper() not in _UNITS:
-        raise PlanError(f"memory={memory!r} is not a size", advice='write bytes, "800MiB", "2GiB" or "min"')
-    return int(float(m.group(1)) * _UNITS[m.group(2).upper()])
 
 
 def free_memory(device: torch.device) -> int:

@@ -9,11 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from mlc.errors import PlanError
 from mlc.ir.digest import digest
+from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.program import Program
 from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.formulas.alternatives import Formulas, Rivals, formulas_of
-from mlc.passes.lower import Joint, Levers, Stages, finish
-from mlc.passes.modes import Modes, differentiated
+from mlc.passes.lowering.lower import Levers, finish
+from mlc.passes.lowering.modes import Modes, differentiated
 from mlc.shown import Shown
 from mlc.view.explain import explain
 
@@ -43,11 +44,11 @@ class Plan(Shown, BaseModel):
         program: Digest of the program that it belongs to.
         memory: The budget asked for, bytes; None without one.
         mode: ``"mixed"`` or ``"reverse"``: how inner gradients are differentiated; ``"forward"``: tangents of the
-            meta-parameters go through the loops (see :mod:`mlc.passes.modes`).
+            meta-parameters go through the loops (see :mod:`mlc.passes.lowering.modes`).
         flows: Modes of single levels' gradients, where they differ from it.
         stop: Meaning of stops, ``"all"`` or ``"inner"``.
         backend: ``"interpreter"`` or ``"inductor"``.
-        price: Seconds of a call that a byte of its peak was worth (see :class:`mlc.passes.lower.Levers`).
+        price: Seconds of a call that a byte of its peak was worth (see :class:`mlc.passes.lowering.lower.Levers`).
         slots: Sets of states kept per loop, the others replayed; None: all of them.
         parts: Micro-batches, where examples are independent.
         offload: Bytes of an element from which on what loops keep for their adjoint rests on the host; None: nothing.

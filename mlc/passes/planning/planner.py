@@ -18,11 +18,11 @@ from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.autodiff.jacobian import count, legal
 from mlc.passes.cost.equations import Meter, device_of
 from mlc.passes.formulas.alternatives import Rivals
-from mlc.passes.modes import Modes, differentiated, resolve
-from mlc.passes.planning.options import check_options, free_memory, parse_memory
+from mlc.passes.lowering.modes import Modes, differentiated, resolve
+from mlc.passes.planning.options import check_options, free_memory
 from mlc.passes.planning.plan import Decision, Plan
 from mlc.passes.planning.search import Candidate, Search, front, thrift
-from mlc.view.explain import size_text, time_text
+from mlc.units import parse_memory, size_text, time_text
 
 __all__ = ["FEW", "budget_of", "make_plan", "sweep", "usable"]
 

@@ -16,9 +16,10 @@ from functools import cached_property
 import torch
 
 from mlc.ir.core import Loop
+from mlc.ir.lowered.stages import Joint, Stages
 from mlc.passes.cost.equations import Meter, device_of
 from mlc.passes.cost.memory import Footprint, set_bytes
-from mlc.passes.lower import Joint, Levers, Stages, finish
+from mlc.passes.lowering.lower import Levers, finish
 from mlc.passes.microbatch.independence import Refused, batchwise
 from mlc.passes.planning.options import free_memory
 from mlc.passes.remat.offload import LEAST, Transfers, transfers

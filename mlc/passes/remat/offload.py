@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlc.ir.core import Eqn, Loop, Region, Var
-from mlc.ir.slots import replayed_steps
+from mlc.ir.lowered.slots import replayed_steps
 from mlc.ir.types import SeqType, TensorType, nbytes
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.memory import rebuilt_of, roots_of

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from mlc.ir.builder import dce
 from mlc.ir.core import Eqn, Loop, Region, Replay, Var
-from mlc.ir.slots import replayed_steps
+from mlc.ir.lowered.slots import replayed_steps
 from mlc.ir.types import SeqType, resident
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.memory import root_of

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Random, Region, SafeSqrt, Stop, Var, aten
-from mlc.ir.reuse import into, reused
+from mlc.ir.lowered.reuse import into, reused
 from mlc.ir.types import TensorType
 
 __all__ = ["Executable", "compile_region"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlc.ir.core import Loop
-from mlc.ir.slots import Slots
+from mlc.ir.lowered.slots import Slots
 from mlc.runtime.interpreter.host import Incoming, Parcel, Reader
 from mlc.runtime.interpreter.interpreter import Executable
 from mlc.runtime.interpreter.saved import check_versions, versions

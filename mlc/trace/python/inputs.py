@@ -386,8 +386,7 @@ def walk(
         kwargs: Its keyword arguments.
         extra: What a watched call really ran; only the globals, cells and class attributes that this code names are
             followed. None: those of all code of the user's that can be named from ``fn``.
-        before: A :class:`~mlc.trace.python.world.World`, to walk objects as they were when it was made. None: as they
-        are.
+        before: A :class:`.world.World`, to walk objects as they were when it was made. None: as they are.
     """
     w = Walker(extra, before or View())
     for i, a in enumerate(args):

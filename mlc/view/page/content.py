@@ -13,8 +13,8 @@ from mlc.ir.types import Loc
 from mlc.passes.cost.facts import Stage, facts_of, stages_of
 from mlc.passes.cost.timeline import HOLDERS, predicted
 from mlc.passes.planning.plan import Plan, stages_for
+from mlc.units import size_text, time_text
 from mlc.view.diagram import Box, diagram_of
-from mlc.view.explain import size_text, time_text
 from mlc.view.page.scene import Scene, Table
 
 __all__ = ["Measured", "content"]

@@ -14,10 +14,11 @@ from typing import Any
 
 from mlc.errors import PlanError
 from mlc.ir.core import Eqn, Loop
+from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.program import Level, Program
 from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.autodiff.forward import NotForward
-from mlc.passes.lower import Joint, Stages, differentiate
+from mlc.passes.lowering.lower import differentiate
 
 __all__ = ["MODES", "Modes", "check_flows", "differentiated", "resolve"]
 
@@ -108,7 +109,7 @@ def differentiated(program: Program, modes: Modes, policy: Policy) -> tuple[Join
     """The program differentiated under these modes.
 
     Returns:
-        What :func:`mlc.passes.lower.finish` takes, the mode that was used, and why it is not the one asked for
+        What :func:`mlc.passes.lowering.lower.finish` takes, the mode that was used, and why it is not the one asked for
         (empty when it is).
     """
     policy = replace(policy, mode=modes.mode, reverse=_gradients(program, modes))

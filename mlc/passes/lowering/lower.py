@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from mlc.ir.builder import Builder, contiguous_type, dce
 from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.lowered.slots import replayed_steps
+from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.program import Program
-from mlc.ir.slots import replayed_steps
 from mlc.ir.types import SeqType, resident
 from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape, lower_grads
 from mlc.passes.autodiff.loops import map_bodies, nested_gradients
@@ -28,31 +29,7 @@ from mlc.passes.remat.residuals import keep_residuals
 from mlc.passes.remat.segments import AGAIN, Trade, rematerialise
 from mlc.passes.remat.states import sparse_states
 
-__all__ = ["Joint", "Levers", "Stages", "differentiate", "finish"]
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Executable form of a program, before code generation.
-
-    Attributes:
-        forward: ``inputs -> (results, saved)``.
-        backward: ``(saved, cotangents) -> hypergradients``; None when nothing is differentiated.
-        n_results: Number of results of the program at the head of ``forward``'s outputs.
-        saved: Which ``forward`` outputs and which program inputs the backward stage reads: ``("out", i)`` or
-            ``("in", i)``.
-        cotangents: Output positions that have a cotangent input.
-        gradients: Input positions (meta-parameters) in the order of ``backward``'s results.
-        handed: Results that become the user's and live on (:attr:`mlc.ir.program.Program.handed`).
-    """
-
-    forward: Region
-    backward: Region | None
-    n_results: int
-    saved: tuple[tuple[str, int], ...]
-    cotangents: tuple[int, ...]
-    gradients: tuple[int, ...]
-    handed: frozenset[int] = frozenset()
+__all__ = ["Levers", "differentiate", "finish"]
 
 
 @dataclass(frozen=True)
@@ -74,27 +51,6 @@ class Levers:
     parts: int = 1
     rounds: int = 4
     offload: int | None = None
-
-
-@dataclass(frozen=True)
-class Joint:
-    """Values and hypergradients of a program in one region, before anything is decided about memory.
-
-    Attributes:
-        region: ``(inputs, cotangents) -> (results, hypergradients)``.
-        n_inputs: Number of inputs of the program.
-        n_results: Number of its results.
-        cotangents: Output positions that have a cotangent input.
-        gradients: Input positions that have a hypergradient.
-        handed: Results that become the user's and live on.
-    """
-
-    region: Region
-    n_inputs: int
-    n_results: int
-    cotangents: tuple[int, ...]
-    gradients: tuple[int, ...]
-    handed: frozenset[int] = frozenset()
 
 
 def differentiate(program: Program, policy: Policy) -> Joint | Stages:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mlc.errors import PlanError
 from mlc.passes.cost.facts import Stage, stages_of
-from mlc.passes.lower import Levers, finish
+from mlc.passes.lowering.lower import Levers, finish
 
 if TYPE_CHECKING:
     from mlc.passes.planning.plan import Plan
