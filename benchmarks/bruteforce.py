@@ -26,8 +26,8 @@ from rich.table import Table
 
 import mlc
 from mlc.ir.program import Program
-from mlc.passes.lowering.lower import Levers
-from mlc.passes.planning.plan import joint_of
+from mlc.passes.contract import Levers
+from mlc.passes.planning.planned import joint_of
 from mlc.passes.planning.planner import FEW, usable
 from mlc.passes.planning.search import Candidate, Search
 

@@ -13,8 +13,8 @@ from mlc.units import size_text, time_text
 from mlc.view.page import Measured
 
 if TYPE_CHECKING:
-    from mlc.passes.planning.plan import Plan
     from mlc.runtime.call import Run
+    from mlc.view.plan import Plan
 
 __all__ = ["Report"]
 

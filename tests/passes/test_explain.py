@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 import mlc
-from mlc.passes.planning.plan import VERSION, Decision, Plan
+from mlc.passes.planning.plan import VERSION, Decision
 from mlc.view import explain
+from mlc.view.plan import Plan
 from tests import programs
 
 

@@ -11,7 +11,7 @@ import mlc
 from mlc.ir.core import Loop
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.facts import Stage, facts_of
-from mlc.passes.planning.plan import joint_of
+from mlc.passes.planning.planned import joint_of
 from mlc.passes.remat.segments import Trade, rematerialise
 from mlc.view.listing import difference, listing
 from mlc.view.stagelist import PASSES, after, input_names
