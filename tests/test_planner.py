@@ -20,7 +20,7 @@ from mlc.passes.planning.search import front
 from mlc.passes.remat.inlined import TAG as INNER
 from mlc.runtime.call import Executor
 from mlc.view.plan import Plan, make_plan, sweep
-from tests.passes.lowering import finish
+from tests.passes.finishing import finish
 from tests.thinned import every
 
 OPTIMIZERS = {

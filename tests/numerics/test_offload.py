@@ -18,7 +18,7 @@ from mlc.view.plan import Plan
 from tests.numerics import test_data, test_epochs, test_levels
 from tests.numerics.program import Program, check_compiled
 from tests.numerics.test_optimizers import make
-from tests.passes.lowering import finish
+from tests.passes.finishing import finish
 from tests.thinned import every
 
 CASES = [(o, "mlp", 5) for o in ("sgd", "sgd_nesterov", "adam", "adamw_amsgrad", "rmsprop_both", "adafactor")]

@@ -21,7 +21,7 @@ from mlc.passes.formulas.formulas import Formula, Replayed, Symbols, formula_of,
 from mlc.passes.formulas.tripcounts import Trips, planned_for
 from mlc.passes.planning.planned import joint_of
 from mlc.view.plan import Plan, make_plan, stages_for
-from tests.passes.lowering import finish
+from tests.passes.finishing import finish
 from tests.test_planner import loop, problem
 
 T = sympy.Symbol("T", integer=True, positive=True)

@@ -28,7 +28,7 @@ from mlc.view.curve import curve_csv, curve_table
 from mlc.view.diff import changes, compare
 from mlc.view.plan import Plan, make_plan, stages_for, sweep
 from tests.ir.regions import loop_program
-from tests.passes.lowering import finish
+from tests.passes.finishing import finish
 from tests.runtime.test_host import problem
 from tests.test_planner import loop
 

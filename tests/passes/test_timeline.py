@@ -17,7 +17,7 @@ from mlc.passes.cost.timeline import HOLDERS, predicted
 from mlc.passes.planning.planned import joint_of
 from mlc.runtime.interpreter.recording import REPLAY
 from mlc.view.plan import stages_for
-from tests.passes.lowering import finish
+from tests.passes.finishing import finish
 from tests.test_planner import OPTIMIZERS, loop
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -19,7 +19,7 @@ from mlc.passes.planning.planned import joint_of
 from mlc.runtime.interpreter import host
 from mlc.runtime.interpreter.host import Column, Incoming, Lane, Parcel, Reader, Shelf
 from mlc.view.plan import Plan
-from tests.passes.lowering import finish
+from tests.passes.finishing import finish
 from tests.test_planner import OPTIMIZERS, loop
 
 BASE = torch.arange(60.0).reshape(3, 4, 5)
