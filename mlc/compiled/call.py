@@ -20,7 +20,7 @@ from mlc.runtime.interpreter.feeds import Drawer, Stale
 from mlc.trace.capture import Recording, Ref
 from mlc.trace.iterables import batch_tensors
 from mlc.trace.observe import Observation
-from mlc.trace.python.inputs import Roots
+from mlc.trace.python.places import Roots
 from mlc.trace.recorder.randomness import RandomWatch
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlc.trace.capture import Effect, Ref
-from mlc.trace.python.inputs import Path, Roots
+from mlc.trace.python.places import Path, Roots
 from mlc.trace.python.state import Change, Fresh, Known, New
 from mlc.trace.python.trees import blank
 from mlc.trace.python.view import MISSING, fields_of

@@ -25,7 +25,8 @@ from mlc.runtime.call import Executor
 from mlc.runtime.interpreter.feeds import Stale
 from mlc.trace.build import build_program
 from mlc.trace.observe import Observation, observe
-from mlc.trace.python.inputs import Path, Roots, walk
+from mlc.trace.python.inputs import walk
+from mlc.trace.python.places import Path, Roots
 from mlc.trace.recorder.randomness import RandomWatch
 from mlc.units import size_text, time_text
 

@@ -17,8 +17,8 @@ from mlc.runtime.call import Executor
 from mlc.runtime.interpreter.feeds import Drawer
 from mlc.trace.capture import Recording
 from mlc.trace.python.changes import without
-from mlc.trace.python.inputs import Path, Roots
-from mlc.trace.python.reads import Found
+from mlc.trace.python.found import Found
+from mlc.trace.python.places import Path, Roots
 from mlc.trace.recorder.tracer import External
 
 __all__ = ["Entry", "fits", "generator_states", "given_back", "inputs_of", "iterable"]

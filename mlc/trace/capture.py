@@ -32,7 +32,8 @@ from mlc.trace.iterables import Source, Sources, loader_patches, substitute, swa
 from mlc.trace.numbers.placeholders import TracedScalar
 from mlc.trace.optimizers import narrow_counts, restore_flags
 from mlc.trace.patches import _ours, _set, patched
-from mlc.trace.python.inputs import Path, Roots, walk
+from mlc.trace.python.inputs import walk
+from mlc.trace.python.places import Path, Roots
 from mlc.trace.python.state import Change, Watch, parts
 from mlc.trace.recorder.concrete import Guard
 from mlc.trace.recorder.tracer import External, Step, Tracer

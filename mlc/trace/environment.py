@@ -16,7 +16,7 @@ from torch import Tensor
 from mlc.trace.iterables import Sources, Swaps, substitute
 from mlc.trace.numbers.placeholders import traced_max, traced_min
 from mlc.trace.patches import _set
-from mlc.trace.python.inputs import Roots
+from mlc.trace.python.places import Roots
 from mlc.trace.recorder.tracer import Tracer
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from mlc.errors import CaptureError
 from mlc.trace.python.batches import leaves as _leaves
-from mlc.trace.python.inputs import Path
+from mlc.trace.python.places import Path
 from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["Source", "Sources", "batch_tensors", "substitute"]

@@ -31,9 +31,11 @@ from mlc.trace.numbers.types import conversions, linked_max, linked_min
 from mlc.trace.optimizers import narrow_counts, restore_flags
 from mlc.trace.patches import _set
 from mlc.trace.python.changes import Changes, changes, place, without
+from mlc.trace.python.found import Found
 from mlc.trace.python.frames import is_user_module
-from mlc.trace.python.inputs import Path, Roots, walk
-from mlc.trace.python.reads import Found, Reads
+from mlc.trace.python.inputs import walk
+from mlc.trace.python.places import Path, Roots
+from mlc.trace.python.reads import Reads
 from mlc.trace.python.state import parts
 from mlc.trace.python.world import World
 from mlc.trace.recorder.observer import Observer

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlc.trace.python.inputs import Path, Roots
-from mlc.trace.python.reads import Found
+from mlc.trace.python.found import Found
+from mlc.trace.python.places import Path, Roots
 from mlc.trace.python.state import Change, New
 from mlc.trace.python.trees import Trees
 from mlc.trace.python.uses import Uses

@@ -13,17 +13,15 @@ import gc
 import os
 import sys
 import types
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from mlc.trace.python.found import Found
 from mlc.trace.python.frames import is_user_code
 from mlc.trace.python.names import names
+from mlc.trace.python.places import Path, Walk
 from mlc.trace.python.view import MISSING, fields_of, is_opaque, is_user_class, is_user_module
-
-if TYPE_CHECKING:
-    from mlc.trace.python.inputs import Path, Walker
-    from mlc.trace.python.reads import Found
 
 __all__ = ["CALLABLES", "Follower"]
 
@@ -46,7 +44,7 @@ class Follower:
         found: What ran; None: nothing is known, all code of the user's counts.
     """
 
-    def __init__(self, walker: Walker, found: Found | None) -> None:
+    def __init__(self, walker: Walk, found: Found | None) -> None:
         self.w = walker
         self.found = found
         self.changed = frozenset() if found is None else found.changed

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from mlc.trace.python.inputs import Path, Roots
+from mlc.trace.python.places import Path, Roots
 
 __all__ = ["Change", "Fresh", "Known", "New", "Watch", "parts"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlc.trace.python.inputs import Roots
+from mlc.trace.python.places import Roots
 from mlc.trace.python.state import Fresh, Known, New
 from mlc.trace.python.view import fields_of, is_opaque
 from mlc.trace.python.world import World

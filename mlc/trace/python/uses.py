@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mlc.trace.python.found import Found
 from mlc.trace.python.names import Names, names
-
-if TYPE_CHECKING:
-    from mlc.trace.python.inputs import Path, Roots
-    from mlc.trace.python.reads import Found
+from mlc.trace.python.places import Path, Roots
 
 __all__ = ["Uses"]
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mlc.ir.types import TensorType
 from mlc.trace.python.batches import containers
 from mlc.trace.python.frames import is_user_code
-from mlc.trace.python.inputs import Path, Roots
+from mlc.trace.python.places import Path, Roots
 from mlc.trace.python.view import MISSING, WHOLE, View, digest, fields_of, is_opaque, slots_of, type_of
 
 __all__ = ["Facts", "World", "bind", "dict_kind", "refill", "set_field"]
