@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,10 +23,19 @@ from mlc.trace.observe import Observation
 from mlc.trace.python.places import Roots
 from mlc.trace.recorder.randomness import RandomWatch
 
-if TYPE_CHECKING:
-    from mlc.compiled.compiled import CompiledFunction
-
 __all__ = ["Call", "Node", "leaf"]
+
+
+class Owner(Protocol):
+    """Whose call it is: a compiled function.
+
+    Attributes:
+        options: Those it was compiled with.
+        report: What its last call measured.
+    """
+
+    options: dict[str, Any]
+    report: Report | None
 
 
 class Node(torch.autograd.Function):
@@ -59,7 +68,7 @@ class Node(torch.autograd.Function):
 class Call:
     """One call of a compiled function; ``seen``: the run that was recorded, where this is the first."""
 
-    def __init__(self, owner: CompiledFunction, entry: Entry, roots: Roots, seen: Observation | None = None) -> None:
+    def __init__(self, owner: Owner, entry: Entry, roots: Roots, seen: Observation | None = None) -> None:
         self.owner = owner
         self.entry = entry
         self.roots = roots

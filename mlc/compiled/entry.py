@@ -19,7 +19,7 @@ from mlc.trace.capture import Recording
 from mlc.trace.python.changes import without
 from mlc.trace.python.found import Found
 from mlc.trace.python.places import Path, Roots
-from mlc.trace.recorder.tracer import External
+from mlc.trace.recorder.externals import External
 
 __all__ = ["Entry", "fits", "generator_states", "given_back", "inputs_of", "iterable"]
 

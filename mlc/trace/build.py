@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlc.errors import CaptureError
-from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Stop, Var
+from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Stop, Var, map_vars
 from mlc.ir.program import Input, Program
 from mlc.ir.types import SeqType, Type
 from mlc.ir.verify import verify
@@ -152,8 +152,6 @@ def _reopen(region: Region, opened: dict[Var, Eqn]) -> Region:
                 op=replace(e.op, trips=None, usual=e.op.trips), args=tuple(new.get(v, v) for v in e.args), outs=outs
             )
         elif any(v in new for v in e.inputs):
-            from mlc.ir.core import map_vars
-
             e = e.with_(args=map_vars(e.args, lambda v: new.get(v, v)))
         eqns.append(e)
     outs = tuple(new.get(v, v) for v in region.outputs)

@@ -32,11 +32,13 @@ from mlc.trace.iterables import Source, Sources, loader_patches, substitute, swa
 from mlc.trace.numbers.placeholders import TracedScalar
 from mlc.trace.optimizers import narrow_counts, restore_flags
 from mlc.trace.patches import _ours, _set, patched
+from mlc.trace.python.frames import is_user_code
 from mlc.trace.python.inputs import walk
 from mlc.trace.python.places import Path, Roots
 from mlc.trace.python.state import Change, Watch, parts
 from mlc.trace.recorder.concrete import Guard
-from mlc.trace.recorder.tracer import External, Step, Tracer
+from mlc.trace.recorder.externals import External, Step
+from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["Recording", "record"]
 
@@ -174,8 +176,6 @@ def record(
 
 def _users_own(e: Exception) -> bool:
     """Whether an exception was raised by the user's own code (then it is theirs to see as it is)."""
-    from mlc.trace.python.frames import is_user_code
-
     tb = e.__traceback__
     while tb is not None and tb.tb_next is not None:
         tb = tb.tb_next
@@ -187,8 +187,6 @@ def _users_own(e: Exception) -> bool:
 
 def _explain(e: Exception, tracer: Tracer) -> CaptureError:
     """An exception of the user's code or of torch while tracing, with the user's line."""
-    from mlc.trace.python.frames import is_user_code
-
     loc = None
     tb = e.__traceback__
     while tb is not None:
@@ -233,7 +231,7 @@ def _finish(tracer: Tracer, fn: Any, out: Any, roots: Roots, watch: Watch, sourc
             h = tracer.handle(x)
             v = tracer.value(h)
             if not tracer.carries(x, h) and v.mask and v.type.is_float:
-                v = tracer._stop(v, h)
+                v = tracer.stopped(v, h)
             results.append(v)
             return Ref(len(results) - 1)
         return x

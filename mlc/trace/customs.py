@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlc.errors import CaptureError, MlcError
-from mlc.ir.builder import Builder
+from mlc.ir.builder import Builder, contiguous
 from mlc.ir.core import Custom, Eqn, Region, Var
 from mlc.ir.types import TensorType
 from mlc.record.recorder import Storage
-
-if TYPE_CHECKING:
-    from mlc.trace.recorder.tracer import Tracer
+from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["apply_custom"]
 
@@ -115,22 +113,20 @@ def _context_of(cls: Any) -> Iterator[list[Any]]:
 
 def _trace_backward(tracer: Tracer, cls: Any, ctx: Any, args: Any, in_vars: list[Var], results: list[Var],
                     ) -> tuple[Region, list[Var], tuple[bool, ...]]:  # fmt: skip
-    saved = tracer.builder, tracer._stops, tracer._views
-    tracer.nested = True
-    tracer.builder, tracer._stops, tracer._views = Builder(merge=False), dict(saved[1]), dict(saved[2])
     try:
-        cts = [tracer.fresh(Var(_plain(v.type))) for v in results]
-        ct_vars = [tracer.value(tracer.handle(t)) for t in cts]
-        with torch.enable_grad():
-            grads = cls.backward(ctx, *cts)
-        grads = grads if isinstance(grads, tuple) else (grads,)
-        wanted = [g for a, g in zip(args, grads, strict=False) if isinstance(a, Tensor)]
-        outputs = []
-        for g, v in zip(wanted, in_vars, strict=True):
-            if g is not None:
-                assert isinstance(v.type, TensorType)
-                outputs.append(tracer._fit(tracer.value(tracer.handle(g)), v.type))
-        eqns = tuple(tracer.builder.eqns)
+        with tracer.recording_apart():
+            cts = [tracer.fresh(Var(_plain(v.type))) for v in results]
+            ct_vars = [tracer.value(tracer.handle(t)) for t in cts]
+            with torch.enable_grad():
+                grads = cls.backward(ctx, *cts)
+            grads = grads if isinstance(grads, tuple) else (grads,)
+            wanted = [g for a, g in zip(args, grads, strict=False) if isinstance(a, Tensor)]
+            outputs = []
+            for g, v in zip(wanted, in_vars, strict=True):
+                if g is not None:
+                    assert isinstance(v.type, TensorType)
+                    outputs.append(tracer.fitted(tracer.value(tracer.handle(g)), v.type))
+            eqns = tuple(tracer.builder.eqns)
     except MlcError:
         raise
     except Exception as e:
@@ -138,9 +134,6 @@ def _trace_backward(tracer: Tracer, cls: Any, ctx: Any, args: Any, in_vars: list
             f"the backward of {cls.__name__} cannot be traced: {e}", loc=tracer.place(),
             advice="write it with torch operators on the saved tensors",
         ) from e  # fmt: skip
-    finally:
-        tracer.builder, tracer._stops, tracer._views = saved
-        tracer.nested = False
     inside = {o for e in eqns for o in e.outs}
     given = {*in_vars, *results, *ct_vars}
     free = dict.fromkeys(v for e in eqns for v in e.inputs if v not in inside and v not in given)
@@ -150,8 +143,6 @@ def _trace_backward(tracer: Tracer, cls: Any, ctx: Any, args: Any, in_vars: list
 
 
 def _plain(t: Any) -> TensorType:
-    from mlc.ir.builder import contiguous
-
     assert isinstance(t, TensorType)
     return TensorType(t.dtype, t.shape, contiguous(t.shape), t.device)
 

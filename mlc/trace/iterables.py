@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from mlc.errors import CaptureError
 from mlc.trace.python.batches import leaves as _leaves
+from mlc.trace.python.frames import is_user_code
 from mlc.trace.python.places import Path
 from mlc.trace.recorder.tracer import Tracer
 
@@ -142,8 +143,6 @@ class Sources:
             return
         f = sys._getframe(2)
         while f is not None and f is not self.tracer.sites.base:
-            from mlc.trace.python.frames import is_user_code
-
             if is_user_code(f.f_code):
                 now = {n: v for n, v in f.f_locals.items() if type(v) in (int, float, bool, str)}
                 before = self._locals.get((source, visit))

@@ -38,9 +38,9 @@ from mlc.trace.python.places import Path, Roots
 from mlc.trace.python.reads import Reads
 from mlc.trace.python.state import parts
 from mlc.trace.python.world import World
+from mlc.trace.recorder.externals import External
 from mlc.trace.recorder.observer import Observer
 from mlc.trace.recorder.randomness import RandomWatch
-from mlc.trace.recorder.tracer import External
 
 __all__ = ["Observation", "observe"]
 

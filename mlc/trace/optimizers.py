@@ -7,15 +7,13 @@ and host-side scalars off); the flags and everything else of the user's optimize
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import optim
 
 from mlc.errors import CaptureError
-
-if TYPE_CHECKING:
-    from mlc.trace.recorder.tracer import Tracer
+from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["after_step", "before_step", "narrow_counts", "restore_flags"]
 

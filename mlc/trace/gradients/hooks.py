@@ -28,6 +28,7 @@ from mlc.ir.core import Stop, Var
 from mlc.ir.types import TensorType
 from mlc.trace.gradients.hookruns import Run
 from mlc.trace.gradients.hooksites import Recorded, Site, Sites, key_of
+from mlc.trace.gradients.store import GradientStore
 
 __all__ = ["Hooks"]
 
@@ -36,6 +37,10 @@ _TABLES = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 class Hooks(Sites):
     """Backward hooks of one recorded run of the user's function."""
+
+    def __init__(self, gradients: GradientStore) -> None:
+        super().__init__(gradients)
+        self.runs: list[Run] = []  # of autograd's engine, the innermost last
 
     # ---- registration
 
@@ -183,7 +188,7 @@ class Hooks(Sites):
         reach = self.gradients.reach()
         there = reach.among(losses, [w for w, g in zip(site.after, grads, strict=True) if g is not None])
         beyond = reach.beyond(losses)
-        if any(ob._bit_of[w] & beyond for w in there):
+        if any(ob.bit_of[w] & beyond for w in there):
             raise self.beyond()
         targets = [w for w in site.after if w in there]
         outs = dict(zip(targets, self.gradients.equation(run.pairs, targets, *run.where, run.level), strict=True))
@@ -265,7 +270,7 @@ class Hooks(Sites):
     def _value(self, run: Run, g: Any, like: Tensor) -> Any:
         if not isinstance(g, Tensor):
             return None  # PyTorch refuses it
-        return self.observer._fit(self.observer.read(g, run.create_graph), TensorType.of(like))
+        return self.observer.fitted(self.observer.read(g, run.create_graph), TensorType.of(like))
 
     def _lower(self, site: Site, run: Run) -> None:
         """A gradient of an outer level, taken with PyTorch's graph, sees the hook, too."""

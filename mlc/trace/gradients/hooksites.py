@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -14,10 +14,7 @@ from mlc.errors import CaptureError
 from mlc.ir.core import Stop, Var
 from mlc.ir.types import Loc, TensorType
 from mlc.record.handles import Handle, Storage
-from mlc.trace.gradients.hookruns import Run
-
-if TYPE_CHECKING:
-    from mlc.trace.gradients.taken import Gradients
+from mlc.trace.gradients.store import GradientStore
 
 __all__ = ["HOOK", "Recorded", "Site", "Sites", "key_of"]
 
@@ -70,11 +67,10 @@ class Recorded:
 class Sites:
     """Backward hooks of one recorded run of the user's function."""
 
-    def __init__(self, gradients: Gradients) -> None:
+    def __init__(self, gradients: GradientStore) -> None:
         self.gradients = gradients
         self.observer = gradients.observer
         self.sites: dict[Var, Site] = {}
-        self.runs: list[Run] = []
         self._originals: dict[str, Any] = {
             "_backward_hooks": Tensor.register_hook,
             "_post_accumulate_grad_hooks": Tensor.register_post_accumulate_grad_hook,
@@ -137,7 +133,7 @@ class Sites:
         ob = self.observer
         tag, ob.tag = ob.tag, HOOK
         try:
-            return [ob._emit(Stop(ob.depth()), (v,), (v.type,))[0] for v in values]
+            return [ob.emit(Stop(ob.depth()), (v,), (v.type,))[0] for v in values]
         finally:
             ob.tag = tag
 

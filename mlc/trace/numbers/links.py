@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from mlc.trace.numbers.rules import TESTS, Rule, together
 
-__all__ = ["Ledger", "Linked", "alive", "apply", "compare", "constant", "decide", "pin", "plain", "test"]
+__all__ = ["Ledger", "Linked", "StandIn", "alive", "apply", "compare", "constant", "decide", "pin", "plain", "test"]
 
 
 class Ledger(Protocol):
@@ -47,6 +47,12 @@ BASE: Any = torch._C.TensorBase
 CLASSES: list[
     tuple[type, type[Linked]]
 ] = []  # filled by mlc.trace.numbers.number: type of a value, class of its number
+
+
+class StandIn(type):
+    """A class that stands for another one in modules of the user (made by :mod:`mlc.trace.numbers.types`)."""
+
+    stands_for: type
 
 
 class Linked:

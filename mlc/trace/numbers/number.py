@@ -19,9 +19,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
+from mlc.trace.numbers.calls import answer
 from mlc.trace.numbers.links import (
     BASE,
     CLASSES,
@@ -155,8 +157,6 @@ class Number(Linked, metaclass=_Kind):
         return getattr(pin(self, f"its {name}"), name)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        import numpy
-
         return numpy.array(pin(self, "an element of a NumPy array"), dtype=dtype)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -171,8 +171,6 @@ class Number(Linked, metaclass=_Kind):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from mlc.trace.numbers.mode import answer
-
         return answer(func, types, args, kwargs or {})
 
 

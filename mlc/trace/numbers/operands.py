@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from mlc.trace.numbers.links import Linked, constant, pin, plain
-from mlc.trace.numbers.types import StandIn
+from mlc.trace.numbers.links import Linked, StandIn, constant, pin, plain
 
 __all__ = ["DATA", "HANDLERS", "NoTensor", "found", "leaves", "pinned", "tree"]
 

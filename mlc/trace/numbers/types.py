@@ -24,16 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.trace.numbers.links import Linked, alive, apply, constant, plain, read_back
+from mlc.trace.numbers.calls import answer
+from mlc.trace.numbers.links import Linked, StandIn, alive, apply, constant, plain, read_back
 from mlc.trace.numbers.rules import UNARY, Form, Rule, cast
 
-__all__ = ["StandIn", "conversions", "linked_max", "linked_min"]
+__all__ = ["Conversion", "conversions", "linked_max", "linked_min"]
 
 
-class StandIn(type):
+class Conversion(StandIn):
     """The class of stand-ins for ``float`` and ``int``."""
 
-    stands_for: type
     convert: Callable[[Any], Any]
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -69,8 +69,6 @@ class StandIn(type):
 
     @classmethod
     def __torch_function__(mcs, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from mlc.trace.numbers.mode import answer
-
         return answer(func, types_, args, kwargs or {})
 
 
@@ -86,17 +84,17 @@ def _as_int(x: Linked) -> Any:
     return apply(Rule("int", int, UNARY["trunc"].form), x)
 
 
-def _stand_in(real: type, convert: Callable[[Any], Any], name: str) -> StandIn:
+def _stand_in(real: type, convert: Callable[[Any], Any], name: str) -> Conversion:
     members: dict[str, Any] = {"stands_for": real, "convert": staticmethod(convert), "__module__": "builtins"}
     with contextlib.suppress(ImportError):
         import numpy
 
         members["dtype"] = numpy.dtype(real)  # what numpy.dtype() asks a class for
-    return StandIn(name, (real,), members)
+    return Conversion(name, (real,), members)
 
 
 _FLOAT, _INT = _stand_in(float, _as_float, "float"), _stand_in(int, _as_int, "int")
-copyreg.pickle(StandIn, lambda cls: (type, (cls.stands_for(),)))  # type: ignore[arg-type, return-value]
+copyreg.pickle(Conversion, lambda cls: (type, (cls.stands_for(),)))  # type: ignore[arg-type, return-value]
 
 
 def _picking(builtin: Callable[..., Any], better: Callable[[Any, Any], bool], greater: bool) -> Callable[..., Any]:

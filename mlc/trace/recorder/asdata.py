@@ -25,7 +25,8 @@ _BASE: Any = torch._C.TensorBase
 class AsData(Writing):
     """The part of an observer that takes results as data."""
 
-    def _plain(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def recorded(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        """As :meth:`Recorder.recorded`, or as data where no equation says it."""
         if any(isinstance(o, Tensor) and self._odd(o) for o in flatten(out)):
             self._refuse_odd(args, kwargs, next(o for o in flatten(out) if isinstance(o, Tensor) and self._odd(o)))
             return self._as_data(func, args, kwargs, out)
@@ -35,7 +36,7 @@ class AsData(Writing):
             return self._as_data(func, args, kwargs, out)
         if s.random and self.random_is_data:
             return self._as_data(func, args, kwargs, out)
-        result = super()._plain(func, s, args, kwargs, out)
+        result = super().recorded(func, s, args, kwargs, out)
         if func is _A.clone.default and self.copying():
             self.copies[self.present(out)] = self.place()
         return result
@@ -48,12 +49,12 @@ class AsData(Writing):
                 with self.pause():
                     found = i.nonzero().unbind(1)
                 for f in found:
-                    self._data(f)
+                    self.data(f)
                 self._note("a mask picks elements", i)
                 indices += found
             else:
                 indices.append(i)
-        return super()._plain(func, s, (args[0], indices), kwargs, out)
+        return super().recorded(func, s, (args[0], indices), kwargs, out)
 
     def _note(self, what: str, t: Tensor | None = None) -> None:
         self.frozen.append((what, self.place()))
@@ -75,7 +76,7 @@ class AsData(Writing):
                     )  # fmt: skip
         for o in flatten(out):
             if isinstance(o, Tensor) and not self._odd(o):
-                self._data(o)
+                self.data(o)
         self._note(f"{func} is run anew")
         return out
 
@@ -111,5 +112,5 @@ class AsData(Writing):
             out = func(*args, **kwargs)
             if dense is None:
                 dense = self.written_out[args[at]] = args[at].to_dense()
-                self._data(dense)
-        return super()._plain(op, schema_of(op), (*args[:at], dense, *args[at + 1 :]), kwargs, out)
+                self.data(dense)
+        return super().recorded(op, schema_of(op), (*args[:at], dense, *args[at + 1 :]), kwargs, out)

@@ -22,6 +22,7 @@ from mlc.errors import CaptureError
 from mlc.ir.core import Alias, Var
 from mlc.ir.inplace import schema_of
 from mlc.ir.types import TensorType
+from mlc.trace.gradients.evaluate import evaluate
 from mlc.trace.gradients.grads import get_grad
 from mlc.trace.numbers.links import Linked
 from mlc.trace.recorder.asdata import AsData
@@ -92,7 +93,7 @@ class Observer(AsData):
         """Run and record an operator as it stands, whatever is special about it."""
         with self.pause():
             out = func(*args, **kwargs)
-        return self._plain(func, schema_of(func), args, kwargs, out)
+        return self.recorded(func, schema_of(func), args, kwargs, out)
 
     def _result(self, func: Any, s: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
@@ -162,13 +163,11 @@ class Observer(AsData):
 
     def add(self, a: Var, b: Var) -> Var:
         """The sum of two values of one shape."""
-        (out,) = self._emit(_A.add.Tensor, (a, b), (a.type,))
+        (out,) = self.emit(_A.add.Tensor, (a, b), (a.type,))
         return out  # type: ignore[no-any-return]
 
     def evaluate(self, v: Var) -> Tensor:
         """The value of a gradient that PyTorch's graph does not have, computed from the recording."""
-        from mlc.trace.gradients.evaluate import evaluate
-
         return evaluate(self, [v])[0]
 
     # ---- copies
@@ -180,7 +179,7 @@ class Observer(AsData):
             v = self.read(t, False)
         self.farther = True
         before, self.tag = self.tag, "clone"
-        (new,) = self._emit(Alias(), (v,), (v.type,))
+        (new,) = self.emit(Alias(), (v,), (v.type,))
         self.tag = before
         with self.pause(), torch.no_grad():
             c: Tensor = t.detach().clone(memory_format=torch.preserve_format)

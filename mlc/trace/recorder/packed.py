@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mlc.trace.recorder.observer import Observer
+from mlc.trace.recorder.observer import Observer
 
 __all__ = ["packed"]
 
@@ -44,7 +43,7 @@ def packed(ob: Observer, active: Callable[[], bool]) -> Iterator[tuple[Any, str,
         if active():
             with ob.pause():  # they were written where nobody saw it
                 lengths = lengths.clone()
-            ob._outside(lengths, ob.memories.of(lengths), None)
+            ob.from_outside(lengths, ob.memories.of(lengths), None)
         return out, lengths
 
     layers = {name: sized(getattr(functions, name)) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}

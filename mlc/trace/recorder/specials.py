@@ -25,9 +25,9 @@ def _literal(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
         with ob.pause():
             value = t.item()
         kw = (("dtype", t.dtype), ("device", t.device), ("pin_memory", False))
-        ob.bind(t, ob._emit(_A.full.default, (list(t.shape), value), (TensorType.of(t),), kw)[0])
+        ob.bind(t, ob.emit(_A.full.default, (list(t.shape), value), (TensorType.of(t),), kw)[0])
     else:
-        ob._outside(t, ob.memories.of(t), None)
+        ob.from_outside(t, ob.memories.of(t), None)
     return t
 
 
@@ -45,11 +45,11 @@ def _dropout(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
             return x.clone(), torch.ones_like(x, dtype=torch.bool)
     _, mask = func(*args, **kwargs)
     if ob.random_is_data:
-        ob._data(mask)
+        ob.data(mask)
     else:
         ty = TensorType.of(x)
         layout = (ty.shape, ty.stride, ty.dtype, ty.device)
-        (v,) = ob._emit(Random(_A.native_dropout.default, fill=True), (*layout, p), (TensorType.of(mask),))
+        (v,) = ob.emit(Random(_A.native_dropout.default, fill=True), (*layout, p), (TensorType.of(mask),))
         ob.bind(mask, v)
     with ob.active():
         return x * mask * (0.0 if p == 1 else 1.0 / (1.0 - p)), mask
@@ -67,10 +67,10 @@ def _rrelu(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
     pure = _A.rrelu_with_noise_functional.default
     out, slopes = pure(x, noise, lower, upper, True, given.get("generator"))
     if ob.random_is_data:
-        ob._data(slopes)
+        ob.data(slopes)
     else:
         types = [TensorType.of(out), TensorType.of(slopes)]
-        ob.bind(slopes, ob._emit(Random(pure), (*values, lower, upper, True), types)[1])
+        ob.bind(slopes, ob.emit(Random(pure), (*values, lower, upper, True), types)[1])
     with ob.active():
         with torch.no_grad():
             noise.copy_(slopes)
@@ -83,7 +83,7 @@ def _norm(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
         out = func(*args, **kwargs)
     x, weight, bias, mean, var, momentum, eps = args
     plain = _A.native_batch_norm.default
-    return ob._plain(plain, schema_of(plain), (x, weight, bias, mean, var, False, momentum, eps), kwargs, out)
+    return ob.recorded(plain, schema_of(plain), (x, weight, bias, mean, var, False, momentum, eps), kwargs, out)
 
 
 def _ctc(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
@@ -94,7 +94,7 @@ def _ctc(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
     for t, what in zip(args[2:4], ("input lengths", "target lengths"), strict=True):
         ob.guard(t, t.clone(), f"the {what} of ctc_loss")
     plain = _A._ctc_loss.default
-    return ob._plain(plain, schema_of(plain), (*args[:2], *numbers, *args[4:]), kwargs, out)
+    return ob.recorded(plain, schema_of(plain), (*args[:2], *numbers, *args[4:]), kwargs, out)
 
 
 def _pack(ob: Any, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ def _pack(ob: Any, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
         index = torch.tensor(places, device=x.device)
     ob.guard(lengths, lengths.clone(), "the lengths of a packed sequence")
     for constant in (sizes, index):
-        ob._outside(constant, ob.memories.of(constant), None)
+        ob.from_outside(constant, ob.memories.of(constant), None)
     with ob.active():
         return x.reshape(rows * steps, *x.shape[2:]).index_select(0, index), sizes
 

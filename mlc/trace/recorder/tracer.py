@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -25,38 +24,13 @@ from mlc.record.recorder import Handle, Recorder, Storage
 from mlc.record.views import IDENTITY_VIEWS
 from mlc.trace.numbers.placeholders import TracedScalar
 from mlc.trace.python.frames import Site, Sites
-from mlc.trace.recorder.concrete import Guard, concrete
+from mlc.trace.recorder.concrete import Guard, Known, concrete
+from mlc.trace.recorder.externals import External, Step
 from mlc.trace.recorder.reach import Reach
 
-__all__ = ["External", "Tracer"]
+__all__ = ["Tracer"]
 
 _BASE: Any = torch._C.TensorBase
-
-
-@dataclass
-class External:
-    """A tensor from outside: the object itself, where it was found, and its first value."""
-
-    tensor: Tensor
-    path: tuple[Any, ...] | None
-    var: Var
-    handle: Handle
-    fake: Any
-    written: bool = False
-    read: Loc | None = None
-    held: Any = None
-    kept: Any = None  # a copy of what it held, where code that is not seen may write to its memory
-    parts: tuple[External, ...] = ()
-
-
-@dataclass
-class Step:
-    """One optimizer step seen while tracing."""
-
-    optimizer: torch.optim.Optimizer
-    first: int
-    last: int
-    loc: Loc | None
 
 
 class Tracer(Recorder):
@@ -177,7 +151,7 @@ class Tracer(Recorder):
         """Remember writes to the user's memories; a step of a leaf is history for gradients at its own depth."""
         s = h.storage
         if s.leaf and not s.copied and s.var.mask:
-            s.var = self._stop(s.var, h, level=self.depth())
+            s.var = self.stopped(s.var, h, level=self.depth())
         ext = h.storage.external
         if isinstance(ext, External):
             if ext.tensor._backward_hooks or ext.tensor._post_accumulate_grad_hooks:
@@ -206,7 +180,7 @@ class Tracer(Recorder):
         Raises:
             CaptureError: when it depends on what the program computes or draws.
         """
-        found = concrete(self, t)
+        found = self._known(t)
         if found is None:
             raise CaptureError(
                 f"{what} depends on the value of a tensor, which is not known while tracing", loc=self.place(),
@@ -217,9 +191,15 @@ class Tracer(Recorder):
             self.guards.append(Guard(found.var, found.eqns, found.externals, kind, value))
         return value
 
+    def _known(self, t: Tensor) -> Known | None:
+        """The value of a one-element tensor, if it is known while tracing."""
+        if t.numel() != 1:
+            return None
+        return concrete(self.value(self.handle(t)), self.externals.values(), self.builder)
+
     def item(self, t: Tensor) -> Any:
         """What ``t.item()`` gives the user while tracing: a number if it is a literal, else a placeholder."""
-        found = concrete(self, t)
+        found = self._known(t)
         if found is not None and not found.externals:
             return found.value
         with torch.no_grad():
@@ -231,7 +211,7 @@ class Tracer(Recorder):
         """Targets that the losses depend on differentiably for a gradient taken at this loop depth."""
         known = self._reach.get(depth)
         if known is None or known.builder is not self.builder:  # the backward of a custom function is a recording apart
-            known = Reach(self.builder, self._bit_of, depth)
+            known = Reach(self.builder, self.bit_of, depth)
             if not self.nested:
                 self._reach[depth] = known
         return known.among(losses, targets)
@@ -346,7 +326,7 @@ class Tracer(Recorder):
         if t.requires_grad and t.is_leaf:
             self.read(t, False)
             v = self.value(self.handle(t))
-        (new,) = self._emit(Alias(), (v,), (v.type,))
+        (new,) = self.emit(Alias(), (v,), (v.type,))
         f = self.fresh(new)
         if not is_parameter:
             return f

@@ -17,7 +17,7 @@ from mlc.ir.types import TensorType
 from mlc.record.handles import Handle
 from mlc.record.memories import layout_of
 from mlc.trace.recorder.drawing import Drawing
-from mlc.trace.recorder.tracer import External
+from mlc.trace.recorder.externals import External
 
 __all__ = ["Writing"]
 
@@ -44,7 +44,7 @@ class Writing(Drawing):
         for i, t in enumerate(flat):
             mem = self.memories.of(t)
             if mem is not self.memories.find(args[0]):  # an operator that may view did copy
-                self.wrap(t, self._emit(func, (self.value(base), *args[1:]), types, kw)[i])
+                self.wrap(t, self.emit(func, (self.value(base), *args[1:]), types, kw)[i])
                 continue
             lay = layout_of(t)
             known = mem.layouts.get(lay)
@@ -117,7 +117,7 @@ class Writing(Drawing):
 
     def _fix(self, t: Tensor, value: Tensor) -> None:
         """What ``t`` now holds is data of this call."""
-        h = self._data(value)
+        h = self.data(value)
         self.write(t, h.storage.var)
 
     def _out(self, func: Any, s: Any, args: Any, kwargs: Any) -> Any:
@@ -149,7 +149,7 @@ class Writing(Drawing):
         """A storage changed; the step of a leaf is history for gradients taken at its own level."""
         s = h.storage
         if s.leaf and not s.copied and s.var.mask:
-            s.var = self._stop(s.var, h, level=self.depth())
+            s.var = self.stopped(s.var, h, level=self.depth())
         if isinstance(s.external, External):
             s.external.written = True
 
