@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from mlc.api import plain
 from mlc.check.examination import Examination, UsersError
 from mlc.check.function import line_of
 from mlc.check.report import CheckReport
 from mlc.check.sandbox import Sandbox, convert
+from mlc.compiled.underlying import underlying
 from mlc.errors import MlcError, PlanError
 from mlc.trace.capture import place_of
 from mlc.units import parse_memory
@@ -57,8 +57,8 @@ def check(fn: Callable[..., Any], *args: Any, dtype: torch.dtype = torch.float64
     """
     if dtype not in (torch.float32, torch.float64):
         advice = "use torch.float64 or torch.float32"
-        raise PlanError(f"mlc.check in {dtype}", loc=place_of(plain(fn, args)[0]), advice=advice)
-    fn, args, options = plain(fn, args)
+        raise PlanError(f"mlc.check in {dtype}", loc=place_of(underlying(fn, args)[0]), advice=advice)
+    fn, args, options = underlying(fn, args)
     box = Sandbox(dtype)
     with _surroundings(dtype):
         try:

@@ -31,7 +31,7 @@ from mlc.trace.environment import (
 from mlc.trace.iterables import Source, Sources, loader_patches, substitute, swapped
 from mlc.trace.numbers.placeholders import TracedScalar
 from mlc.trace.optimizers import narrow_counts, restore_flags
-from mlc.trace.patches import _ours, _set, patched
+from mlc.trace.patches import on_this_thread, patched, replaced
 from mlc.trace.python.frames import is_user_code
 from mlc.trace.python.inputs import walk
 from mlc.trace.python.places import Path, Roots
@@ -126,7 +126,7 @@ def record(
     sources = Sources(tracer, roots.loaders)
     sources.known_objects = {id(o) for o in roots.objects.values()} | {id(o) for o in roots.modules.values()}  # type: ignore[attr-defined]
     watch = Watch(roots)
-    active = _ours(tracer)
+    active = on_this_thread()
     iterate, length = loader_patches(sources, roots.loaders, active)
     batches, iterators = roots.batches, roots.iterators
     host = None
@@ -143,8 +143,8 @@ def record(
             put(patched(tracer))
             put(zero_grad(tracer, active))
             put(numbers_in_optimizers())
-            put(_set(DataLoader, "__iter__", iterate))
-            put(_set(DataLoader, "__len__", length))
+            put(replaced(DataLoader, "__iter__", iterate))
+            put(replaced(DataLoader, "__len__", length))
             put(iterators_elsewhere(fn, roots, sources, swaps))
             put(sdpa_kernel(SDPBackend.MATH))
             put(torch.backends.mkldnn.flags(enabled=False))

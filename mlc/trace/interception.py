@@ -27,7 +27,7 @@ from mlc.trace.gradients.grads import get_grad, put_grad
 from mlc.trace.gradients.taken import Gradients
 from mlc.trace.numbers.number import escape, numbers_of, take
 from mlc.trace.optimizers import after_step, before_step
-from mlc.trace.patches import _set
+from mlc.trace.patches import replaced
 from mlc.trace.recorder.observer import Observer
 from mlc.trace.recorder.packed import packed
 
@@ -332,7 +332,7 @@ def intercepted(ob: Observer) -> Iterator[Active]:
     with contextlib.ExitStack() as stack:
 
         def put(owner: Any, name: str, value: Any) -> None:
-            stack.enter_context(_set(owner, name, value))
+            stack.enter_context(replaced(owner, name, value))
 
         utils = sys.modules.get("transformers.utils.import_utils")
         if hasattr(utils, "is_torchdynamo_compiling"):  # it asks before it looks at the values of tensors

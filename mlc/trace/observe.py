@@ -29,7 +29,7 @@ from mlc.trace.numbers.mode import NumberMode
 from mlc.trace.numbers.patches import followed
 from mlc.trace.numbers.types import conversions, linked_max, linked_min
 from mlc.trace.optimizers import narrow_counts, restore_flags
-from mlc.trace.patches import _set
+from mlc.trace.patches import replaced
 from mlc.trace.python.changes import Changes, changes, place, without
 from mlc.trace.python.found import Found
 from mlc.trace.python.frames import is_user_module
@@ -143,8 +143,8 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
         given = {**dict(enumerate(args)), **kwargs}
         new = {k: substitute(v, ("args", k), roots.batches, roots.iterators, sources, swaps) for k, v in given.items()}
         new_args, new_kwargs = tuple(new[i] for i in range(len(args))), {k: new[k] for k in kwargs}
-        put(_set(DataLoader, "__iter__", iterate))
-        put(_set(DataLoader, "__len__", length))
+        put(replaced(DataLoader, "__iter__", iterate))
+        put(replaced(DataLoader, "__len__", length))
         put(_optimizers_numbers())
         put(sdpa_kernel(SDPBackend.MATH))
         put(torch.backends.mkldnn.flags(enabled=False))

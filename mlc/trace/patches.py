@@ -29,7 +29,8 @@ __all__ = ["patched"]
 _BASE: Any = torch._C.TensorBase
 
 
-def _ours(tracer: Tracer) -> Callable[[], bool]:
+def on_this_thread() -> Callable[[], bool]:
+    """A question to ask later: whether this thread, which asks now, is recording."""
     me = threading.get_ident()
 
     def active() -> bool:
@@ -39,7 +40,8 @@ def _ours(tracer: Tracer) -> Callable[[], bool]:
 
 
 @contextlib.contextmanager
-def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Context in which an attribute of a class or module is another one."""
     missing = object()
     old = vars(owner).get(name, missing) if isinstance(owner, type) else getattr(owner, name)
     setattr(owner, name, value)
@@ -220,7 +222,7 @@ def _checkpoint(active: Callable[[], bool]) -> Any:
 @contextlib.contextmanager
 def patched(tracer: Tracer) -> Iterator[None]:
     """Install the replacements for the time of a trace."""
-    active = _ours(tracer)
+    active = on_this_thread()
     base = torch.autograd.function._SingleLevelFunction  # below Function.apply, which users keep references to
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -238,7 +240,7 @@ def patched(tracer: Tracer) -> Iterator[None]:
         stack.enter_context(scalars.deciding(tracer.decide))
 
         def put(owner: Any, name: str, value: Any) -> None:
-            stack.enter_context(_set(owner, name, value))
+            stack.enter_context(replaced(owner, name, value))
 
         utils = sys.modules.get("transformers.utils.import_utils")
         if hasattr(utils, "is_torchdynamo_compiling"):  # it asks before it looks at the values of tensors

@@ -113,10 +113,10 @@ def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None
     types = [v.type for v in body.outputs[: op.n_carry]] + [op.sequence(v.type) for v in body.outputs[op.n_carry :]]
     outs = b.emit(op, args, types, loc=e.loc, tag="adjoint")
     targets = [*[p.init[i] for i in carried], *[p.consts[i] for i in consts], *[p.seqs[i] for i in seqs]]
-    from mlc.passes.autodiff.reverse import _give
+    from mlc.passes.autodiff.reverse import add_cotangent
 
     for v, ct in zip(targets, outs, strict=True):
-        _give(b, cts, v, ct, active)
+        add_cotangent(b, cts, v, ct, active)
 
 
 def _reaching(p: _Parts, carried: list[int], wanted: set[int], given: list[int]) -> list[int]:

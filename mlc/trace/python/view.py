@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from mlc.ir.types import TensorType
-from mlc.trace.python.frames import _is_user_file
+from mlc.trace.python.frames import is_user_file
 
 __all__ = [
     "MISSING",
@@ -123,7 +123,7 @@ def is_user_module(m: types.ModuleType) -> bool:
     file = m.__dict__.get("__file__")
     if not isinstance(file, str):
         return m.__dict__.get("__spec__") is None
-    return _is_user_file(file)
+    return is_user_file(file)
 
 
 _CLASSES: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
