@@ -74,8 +74,9 @@ def check(fn: Callable[..., Any], *args: Any, dtype: torch.dtype = torch.float64
         except Exception as e:
             raise MlcError(
                 f"the check failed: {type(e).__name__}: {(str(e).splitlines() or [''])[0]}",
-                loc=line_of(e) or place_of(fn), advice="this is a fault of mlc: please report it",
-            ) from e  # fmt: skip
+                loc=line_of(e) or place_of(fn),
+                advice="this is a fault of mlc: please report it",
+            ) from e
         finally:
             box.restore()
 

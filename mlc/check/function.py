@@ -106,9 +106,10 @@ class Function:
         """Values of everything reachable (not ``.grad``: meta-parameters deliberately differ there)."""
         at = walk(self.fn, self.args, self.kwargs).at
         return {
-            p: t.detach().clone() for p, t in at.items()
+            p: t.detach().clone()
+            for p, t in at.items()
             if p[-1] != ".grad" and t.layout is torch.strided and not t.is_meta
-        }  # fmt: skip
+        }
 
     def run(self, move: Callable[[], None]) -> list[Any]:
         """What it returns after the meta-parameters were moved; draws are those that were kept."""

@@ -137,9 +137,10 @@ class Recorder(Values, TorchDispatchMode):
                 out = func(*fargs, **fkwargs)
             except (DynamicOutputShapeException, DataDependentOutputException) as e:
                 raise CaptureError(
-                    f"the result of {func} has a size that depends on data", loc=self.locate()[0],
+                    f"the result of {func} has a size that depends on data",
+                    loc=self.locate()[0],
                     advice="use torch.where or multiply by the mask instead of indexing with it",
-                ) from e  # fmt: skip
+                ) from e
         if torch.Tag.nondeterministic_seeded not in func.tags:
             try_types(func, fargs, fkwargs)
         return out

@@ -16,9 +16,11 @@ __all__ = ["record_region", "write_region"]
 
 
 def record_region(
-    rec: Values, fn: Callable[..., Sequence[Tensor | None]], types: Sequence[TensorType],
+    rec: Values,
+    fn: Callable[..., Sequence[Tensor | None]],
+    types: Sequence[TensorType],
     grad: Sequence[bool] | None = None,
-) -> tuple[Region, tuple[bool, ...]]:  # fmt: skip
+) -> tuple[Region, tuple[bool, ...]]:
     """What ``fn`` does to tensors of the given types, and which of its results are tensors.
 
     Args:

@@ -42,8 +42,9 @@ def _batch_norm(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
-def _by_running_statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
-                           ) -> Any:  # fmt: skip
+def _by_running_statistics(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> Any:
     """Eval-mode batch norm spelt out: PyTorch's own has no derivative by the statistics."""
     shape = [1, -1] + [1] * (x.dim() - 2)
     out = (x - mean.view(shape)) * (var + eps).rsqrt().view(shape)
@@ -176,9 +177,10 @@ def _resize(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _scaler(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     raise CaptureError(
-        "GradScaler decides on data whether to step", loc=rec.locate()[0],
+        "GradScaler decides on data whether to step",
+        loc=rec.locate()[0],
         advice="use bfloat16 autocast without a GradScaler inside the compiled function",
-    )  # fmt: skip
+    )
 
 
 # Factories that look at a tensor only for its layout, with the value they fill in (None: it is an argument).
@@ -201,16 +203,19 @@ def factory(func: Any, args: Any, kwargs: Any, ty: TensorType) -> tuple[Any, Any
 def _chunked_loss(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     raise CaptureError(
         "linear_cross_entropy in chunks computes its gradient in the forward pass; the derivative of that "
-        "gradient is silently wrong in PyTorch", loc=rec.locate()[0], advice="call it without chunking options",
-    )  # fmt: skip
+        "gradient is silently wrong in PyTorch",
+        loc=rec.locate()[0],
+        advice="call it without chunking options",
+    )
 
 
 def _embedding(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     if (len(args) > 4 and args[4]) or kwargs.get("sparse"):
         raise CaptureError(
             "an embedding with sparse=True has sparse gradients, which cannot be differentiated again",
-            loc=rec.locate()[0], advice="use Embedding(sparse=False)",
-        )  # fmt: skip
+            loc=rec.locate()[0],
+            advice="use Embedding(sparse=False)",
+        )
     return _plain(rec, func, args, kwargs)
 
 

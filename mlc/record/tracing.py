@@ -16,9 +16,12 @@ __all__ = ["trace_region"]
 
 
 def trace_region(
-    fn: Callable[..., Sequence[Tensor | None]], types: Sequence[TensorType], *, grad: Sequence[bool] | None = None,
+    fn: Callable[..., Sequence[Tensor | None]],
+    types: Sequence[TensorType],
+    *,
+    grad: Sequence[bool] | None = None,
     mode: FakeTensorMode | None = None,
-) -> tuple[Region, tuple[bool, ...]]:  # fmt: skip
+) -> tuple[Region, tuple[bool, ...]]:
     """Record ``fn`` on fake tensors of the given types.
 
     Returns the region and, for each result of ``fn``, whether it was a tensor (None results have no output).

@@ -126,9 +126,10 @@ class Values(ABC):
             h = getattr(t, "_mlc", None)
             if h is None:
                 raise CaptureError(
-                    "a tensor appeared that mlc did not see being made", loc=self.locate()[0],
+                    "a tensor appeared that mlc did not see being made",
+                    loc=self.locate()[0],
                     advice="create tensors inside the compiled function with ordinary torch calls",
-                )  # fmt: skip
+                )
             return h  # type: ignore[no-any-return]
         entry = self.handles.get(id(t))
         return self.external(t) if entry is None else entry[1]
@@ -263,8 +264,9 @@ class Values(ABC):
         if region is None:
             raise CaptureError(
                 f"an in-place write through a view made by {op} cannot be expressed as a function",
-                loc=self.locate()[0], advice="write the result to a new tensor instead of in place",
-            )  # fmt: skip
+                loc=self.locate()[0],
+                advice="write the result to a new tensor instead of in place",
+            )
         env = dict(zip(region.inputs, (base, new), strict=True))
         for e in region.eqns:
             a = tuple(substitute(x, env) for x in e.args)

@@ -193,8 +193,9 @@ def _diagnose(program: Program, stop: str, decided: Any) -> tuple[tuple[str, ...
     if not metas:
         raise CaptureError(
             "no meta-parameter: the loop reads no tensor that requires grad except those it trains",
-            loc=program.loc, advice="set requires_grad on what you want the gradient of, and use it in the loop",
-        )  # fmt: skip
+            loc=program.loc,
+            advice="set requires_grad on what you want the gradient of, and use it in the loop",
+        )
     outs = region.outputs[: program.n_outputs]
     marks = {region.inputs[i]: 1 << k for k, i in enumerate(metas)}
     passing = dependence(region.eqns, marks, through_stops=outermost(stop))
@@ -254,10 +255,12 @@ def _no_path(program: Program, names: list[str], cuts: list[Eqn]) -> CaptureErro
     loc = next((c.loc for c in cuts if c.loc is not None), program.loc)
     if cuts:
         return CaptureError(
-            f"meta-parameter {which} has no path to the result: it is cut by detach() or no_grad() here", loc=loc,
-            advice="remove the detach, or pass stop_gradient=\"inner\" if it is meant for the inner gradient only",
-        )  # fmt: skip
+            f"meta-parameter {which} has no path to the result: it is cut by detach() or no_grad() here",
+            loc=loc,
+            advice='remove the detach, or pass stop_gradient="inner" if it is meant for the inner gradient only',
+        )
     return CaptureError(
-        f"meta-parameter {which} has no path to the result", loc=loc,
+        f"meta-parameter {which} has no path to the result",
+        loc=loc,
         advice="use it in the inner loss, in the update or in the returned value",
-    )  # fmt: skip
+    )

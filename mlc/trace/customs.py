@@ -30,8 +30,9 @@ def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any,
             return tracer.gradients.hooks.module(cls, apply, args)  # type: ignore[attr-defined]
         raise CaptureError(
             "a module with a backward hook is called: what the hook does is not an equation of the program",
-            loc=tracer.place(), advice="remove the hook, or change gradients after backward() in the loop itself",
-        )  # fmt: skip
+            loc=tracer.place(),
+            advice="remove the hook, or change gradients after backward() in the loop itself",
+        )
     ins = [a for a in args if isinstance(a, Tensor)]
     tracked = torch.is_grad_enabled() and any(tracer.carries(t, tracer.handle(t)) for t in ins)
     in_vars = [tracer.read(t, tracked) for t in ins]
@@ -46,9 +47,10 @@ def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any,
         "torch/autograd/function.py"
     ):
         raise CaptureError(
-            f"{cls.__name__} is marked once_differentiable: its gradient has no derivative", loc=tracer.place(),
+            f"{cls.__name__} is marked once_differentiable: its gradient has no derivative",
+            loc=tracer.place(),
             advice="write a backward made of differentiable torch operators and remove the mark",
-        )  # fmt: skip
+        )
     raw = [tracer.value(tracer.handle(t)) for t in outs]
     mask = 0
     for v in in_vars:
@@ -131,9 +133,10 @@ def _trace_backward(tracer: Tracer, cls: Any, ctx: Any, args: Any, in_vars: list
         raise
     except Exception as e:
         raise CaptureError(
-            f"the backward of {cls.__name__} cannot be traced: {e}", loc=tracer.place(),
+            f"the backward of {cls.__name__} cannot be traced: {e}",
+            loc=tracer.place(),
             advice="write it with torch operators on the saved tensors",
-        ) from e  # fmt: skip
+        ) from e
     inside = {o for e in eqns for o in e.outs}
     given = {*in_vars, *results, *ct_vars}
     free = dict.fromkeys(v for e in eqns for v in e.inputs if v not in inside and v not in given)
@@ -147,8 +150,9 @@ def _plain(t: Any) -> TensorType:
     return TensorType(t.dtype, t.shape, contiguous(t.shape), t.device)
 
 
-def _region(ins: list[Var], outs: list[Var], free: list[Var], cts: list[Var], eqns: tuple[Eqn, ...],
-            outputs: list[Var]) -> Region:  # fmt: skip
+def _region(
+    ins: list[Var], outs: list[Var], free: list[Var], cts: list[Var], eqns: tuple[Eqn, ...], outputs: list[Var]
+) -> Region:
     """Close over values: fresh input for each (an input may be given twice)."""
     b = Builder(merge=False)
     env: dict[Var, Var] = {}

@@ -193,9 +193,10 @@ def _reentrant(ob: Observer, function: Any, keeps: bool, *args: Any) -> Any:
     out = function(*args)
     if ob.writes != writes or (len(ob.draws) != draws and not keeps):
         raise CaptureError(
-            "a reentrant checkpoint changes state, and does it again in the backward pass", loc=ob.place(),
+            "a reentrant checkpoint changes state, and does it again in the backward pass",
+            loc=ob.place(),
             advice="checkpoint(..., use_reentrant=False)",
-        )  # fmt: skip
+        )
     return out
 
 
@@ -306,8 +307,10 @@ def _hooks(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
 
     def refuse(self: nn.Module, *args: Any) -> Any:
         if active():
-            raise hooks.refused("is one of the old kind, put on a module by register_backward_hook",
-                                "use register_full_backward_hook instead")  # fmt: skip
+            raise hooks.refused(
+                "is one of the old kind, put on a module by register_backward_hook",
+                "use register_full_backward_hook instead",
+            )
         return old(self, *args)
 
     yield nn.Module, "_maybe_warn_non_full_backward_hook", refuse

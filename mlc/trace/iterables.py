@@ -284,8 +284,9 @@ def swapped() -> Iterator[Swaps]:
         swaps.back()
 
 
-def substitute(x: Any, path: Path, batches: dict[Path, Any], iterators: dict[Path, Any], sources: Sources,
-               swaps: Swaps) -> Any:  # fmt: skip
+def substitute(
+    x: Any, path: Path, batches: dict[Path, Any], iterators: dict[Path, Any], sources: Sources, swaps: Swaps
+) -> Any:
     """Arguments with lists of batches and iterators replaced by ones that tell the tracer.
 
     Dicts and lists stay the user's own objects, with other entries until ``swaps.back()``.
@@ -358,8 +359,9 @@ def _constant(items: Iterator[Any], tracer: Tracer) -> Iterator[Any]:
         if any(t.requires_grad for t in batch_tensors(item)):
             raise CaptureError(
                 "a DataLoader gives a tensor that requires grad, and what its dataset computes is not recorded",
-                loc=tracer.place(), advice="TensorDataset over that tensor, or pick its rows in the loop",
-            )  # fmt: skip
+                loc=tracer.place(),
+                advice="TensorDataset over that tensor, or pick its rows in the loop",
+            )
         yield item
 
 

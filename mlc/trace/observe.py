@@ -94,8 +94,9 @@ class Observation:
         RandomWatch.put(self.random[0])
 
 
-def observe(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
-            drawn: dict[Path, list[Any]] | None = None) -> Observation:  # fmt: skip
+def observe(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], drawn: dict[Path, list[Any]] | None = None
+) -> Observation:
     """Run one call for real and record it.
 
     Args:
@@ -131,8 +132,9 @@ def observe(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         ob.ended = True
 
 
-def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sources: Sources, world: World
-              ) -> Observation:  # fmt: skip
+def _observed(
+    fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sources: Sources, world: World
+) -> Observation:
     with contextlib.ExitStack() as stack:
         put = stack.enter_context
         put(quiet())
@@ -199,8 +201,9 @@ def _refuse_hooks_of_nodes(ob: Observer, reads: Reads) -> None:
         code, line = reads.hooked_nodes[0]
         ob.refusal = ob.refusal or CaptureError(
             "a backward hook is put on a node of PyTorch's graph (grad_fn)",
-            loc=Loc(code.co_filename, line, code.co_name), advice="put it on the tensor instead: t.register_hook(...)",
-        )  # fmt: skip
+            loc=Loc(code.co_filename, line, code.co_name),
+            advice="put it on the tensor instead: t.register_hook(...)",
+        )
 
 
 def _user_modules(fn: Any) -> list[dict[str, Any]]:
@@ -271,9 +274,10 @@ class _Finish:
             decisions.append((len(self.results) - 1, outcome, what, loc))
         reusable, notes = self.reuse(sources, calm)
         grads = [
-            (self.roots.tensors.get(id(t)), t, none) for t, none in ob.grad_reads.values()
+            (self.roots.tensors.get(id(t)), t, none)
+            for t, none in ob.grad_reads.values()
             if id(t) in self.by_tensor and (id(t) in ob.grads_seen or self.trained(t))
-        ]  # fmt: skip
+        ]
         given = self.results[:n_outputs]
         ends = [v for v, x in zip(given, self.reals, strict=False) if isinstance(x, Tensor) and x.requires_grad]
         warned = [*dropped_ways(ob.gradients, _needed(ob, given)), *ob.gradients.hooks.unheard(ends)]

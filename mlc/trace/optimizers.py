@@ -138,8 +138,9 @@ def _refuse_not_a_number(tracer: Tracer, opt: optim.Optimizer) -> None:
             if isinstance(lr, torch.Tensor) and not bool(lr) and any(bool(p.isnan().any()) for p in group["params"]):
                 raise CaptureError(
                     "a learning rate that is a tensor is exactly 0 where a gradient is exactly 0, too",
-                    loc=tracer.place(), advice="start the warm-up at a small positive rate, or give 0 as a number",
-                )  # fmt: skip
+                    loc=tracer.place(),
+                    advice="start the warm-up at a small positive rate, or give 0 as a number",
+                )
 
 
 def after_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., None]:

@@ -78,9 +78,10 @@ def _engine(tracer: Tracer, active: Callable[[], bool]) -> Any:
         if not allow_unreachable and any(g is None for g in grads):
             which = next(i for i, g in enumerate(grads) if g is None)
             raise CaptureError(
-                f"input {which} of autograd.grad was not used to compute the loss", loc=tracer.place(),
+                f"input {which} of autograd.grad was not used to compute the loss",
+                loc=tracer.place(),
                 advice="pass allow_unused=True or materialize_grads=True",
-            )  # fmt: skip
+            )
         return tuple(grads)
 
     return run
@@ -89,8 +90,9 @@ def _engine(tracer: Tracer, active: Callable[[], bool]) -> Any:
 def _hook(tracer: Tracer) -> CaptureError:
     return CaptureError(
         "backward hooks cannot be traced: what they do to the gradient is not an equation of the program",
-        loc=tracer.place(), advice="change the gradient after backward() instead, in the loop itself",
-    )  # fmt: skip
+        loc=tracer.place(),
+        advice="change the gradient after backward() instead, in the loop itself",
+    )
 
 
 def _refuse(make: Callable[[], CaptureError], active: Callable[[], bool], original: Any) -> Any:
@@ -153,8 +155,10 @@ def _numpy(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, st
     def make() -> CaptureError:
         return CaptureError(
             "a tensor is converted to NumPy while tracing: its values are not known yet, and NumPy code has no "
-            "derivative", loc=tracer.place(), advice="use torch operators, or convert outside the compiled function",
-        )  # fmt: skip
+            "derivative",
+            loc=tracer.place(),
+            advice="use torch operators, or convert outside the compiled function",
+        )
 
     yield Tensor, "numpy", _refuse(make, active, _BASE.numpy)
     yield Tensor, "__array__", _refuse(make, active, Tensor.__array__)
@@ -171,9 +175,10 @@ def _data(tracer: Tracer, active: Callable[[], bool]) -> property:
             if isinstance(value, (FakeTensor, Tensor)) and tracer.same_memory(t, value):
                 return  # what `p.data -= g` does last
             raise CaptureError(
-                "assigning to .data replaces the memory of a tensor behind autograd's back", loc=tracer.place(),
+                "assigning to .data replaces the memory of a tensor behind autograd's back",
+                loc=tracer.place(),
                 advice="write `with torch.no_grad(): p.copy_(new)`",
-            )  # fmt: skip
+            )
         base.__set__(t, value)
 
     return property(get, put)
@@ -252,8 +257,11 @@ def patched(tracer: Tracer) -> Iterator[None]:
         for owner, name, value in (*_numbers(tracer, active), *_numpy(tracer, active)):
             put(owner, name, value)
         put(Tensor, "register_hook", _refuse(hook, active, Tensor.register_hook))
-        put(Tensor, "register_post_accumulate_grad_hook",
-            _refuse(hook, active, Tensor.register_post_accumulate_grad_hook))  # fmt: skip
+        put(
+            Tensor,
+            "register_post_accumulate_grad_hook",
+            _refuse(hook, active, Tensor.register_post_accumulate_grad_hook),
+        )
         for name in ("register_full_backward_hook", "register_full_backward_pre_hook", "register_backward_hook"):
             put(nn.Module, name, _refuse(hook, active, getattr(nn.Module, name)))
         put(torch.utils.checkpoint, "checkpoint", _checkpoint(active))

@@ -47,8 +47,10 @@ class Hooks(Sites):
     def register(self, t: Tensor, fn: Any, table: str) -> Any:
         """``t.register_hook(fn)`` in the loop, or ``register_post_accumulate_grad_hook``."""
         if torch._C._functorch.is_functorch_wrapped_tensor(t) or t.layout is not torch.strided:
-            raise self.refused("is put on a tensor inside torch.func, or on a sparse one",
-                               "take the gradient with torch.autograd.grad, of a dense tensor")  # fmt: skip
+            raise self.refused(
+                "is put on a tensor inside torch.func, or on a sparse one",
+                "take the gradient with torch.autograd.grad, of a dense tensor",
+            )
         put = self._originals[table]
         with torch._C.DisableTorchFunction():
             if t.is_leaf or not t.requires_grad or table != "_backward_hooks":
@@ -68,8 +70,10 @@ class Hooks(Sites):
         if known is not None and known.table is not None:
             return known
         if ob.nested:
-            raise self.refused("is put on a tensor inside the forward or backward of a custom Function",
-                               "put it on the tensor that goes in or comes out")  # fmt: skip
+            raise self.refused(
+                "is put on a tensor inside the forward or backward of a custom Function",
+                "put it on the tensor that goes in or comes out",
+            )
         site = self.of_view(t) if part else self.of_whole(t)
         # Stays when the user's hooks are removed: then the gradient goes on as it is.
         self._originals["_backward_hooks"](t, Recorded(None, lambda _, g: self._arrived(site, [g])))
@@ -304,10 +308,11 @@ class Hooks(Sites):
             if not through and (changing or hooks - self._ran):
                 raise CaptureError(
                     "a backward hook stands between the loop and its result: it would run when the result is "
-                    "differentiated, outside of the call", loc=site.loc,
+                    "differentiated, outside of the call",
+                    loc=site.loc,
                     advice="put it only on tensors that backward() in the loop reaches (such as: if self.training), "
                     "remove it before the last forward pass, or write it as a torch.autograd.Function",
-                )  # fmt: skip
+                )
             if hooks and (changing or not through):
                 found.append(
                     f"the backward hook put on at {site.loc} does not run when the result is differentiated: the "

@@ -89,8 +89,10 @@ class Sites:
         e = b.producer(v)
         late = "put the hook on it right after it is made, or on a copy (t = t.clone()) that is used in its place"
         if e is None:
-            raise self.refused("is put on a tensor that was computed before the call",
-                               "put it on before the call: it runs when the result is differentiated")  # fmt: skip
+            raise self.refused(
+                "is put on a tensor that was computed before the call",
+                "put it on before the call: it runs when the result is differentiated",
+            )
         if t._is_view() and v not in self.sites:
             raise self.refused("is put on a view of all of another tensor", late)
         where = b.position[v]
@@ -109,8 +111,10 @@ class Sites:
         further = any(x.chain[: len(h.chain)] == h.chain and x is not h for x in mem.layouts.values())
         types = [h.storage.var.type, *(step[4][step[3]] for step in h.chain[:-1])]
         if further or TensorType.of(t) in types or self._read(h):
-            raise self.refused("is put on a view that may be in use already",
-                               "put it on a copy (t = t.clone()) that is used in its place")  # fmt: skip
+            raise self.refused(
+                "is put on a view that may be in use already",
+                "put it on a copy (t = t.clone()) that is used in its place",
+            )
         v = ob.present(t)
         (w,) = self._stops([v])
         storage = Storage(w)
@@ -192,12 +196,16 @@ class Sites:
 
     def out_of_sight(self) -> CaptureError:
         """A hook on what depends only on what was computed before the call."""
-        return self.refused("stands where only gradients of what was computed before the call pass",
-                            "look at that gradient when the result is differentiated, outside of the call")  # fmt: skip
+        return self.refused(
+            "stands where only gradients of what was computed before the call pass",
+            "look at that gradient when the result is differentiated, outside of the call",
+        )
 
     def _in_place(self) -> CaptureError:
-        return self.refused("writes to its gradient in place, and other gradients may lie there",
-                            "return the new gradient (such as 2 * g) instead")  # fmt: skip
+        return self.refused(
+            "writes to its gradient in place, and other gradients may lie there",
+            "return the new gradient (such as 2 * g) instead",
+        )
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,9 @@ class GradientStore(ABC):
     def before(self, v: Var) -> Var:
         """The value whose gradient is that of a tensor which now has ``v`` (another one where hooks stand)."""
 
-    def equation(self, pairs: list[tuple[Var, Var]], targets: Sequence[Var], loc: Loc | None, site: Any, depth: int
-                 ) -> list[Var]:  # fmt: skip
+    def equation(
+        self, pairs: list[tuple[Var, Var]], targets: Sequence[Var], loc: Loc | None, site: Any, depth: int
+    ) -> list[Var]:
         """One ``grad`` equation; its results."""
         ob = self.observer
         mask = 0
@@ -144,9 +145,10 @@ class GradientStore(ABC):
             carries = g.layout is not torch.strided or bool((g != 0).any())
         if carries:
             ob.refusal = ob.refusal or CaptureError(
-                "PyTorch's graph has a way to this gradient that mlc did not see being made", loc=ob.place(),
+                "PyTorch's graph has a way to this gradient that mlc did not see being made",
+                loc=ob.place(),
                 advice="take the operator on that way apart into torch functions, or report it",
-            )  # fmt: skip
+            )
             raise ob.refusal
         ob.zero(g)
 

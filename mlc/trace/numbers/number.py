@@ -37,7 +37,7 @@ from mlc.trace.numbers.links import (
     pin,
     test,
     unseen,
-)  # fmt: skip
+)
 from mlc.trace.numbers.rules import ARITHMETIC, COMPARISON, TESTS, UFUNCS, UNARY, Rule, rounding
 from mlc.trace.numbers.text import formats
 

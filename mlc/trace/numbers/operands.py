@@ -175,9 +175,12 @@ def _matrix(func: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> An
 
 
 _PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "addmm": torch.mm, "addmv": torch.mv, "addr": torch.outer, "baddbmm": torch.bmm,
+    "addmm": torch.mm,
+    "addmv": torch.mv,
+    "addr": torch.outer,
+    "baddbmm": torch.bmm,
     "addbmm": lambda a, b: torch.bmm(a, b).sum(0),
-}  # fmt: skip
+}
 
 
 def _lerp(func: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:

@@ -114,10 +114,14 @@ _SUMMARIES: dict[str, Callable[[Tensor], Tensor]] = {
     "max": torch.amax, "min": torch.amin, "amax": torch.amax, "amin": torch.amin,
 }  # fmt: skip
 _STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": torch.mean, "fmean": torch.mean, "median": _middle,
-    "stdev": _spread(torch.std, 1), "variance": _spread(torch.var, 1),
-    "pstdev": _spread(torch.std, 0), "pvariance": _spread(torch.var, 0),
-}  # fmt: skip
+    "mean": torch.mean,
+    "fmean": torch.mean,
+    "median": _middle,
+    "stdev": _spread(torch.std, 1),
+    "variance": _spread(torch.var, 1),
+    "pstdev": _spread(torch.std, 0),
+    "pvariance": _spread(torch.var, 0),
+}
 
 
 def _summary(name: str, original: Callable[..., Any], link: Callable[[Tensor], Tensor]) -> Callable[..., Any]:

@@ -331,8 +331,10 @@ MATH = {name: Rule(name, getattr(math, name), form) for name, form in _FUNCTIONS
 """Name of a function of ``math`` -> rule."""
 
 TESTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "isfinite": torch.isfinite, "isnan": torch.isnan, "isinf": torch.isinf,
-}  # fmt: skip
+    "isfinite": torch.isfinite,
+    "isnan": torch.isnan,
+    "isinf": torch.isinf,
+}
 """Functions of ``math`` and NumPy that ask a number a question."""
 
 UFUNCS: dict[str, Callable[..., Form | None]] = {

@@ -68,8 +68,9 @@ def place(path: Path, parameters: tuple[str, ...] = ()) -> str:
 
 
 class _Comparison:
-    def __init__(self, world: World, roots: Roots, found: Found, parameters: tuple[str, ...],
-                 value: Callable[[Any], Any]) -> None:  # fmt: skip
+    def __init__(
+        self, world: World, roots: Roots, found: Found, parameters: tuple[str, ...], value: Callable[[Any], Any]
+    ) -> None:
         self.world = world
         self.roots = roots
         self.parameters = parameters
@@ -123,8 +124,9 @@ class _Comparison:
         self.out.ignored.add(path)
         return True
 
-    def _set(self, owner: Any, how: str, key: Any, old: Any, new: Any, at: Path | None, use: str,
-             path: Path | None = None) -> None:  # fmt: skip
+    def _set(
+        self, owner: Any, how: str, key: Any, old: Any, new: Any, at: Path | None, use: str, path: Path | None = None
+    ) -> None:
         """An attribute, entry or binding (``at``) that holds something else now; ``path``: of its owner."""
         number = type(new) in _NUMBERS and (type(old) in _NUMBERS or old is MISSING)
         built = new is not MISSING and isinstance(self.trees.of(new), New)
@@ -276,9 +278,12 @@ def _same_items(now: Any, old: Any, world: World) -> bool:
 
 
 def changes(
-    world: World, roots: Roots, found: Found, parameters: tuple[str, ...] = (),
+    world: World,
+    roots: Roots,
+    found: Found,
+    parameters: tuple[str, ...] = (),
     value: Callable[[Any], Any] = lambda x: x,
-) -> Changes:  # fmt: skip
+) -> Changes:
     """Compare the user's objects with what they were.
 
     Args:

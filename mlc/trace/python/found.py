@@ -41,8 +41,10 @@ class Found:
     def _identity(self) -> tuple[Any, ...]:
         return (
             self.changed,
-            tuple((c, id(g)) for c, g in self.codes), tuple(map(id, self.functions)), tuple(map(id, self.objects)),
-        )  # fmt: skip
+            tuple((c, id(g)) for c, g in self.codes),
+            tuple(map(id, self.functions)),
+            tuple(map(id, self.objects)),
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Found) and self._identity() == other._identity()

@@ -265,9 +265,12 @@ class Walker(Walk):
 
 
 def walk(
-    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], extra: Found | None = None,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    extra: Found | None = None,
     before: View | None = None,
-) -> Roots:  # fmt: skip
+) -> Roots:
     """Walk everything a call of ``fn`` can reach.
 
     Args:

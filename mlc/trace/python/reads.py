@@ -131,8 +131,7 @@ class Reads:
 
     # ---- afterwards
 
-    def found(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
-              before: World) -> Found:  # fmt: skip
+    def found(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], before: World) -> Found:
         """What ran, with the functions and objects that no path leads to.
 
         Args:
@@ -156,9 +155,11 @@ class Reads:
         roots = walk(fn, args, kwargs, found, before)
         functions = self._closures(roots.paths, before)
         objects = tuple(
-            x for key in map(id, (c for c, _ in users)) for x in self._selves[key].values()
+            x
+            for key in map(id, (c for c, _ in users))
+            for x in self._selves[key].values()
             if id(x) not in roots.paths and before.was_there(x)
-        )  # fmt: skip
+        )
         unique = tuple({id(x): x for x in objects}.values())
         return Found(tuple(users), executed, loads, functions, unique, kept, found.copied, dynamic)
 
@@ -169,9 +170,10 @@ class Reads:
         if not codes:
             return ()
         return tuple(
-            f for f in gc.get_referrers(*codes)
+            f
+            for f in gc.get_referrers(*codes)
             if isinstance(f, types.FunctionType) and id(f) not in reached and before.was_there(f)
-        )  # fmt: skip
+        )
 
 
 def _order(code: CodeType) -> tuple[str, int, str]:

@@ -145,9 +145,10 @@ class Watch:
                 Change(m, path, "buffers", k, v) for k, v in m._buffers.items() if v is not buffers.get(k, _MISSING)
             ]
             out += [
-                Change(m, path, "attr", k, v) for k, v in vars(m).items()
+                Change(m, path, "attr", k, v)
+                for k, v in vars(m).items()
                 if v is not attrs.get(k, _MISSING) and (isinstance(v, torch.Tensor) or k == "training")
-            ]  # fmt: skip
+            ]
         for s, path, attrs in self._schedulers:
             out += [Change(s, path, "attr", k, v) for k, v in vars(s).items() if v is not attrs.get(k, _MISSING)]
         return [c for c in out if not isinstance(c.value, (torch.optim.Optimizer, LRScheduler, nn.Module))]

@@ -173,8 +173,12 @@ def digest(a: np.ndarray[Any, Any]) -> Any:
 def hooks_of_all_modules() -> list[tuple[tuple[int, int], Any]]:
     """Hooks put on every module there is (``register_module_forward_hook`` and the like): kind and number, function."""
     of = torch.nn.modules.module
-    tables = (of._global_forward_pre_hooks, of._global_forward_hooks, of._global_backward_pre_hooks,
-              of._global_backward_hooks)  # fmt: skip
+    tables = (
+        of._global_forward_pre_hooks,
+        of._global_forward_hooks,
+        of._global_backward_pre_hooks,
+        of._global_backward_hooks,
+    )
     return [((kind, i), f) for kind, t in enumerate(tables) if t for i, f in enumerate(t.values())]
 
 

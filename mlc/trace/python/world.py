@@ -123,9 +123,8 @@ class Facts:
         a, t = self.alias, self.t
         return a is not None and (
             a.untyped_storage()._cdata != t.untyped_storage()._cdata
-            or (a.dtype, a.shape, a.stride(), a.storage_offset())
-            != (t.dtype, t.shape, t.stride(), t.storage_offset())
-        )  # fmt: skip
+            or (a.dtype, a.shape, a.stride(), a.storage_offset()) != (t.dtype, t.shape, t.stride(), t.storage_offset())
+        )
 
     def hooked(self) -> bool:
         """Whether hooks were put on the tensor or taken off."""

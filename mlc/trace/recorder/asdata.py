@@ -72,8 +72,9 @@ class AsData(Writing):
                 if any(o.dtype.is_floating_point for o in results):
                     raise CaptureError(
                         f"the result of {func} has a size that depends on values that are differentiated",
-                        loc=self.place(), advice="use torch.where or multiply by the mask instead of picking elements",
-                    )  # fmt: skip
+                        loc=self.place(),
+                        advice="use torch.where or multiply by the mask instead of picking elements",
+                    )
         for o in flatten(out):
             if isinstance(o, Tensor) and not self._odd(o):
                 self.data(o)
@@ -85,9 +86,10 @@ class AsData(Writing):
         for t in tensors_in(args, kwargs):
             if t.requires_grad and torch.is_grad_enabled():
                 raise CaptureError(
-                    f"a {t.layout} tensor that requires grad is used", loc=self.place(),
+                    f"a {t.layout} tensor that requires grad is used",
+                    loc=self.place(),
                     advice="convert it with .to_dense() before the call",
-                )  # fmt: skip
+                )
         self._refuse_odd(args, kwargs, next(x for x in tensors_in(args, kwargs) if self._odd(x)))
         return self._as_data(func, args, kwargs, func(*args, **kwargs))
 
@@ -95,9 +97,10 @@ class AsData(Writing):
         for t in tensors_in(args, kwargs):
             if not self._odd(t) and t.dtype.is_floating_point and self.value(self.handle(t)).mask:
                 raise CaptureError(
-                    f"a {odd.layout} tensor is used", loc=self.place(),
+                    f"a {odd.layout} tensor is used",
+                    loc=self.place(),
                     advice="convert it with .to_dense() before the call",
-                )  # fmt: skip
+                )
 
     def _sparse_product(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A sparse matrix of data times a dense one: the product of the matrix written out; None if it is no such."""

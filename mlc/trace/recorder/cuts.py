@@ -29,8 +29,12 @@ __all__ = ["Cuts"]
 class Cuts(Observing):
     """The part of an observer that decides what a tracked operator reads."""
 
-    def __init__(self, paths: dict[int, tuple[Any, ...]], tensors: Sequence[Tensor] = (),
-                 generators: Sequence[torch.Generator] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        paths: dict[int, tuple[Any, ...]],
+        tensors: Sequence[Tensor] = (),
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
         super().__init__(paths, tensors, generators)
         self.cut_tensors: Any = WeakIdKeyDictionary()  # results of detach() and .data, and views of them
         self.seen_leaves: Any = WeakIdKeyDictionary()  # leaves that have a value of their own

@@ -118,8 +118,10 @@ class Observer(AsData):
         if self.inside and t.is_floating_point() and self.present(t).mask:
             raise CaptureError(
                 "a tensor that is differentiated is used where an operator takes a plain number, and would lose its "
-                "derivative", loc=self.place(), advice="multiply by the tensor instead of passing it as a number",
-            )  # fmt: skip
+                "derivative",
+                loc=self.place(),
+                advice="multiply by the tensor instead of passing it as a number",
+            )
         with self.pause():
             value = _A._local_scalar_dense.default(t)
         self.guard(t, value, "a Python number")

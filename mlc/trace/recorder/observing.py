@@ -46,8 +46,12 @@ class Observing(Tracer):
     real = True
     rounds = True
 
-    def __init__(self, paths: dict[int, tuple[Any, ...]], tensors: Sequence[Tensor] = (),
-                 generators: Sequence[torch.Generator] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        paths: dict[int, tuple[Any, ...]],
+        tensors: Sequence[Tensor] = (),
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
         super().__init__(paths)
         self.memories = Memories()
         self.generators = {0, *map(key_of, generators)}

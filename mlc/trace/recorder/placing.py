@@ -82,9 +82,10 @@ class Placing(Cuts):
         offset = t.storage_offset() - at[0]
         if offset < 0 or t.dtype != at[3]:
             raise CaptureError(
-                "two tensors share memory in a way that cannot be followed", loc=self.place(),
+                "two tensors share memory in a way that cannot be followed",
+                loc=self.place(),
                 advice="give each a memory of its own with .clone()",
-            )  # fmt: skip
+            )
         step = (_A.as_strided.default, (list(t.shape), list(t.stride()), offset), (), 0, [TensorType.of(t)], None)
         h = mem.layouts[layout_of(t)] = Handle(root, (step,))
         return h
@@ -97,9 +98,10 @@ class Placing(Cuts):
         apart = [r for r in mem.roots if not isinstance(r.external, External) or r.version]
         if apart:
             raise CaptureError(
-                "a memory that several tensors share is written, one of them drawn from an iterable", loc=self.place(),
+                "a memory that several tensors share is written, one of them drawn from an iterable",
+                loc=self.place(),
                 advice="draw copies (x.clone()), or write to a tensor of its own",
-            )  # fmt: skip
+            )
         exts = [r.external for r in mem.roots]
         dtypes = {e.tensor.dtype for e in exts}
         if len(dtypes) > 1:

@@ -156,9 +156,10 @@ class Tracer(Recorder):
         if isinstance(ext, External):
             if ext.tensor._backward_hooks or ext.tensor._post_accumulate_grad_hooks:
                 raise CaptureError(
-                    "a tensor that the loop trains has a backward hook", loc=self.place(),
+                    "a tensor that the loop trains has a backward hook",
+                    loc=self.place(),
                     advice="remove the hook, or do what it does in the loop itself",
-                )  # fmt: skip
+                )
             ext.written = True
 
     def read(self, t: Tensor, tracking: bool) -> Var:
@@ -183,9 +184,10 @@ class Tracer(Recorder):
         found = self._known(t)
         if found is None:
             raise CaptureError(
-                f"{what} depends on the value of a tensor, which is not known while tracing", loc=self.place(),
+                f"{what} depends on the value of a tensor, which is not known while tracing",
+                loc=self.place(),
                 advice="use torch.where for a choice inside the program, or take the decision outside of it",
-            )  # fmt: skip
+            )
         value = kind(found.value)
         if found.externals:
             self.guards.append(Guard(found.var, found.eqns, found.externals, kind, value))
@@ -239,9 +241,10 @@ class Tracer(Recorder):
             pairs.append((self.value(h), self.read(s, False)))
         if not pairs:
             raise CaptureError(
-                "backward() or grad() of a loss that does not depend on anything that requires grad", loc=loc,
+                "backward() or grad() of a loss that does not depend on anything that requires grad",
+                loc=loc,
                 advice="check for detach() or no_grad() between the parameters and the loss",
-            )  # fmt: skip
+            )
         mask = 0
         for v, _ in pairs:
             mask |= v.mask
@@ -331,8 +334,9 @@ class Tracer(Recorder):
         if not is_parameter:
             return f
         with torch.utils._python_dispatch._disable_current_modes(), self.fake_mode:
-            p = torch.nn.Parameter(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device),
-                                   requires_grad=t.requires_grad)  # fmt: skip
+            p = torch.nn.Parameter(
+                torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device), requires_grad=t.requires_grad
+            )
         self.wrap(p, new)  # type: ignore[arg-type]
         if p.requires_grad:
             h = self.handle(p)

@@ -78,9 +78,10 @@ class Writing(Drawing):
         mem = self.memories.find(t)
         if mem is not None and any(r.apart for r in mem.roots):
             raise CaptureError(
-                "a memory is written in which a view with a backward hook lies", loc=self.place(),
+                "a memory is written in which a view with a backward hook lies",
+                loc=self.place(),
                 advice="put the hook on a copy (t = t.clone()) that is used in the view's place",
-            )  # fmt: skip
+            )
         outside = mem is None or any(r.external is not None for r in mem.roots)
         if outside:
             self.handle(t)
