@@ -35,7 +35,7 @@ from mlc.units import parse_memory
 __all__ = ["CheckReport", "check"]
 
 
-def check(fn: Callable[..., Any], *args: Any, dtype: torch.dtype = torch.float64, **kwargs: Any) -> CheckReport:
+def check(fn: Callable[..., Any], *args: object, dtype: torch.dtype = torch.float64, **kwargs: object) -> CheckReport:
     """Compare the compiled hypergradient of a call with the plain unroll and with finite differences.
 
     The function runs about 25 times, on copies: parameters, optimizers, buffers and random generators stay
@@ -81,7 +81,7 @@ def check(fn: Callable[..., Any], *args: Any, dtype: torch.dtype = torch.float64
             box.restore()
 
 
-def _place(e: MlcError, fn: Any) -> None:
+def _place(e: MlcError, fn: object) -> None:
     """Give the error a line: that of the function where none is nearer."""
     if e.loc is None:
         e.loc = place_of(fn)

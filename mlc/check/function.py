@@ -162,12 +162,12 @@ class _Noticed:
 
 
 class _Calls(_Noticed, TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: object, types: object, args: object = (), kwargs: object = None) -> Any:
         return self.call(func, args, kwargs)
 
 
 class _Operators(_Noticed, TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: object, types: object, args: object = (), kwargs: object = None) -> Any:
         return self.call(func, args, kwargs)
 
 
@@ -191,7 +191,7 @@ def _graphs_kept() -> Iterator[None]:
     engine: Any = torch.autograd
     original = engine._engine_run_backward
 
-    def run(outputs: Any, grads: Any, keep_graph: Any = False, *args: Any, **kwargs: Any) -> Any:
+    def run(outputs: object, grads: object, keep_graph: object = False, *args: object, **kwargs: object) -> Any:
         return original(outputs, grads, True, *args, **kwargs)
 
     engine._engine_run_backward = run

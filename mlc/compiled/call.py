@@ -159,7 +159,7 @@ class Call:
         return [by_input.get(i) for i in self.entry.program.metas]
 
 
-def _tensor(real: Any) -> Tensor:
+def _tensor(real: object) -> Tensor:
     """What the run returned, apart from PyTorch's graph of it."""
     if isinstance(real, Tensor):
         return real.detach()
@@ -175,7 +175,7 @@ def _made_at(recording: Recording, i: int) -> Any:
     return next((e.loc for e in reversed(recording.eqns) if v in e.outs), recording.loc)
 
 
-def leaf(x: Any, outs: list[Tensor]) -> Any:
+def leaf(x: object, outs: list[Tensor]) -> Any:
     """A leaf of what the function returns."""
     if not isinstance(x, Ref):
         return x

@@ -84,7 +84,7 @@ def _by_reference(rec: Recording) -> list[Any]:
     return [*generators, *[x.dataset for x in loaders]]
 
 
-def _stands(x: Any, before: Roots, now: Roots) -> bool:
+def _stands(x: object, before: Roots, now: Roots) -> bool:
     """Whether an object still stands at every place where it stood."""
     pairs = ((before.objects, now.objects), (before.batches, now.batches))
     return all(b.get(path) is x for a, b in pairs for path, y in a.items() if y is x)

@@ -98,7 +98,7 @@ def compare(
             )
 
 
-def _mismatch(seen: Observation, i: int, err: str, loc: Any) -> MlcError:
+def _mismatch(seen: Observation, i: int, err: str, loc: object) -> MlcError:
     """What to say where the program does not reproduce the run."""
     if seen.observer.recomputed:
         return CaptureError(

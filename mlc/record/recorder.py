@@ -44,7 +44,7 @@ _WRITES = (_A.copy_.default, _A.zero_.default, _A.fill_.Scalar, _A.fill_.Tensor)
 _KINDS: dict[int, tuple[Any, Schema, Any]] = {}  # by identity: an operator's own hash is slow
 
 
-def _kind(func: Any) -> tuple[Any, Schema, Any]:
+def _kind(func: object) -> tuple[Any, Schema, Any]:
     """The operator (so that it stays), its schema, and its special treatment if it has one."""
     found = _KINDS[id(func)] = (func, schema_of(func), SPECIAL.get(func))
     return found
@@ -117,7 +117,7 @@ class Recorder(Values, TorchDispatchMode):
                 self._results[key] = known
         return out
 
-    def _signature(self, a: Any) -> Any:
+    def _signature(self, a: object) -> Any:
         """Arguments with numbers of types in place of tensors, hashable."""
         t = type(a)
         if t is int or t is bool or t is float:
@@ -154,7 +154,7 @@ class Recorder(Values, TorchDispatchMode):
     def wrote(self, h: Handle) -> None:
         """A storage changed: nobody watches."""
 
-    def write_region(self, op: Any, args: Any, index: int, base: Any, new: Any) -> Region | None:
+    def write_region(self, op: object, args: object, index: int, base: object, new: object) -> Region | None:
         """See :func:`mlc.record.regions.write_region`."""
         return write_region(lambda: Recorder(merge=True), op, args, index, base, new)
 
@@ -271,7 +271,7 @@ class Recorder(Values, TorchDispatchMode):
         op = SafeSqrt() if pure is _A.sqrt.default and self.safe_sqrt else pure
         return self.emit(op, a, (out,), kw)[0]  # type: ignore[no-any-return]
 
-    def _pure_type(self, func: Any, s: Schema, args: Any, kwargs: Any) -> TensorType | None:
+    def _pure_type(self, func: object, s: Schema, args: object, kwargs: object) -> TensorType | None:
         """Type of the value that an in-place operator computes, before it is cast to the type of its target.
 
         The operator itself runs too, once per signature: it may refuse its arguments.

@@ -108,7 +108,7 @@ def _grouped_mm(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     return rec.recorded(func, schema_of(func), args, kwargs, out)
 
 
-def _plain(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
+def _plain(rec: Values, func: object, args: object, kwargs: object) -> Any:
     return rec.plain(func, args, kwargs)
 
 
@@ -156,11 +156,11 @@ def _literal(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
         return torch.full(shape, value, dtype=dtype, device=device)
 
 
-def _nothing(rec: Values, func: Any, args: Any, kwargs: Any) -> None:
+def _nothing(rec: Values, func: object, args: object, kwargs: object) -> None:
     return None
 
 
-def _set(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
+def _set(rec: Values, func: object, args: object, kwargs: object) -> Any:
     raise CaptureError(
         f"{func} replaces the memory of a tensor",
         loc=rec.locate()[0],
@@ -175,7 +175,7 @@ def _resize(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     return _set(rec, func, args, kwargs)
 
 
-def _scaler(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
+def _scaler(rec: Values, func: object, args: object, kwargs: object) -> Any:
     raise CaptureError(
         "GradScaler decides on data whether to step",
         loc=rec.locate()[0],
@@ -200,7 +200,7 @@ def factory(func: Any, args: Any, kwargs: Any, ty: TensorType) -> tuple[Any, Any
     return _A.full.default, (list(ty.shape), value), kw
 
 
-def _chunked_loss(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
+def _chunked_loss(rec: Values, func: object, args: object, kwargs: object) -> Any:
     raise CaptureError(
         "linear_cross_entropy in chunks computes its gradient in the forward pass; the derivative of that "
         "gradient is silently wrong in PyTorch",

@@ -77,15 +77,15 @@ class Values(ABC):
         """Context in which operators are recorded, whether or not they are already."""
 
     @abstractmethod
-    def plain(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def plain(self, func: object, args: object, kwargs: object) -> Any:
         """Record an operator as it stands, whatever is special about it."""
 
     @abstractmethod
-    def recorded(self, func: Any, s: Schema, args: Any, kwargs: Any, out: Any) -> Any:
+    def recorded(self, func: object, s: Schema, args: object, kwargs: object, out: object) -> Any:
         """Enter an operator that gave ``out`` as an equation; ``out``, or what stands for it."""
 
     @abstractmethod
-    def write_region(self, op: Any, args: Any, index: int, base: Any, new: Any) -> Region | None:
+    def write_region(self, op: object, args: object, index: int, base: object, new: object) -> Region | None:
         """``(base, new view) -> new base`` for result ``index`` of a view operator; None without a rule."""
 
     def scalar(self, t: Tensor) -> Any:
@@ -257,7 +257,7 @@ class Values(ABC):
     def wrote(self, h: Handle) -> None:
         """A storage changed (subclasses watch the user's memories)."""
 
-    def _through(self, op: Any, args: Any, index: int, base: Var, new: Var) -> Var:
+    def _through(self, op: object, args: object, index: int, base: Var, new: Var) -> Var:
         if op in views.IDENTITY_VIEWS:
             return new
         region = self.write_region(op, args, index, base.type, new.type)
@@ -302,7 +302,7 @@ class Values(ABC):
 
     # ---- differentiability
 
-    def tracks(self, args: Any, kwargs: Any) -> bool:
+    def tracks(self, args: object, kwargs: object) -> bool:
         """Whether autograd would track an operator with these arguments."""
         if not torch.is_grad_enabled():
             return False
@@ -337,7 +337,7 @@ class Values(ABC):
         each_tensor(kwargs, look)
         return found[0] if found else here
 
-    def softens(self, args: Any, kwargs: Any) -> bool:
+    def softens(self, args: object, kwargs: object) -> bool:
         """Whether a result carries on the derivative of an inner gradient taken without create_graph."""
         if not torch.is_grad_enabled() or not self.stops:
             return False

@@ -178,7 +178,7 @@ def _decided(rec: Recording) -> Any:
     return None
 
 
-def _diagnose(program: Program, stop: str, decided: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _diagnose(program: Program, stop: str, decided: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Notes and warnings about meta-parameters without a path, or with a path that is cut.
 
     Args:

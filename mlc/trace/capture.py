@@ -103,7 +103,7 @@ class Recording:
         return frozenset(range(self.n_outputs)).union(*values)
 
 
-def _refs(value: Any) -> set[int]:
+def _refs(value: object) -> set[int]:
     """Positions of the tensors in a tree of an :class:`Effect`."""
     return {x.index for x in parts(value) if isinstance(x, Ref) and not x.number}
 
@@ -219,11 +219,11 @@ def _clean(tracer: Tracer) -> None:
     tracer.grads.clear()
 
 
-def _finish(tracer: Tracer, fn: Any, out: Any, roots: Roots, watch: Watch, sources: Sources) -> Recording:
+def _finish(tracer: Tracer, fn: object, out: object, roots: Roots, watch: Watch, sources: Sources) -> Recording:
     """Collect results and effects (still under the tracer, so that views can be derived)."""
     results: list[Var] = []
 
-    def ref(x: Any) -> Any:
+    def ref(x: object) -> Any:
         if isinstance(x, TracedScalar):
             results.append(tracer.value(tracer.handle(x.tensor)))
             return Ref(len(results) - 1, number=True)
@@ -250,17 +250,17 @@ def _finish(tracer: Tracer, fn: Any, out: Any, roots: Roots, watch: Watch, sourc
     )  # fmt: skip
 
 
-def _code_of(fn: Any) -> Any:
+def _code_of(fn: object) -> Any:
     return getattr(fn, "__code__", None) or getattr(getattr(fn, "__func__", None), "__code__", None)
 
 
-def place_of(fn: Any) -> Loc | None:
+def place_of(fn: object) -> Loc | None:
     """Where a function is defined."""
     code = _code_of(fn)
     return Loc(code.co_filename, code.co_firstlineno, code.co_name) if code is not None else None
 
 
-def arg_names(fn: Any) -> tuple[str, ...]:
+def arg_names(fn: object) -> tuple[str, ...]:
     """Names of a function's parameters."""
     code = _code_of(fn)
     return tuple(code.co_varnames[: code.co_argcount]) if code is not None else ()
@@ -281,7 +281,7 @@ def _effects(tracer: Tracer, roots: Roots, watch: Watch, results: list[Var]) -> 
     """Final values of everything of the user's that the loop wrote."""
     effects: list[Effect] = []
 
-    def value(x: Any) -> Any:
+    def value(x: object) -> Any:
         if isinstance(x, TracedScalar):
             x_t, number = x.tensor, True
         elif isinstance(x, Tensor):

@@ -97,7 +97,7 @@ def _context_of(cls: Any) -> Iterator[list[Any]]:
     name = "setup_context" if separate else "forward"
     original = getattr(cls, name)
 
-    def catch(ctx: Any, *args: Any, **kwargs: Any) -> Any:
+    def catch(ctx: object, *args: object, **kwargs: object) -> Any:
         found.append(ctx)
         return original(ctx, *args, **kwargs)
 
@@ -145,7 +145,7 @@ def _trace_backward(tracer: Tracer, cls: Any, ctx: Any, args: Any, in_vars: list
     return region, list(free), tuple(g is not None for g in wanted)
 
 
-def _plain(t: Any) -> TensorType:
+def _plain(t: object) -> TensorType:
     assert isinstance(t, TensorType)
     return TensorType(t.dtype, t.shape, contiguous(t.shape), t.device)
 

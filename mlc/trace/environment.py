@@ -32,7 +32,7 @@ def iterators_elsewhere(fn: Any, roots: Roots, sources: Sources, swaps: Swaps) -
 
         return put
 
-    def put_global(scope: dict[str, Any], name: str, new: Any, old: Any) -> Callable[[], None]:
+    def put_global(scope: dict[str, Any], name: str, new: object, old: object) -> Callable[[], None]:
         def put() -> None:
             if scope.get(name) is new:
                 scope[name] = old

@@ -266,10 +266,10 @@ def _files(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
 
         return call
 
-    def to_write(file: Any, mode: Any = "r", *args: Any, **kwargs: Any) -> bool:
+    def to_write(file: object, mode: object = "r", *args: object, **kwargs: object) -> bool:
         return isinstance(mode, str) and bool(set(mode) & set("wax+"))
 
-    def saves(obj: Any, f: Any, *args: Any, **kwargs: Any) -> bool:
+    def saves(obj: object, f: object, *args: object, **kwargs: object) -> bool:
         return isinstance(f, (str, os.PathLike))
 
     yield builtins, "open", noting(builtins.open, to_write)
@@ -305,7 +305,7 @@ def _hooks(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
     yield BackwardHook, "_apply_on_tensors", around
     old: Any = nn.Module._maybe_warn_non_full_backward_hook
 
-    def refuse(self: nn.Module, *args: Any) -> Any:
+    def refuse(self: nn.Module, *args: object) -> Any:
         if active():
             raise hooks.refused(
                 "is one of the old kind, put on a module by register_backward_hook",
@@ -334,7 +334,7 @@ def intercepted(ob: Observer) -> Iterator[Active]:
 
     with contextlib.ExitStack() as stack:
 
-        def put(owner: Any, name: str, value: Any) -> None:
+        def put(owner: object, name: str, value: object) -> None:
             stack.enter_context(replaced(owner, name, value))
 
         utils = sys.modules.get("transformers.utils.import_utils")

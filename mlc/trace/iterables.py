@@ -26,12 +26,12 @@ from mlc.trace.recorder.tracer import Tracer
 __all__ = ["Source", "Sources", "batch_tensors", "substitute"]
 
 
-def batch_tensors(item: Any) -> list[Tensor]:
+def batch_tensors(item: object) -> list[Tensor]:
     """Tensors in an item, in a fixed order."""
     return [t for _, t in _leaves(item, ())]
 
 
-def _plain(item: Any) -> bool:
+def _plain(item: object) -> bool:
     """Whether an item holds nothing but tensors (other values would be baked into the program)."""
     if isinstance(item, Tensor) or item is None:
         return True
@@ -87,7 +87,7 @@ class Sources:
         self.drawn: dict[Path, list[Any]] = {}  # items that were taken before and come first
         self._locals: dict[tuple[int, int], dict[str, Any]] = {}
 
-    def add(self, obj: Any, path: Path | None, *, once: bool = False) -> int:
+    def add(self, obj: object, path: Path | None, *, once: bool = False) -> int:
         """Index of the source for ``obj``."""
         at = self._by_id.get(id(obj))
         if at is None:
@@ -180,7 +180,7 @@ def _changing(name: str) -> Any:
     change = getattr(list, name)
 
     @functools.wraps(change)
-    def call(self: _TracedList, *args: Any, **kwargs: Any) -> Any:
+    def call(self: _TracedList, *args: object, **kwargs: object) -> Any:
         theirs = self._sources.all[self._source].object
         found = change(theirs, *args, **kwargs)
         list.__setitem__(self, slice(None), theirs)
@@ -235,7 +235,7 @@ class Swaps:
         self._made: list[tuple[Any, Any]] = []  # what stands for a list or tuple, and that one
         self._held: list[int] = []  # references to each before the run
 
-    def made(self, new: Any, old: Any) -> Any:
+    def made(self, new: object, old: object) -> Any:
         """Note what stands for one of the user's."""
         self._made.append((new, old))
         return new
@@ -263,7 +263,7 @@ class Swaps:
         self._held = [sys.getrefcount(new) for new, _ in self._made]
 
 
-def _replace(holder: Any, new: Any, old: Any) -> None:
+def _replace(holder: object, new: object, old: object) -> None:
     """The user's code kept what it was given: it shall have kept its own list."""
     if isinstance(holder, types.CellType):
         holder.cell_contents = old
@@ -315,7 +315,7 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
     """Replacements for ``DataLoader.__iter__`` and ``__len__`` while tracing."""
     original_iter, original_len = DataLoader.__iter__, DataLoader.__len__
 
-    def source_of(loader: Any) -> int:
+    def source_of(loader: object) -> int:
         return sources.add(loader, loaders.get(id(loader)))
 
     def iterate(loader: Any) -> Any:
@@ -346,7 +346,7 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
     return iterate, length
 
 
-def _carries(dataset: Any) -> bool:
+def _carries(dataset: object) -> bool:
     """Whether a dataset only picks rows of tensors, some of which require grad."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
@@ -365,7 +365,7 @@ def _constant(items: Iterator[Any], tracer: Tracer) -> Iterator[Any]:
         yield item
 
 
-def _rooted(dataset: Any, sources: Sources, loaders: dict[int, Path]) -> bool:
+def _rooted(dataset: object, sources: Sources, loaders: dict[int, Path]) -> bool:
     """Whether a dataset was there before the call (then its loader may be iterated again as it is)."""
     known = getattr(sources, "known_objects", {})
     return id(dataset) in known or any(s.object is dataset and s.path is not None for s in sources.all)

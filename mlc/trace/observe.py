@@ -206,7 +206,7 @@ def _refuse_hooks_of_nodes(ob: Observer, reads: Reads) -> None:
         )
 
 
-def _user_modules(fn: Any) -> list[dict[str, Any]]:
+def _user_modules(fn: object) -> list[dict[str, Any]]:
     """Globals of the user's modules: of the function's own, and of all that are no library."""
     scopes = [vars(m) for m in list(sys.modules.values()) if is_user_module(m)]
     own = getattr(getattr(fn, "__func__", fn), "__globals__", None)
@@ -257,7 +257,7 @@ class _Finish:
         self.unknown = False  # something was left that no program has a value for
         self.by_tensor = {id(x.tensor): x for x in ob.externals.values()}
 
-    def finish(self, fn: Any, out: Any, found: Found, sources: Sources, calm: bool) -> Recording:
+    def finish(self, fn: object, out: object, found: Found, sources: Sources, calm: bool) -> Recording:
         """The recording."""
         ob = self.ob
         self.place_externals()
@@ -296,7 +296,7 @@ class _Finish:
                 if x.path is None:
                     self.ob.unplaced.append(x.read)
 
-    def output(self, x: Any) -> Any:
+    def output(self, x: object) -> Any:
         """A leaf of what the function returned."""
         if isinstance(x, Linked):
             return self.number(x)
@@ -312,13 +312,13 @@ class _Finish:
         ref = self.ref(x.value, self.ob.number_out(x.tensor))
         return Ref(ref.index, number=True, kind=type(x.value))
 
-    def ref(self, real: Any, var: Var) -> Ref:
+    def ref(self, real: object, var: Var) -> Ref:
         """A result of the program."""
         self.results.append(var)
         self.reals.append(real)
         return Ref(len(self.results) - 1, param=isinstance(real, Tensor) and real.requires_grad)
 
-    def value(self, x: Any) -> Any:
+    def value(self, x: object) -> Any:
         """A tensor that the call made, or a number, that an object of the user's now holds."""
         if isinstance(x, Linked):
             return self.number(x)
@@ -329,7 +329,7 @@ class _Finish:
             return x
         return self.ref(x.detach(), self.ob.present(x))
 
-    def effects(self, fn: Any, found: Found) -> list[Any]:
+    def effects(self, fn: object, found: Found) -> list[Any]:
         """Final values of everything of the user's that the run wrote."""
         ob = self.ob
         effects: list[Any] = []
@@ -347,7 +347,7 @@ class _Finish:
             self.changes = changes(self.world, self.roots, found, arg_names(fn), self.value)
         return effects + [c for c in self.changes.all if c.kind != "grad" or self.trained(c.owner)]
 
-    def trained(self, t: Any) -> bool:
+    def trained(self, t: object) -> bool:
         """Whether the loop writes a tensor, or made an optimizer for it (what it only reads is a meta-parameter)."""
         ext = self.by_tensor.get(id(t))
         return ext is None or ext.written or id(t) in self.ob.rebound or id(t) in self.ob.optimized

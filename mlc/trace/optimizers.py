@@ -46,7 +46,7 @@ def _flags(group: dict[str, Any]) -> dict[str, Any]:
 def before_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., None]:
     """Hook that prepares an optimizer for a recorded step."""
 
-    def hook(opt: optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def hook(opt: optim.Optimizer, args: object, kwargs: object) -> None:
         if not active():
             return
         for cls in type(opt).__mro__:
@@ -146,7 +146,7 @@ def _refuse_not_a_number(tracer: Tracer, opt: optim.Optimizer) -> None:
 def after_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., None]:
     """Hook that ends a recorded step."""
 
-    def hook(opt: optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def hook(opt: optim.Optimizer, args: object, kwargs: object) -> None:
         if active() and tracer.flags:
             _refuse_not_a_number(tracer, opt)
             restore_flags(tracer.flags.pop())

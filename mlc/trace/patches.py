@@ -40,7 +40,7 @@ def on_this_thread() -> Callable[[], bool]:
 
 
 @contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: object, name: str, value: object) -> Iterator[None]:
     """Context in which an attribute of a class or module is another one."""
     missing = object()
     old = vars(owner).get(name, missing) if isinstance(owner, type) else getattr(owner, name)
@@ -134,7 +134,7 @@ def _numbers(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, 
             return "<traced>" if t.numel() == 1 else f"<traced {tuple(t.shape)}>"
         return str(original_format(t, spec))
 
-    def text(t: Tensor, *args: Any, **kwargs: Any) -> str:
+    def text(t: Tensor, *args: object, **kwargs: object) -> str:
         if active() and (isinstance(t, FakeTensor) or id(t) in tracer.handles):
             return f"<traced {t.dtype} {tuple(t.shape)}>"
         return str(original_repr(t, *args, **kwargs))
@@ -244,7 +244,7 @@ def patched(tracer: Tracer) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(scalars.deciding(tracer.decide))
 
-        def put(owner: Any, name: str, value: Any) -> None:
+        def put(owner: object, name: str, value: object) -> None:
             stack.enter_context(replaced(owner, name, value))
 
         utils = sys.modules.get("transformers.utils.import_utils")

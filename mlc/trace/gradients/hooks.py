@@ -157,14 +157,14 @@ class Hooks(Sites):
             self.gradients.create_graph = run.create_graph
             ob.next_stretch()
 
-    def _after(self, t: Tensor, fn: Any, _: Any) -> None:
+    def _after(self, t: Tensor, fn: object, _: object) -> None:
         """A hook that runs when a gradient was accumulated."""
         run = self.runs[-1]
         with self._recording():
             run.settle(t)
             self._call(run, fn, t)
 
-    def _on_leaf(self, t: Tensor, fn: Any, g: Tensor) -> Any:
+    def _on_leaf(self, t: Tensor, fn: object, g: Tensor) -> Any:
         """A hook that sees the gradient of a leaf."""
         run = self.runs[-1]
         with self._recording():
@@ -250,7 +250,7 @@ class Hooks(Sites):
         s = self.observer.handle(g).storage
         return g._version, id(s), s.version
 
-    def _result(self, run: Run, fn: Any, given: Tensor, g: Tensor) -> tuple[Tensor | None, Var]:
+    def _result(self, run: Run, fn: object, given: Tensor, g: Tensor) -> tuple[Tensor | None, Var]:
         """What a hook returned, and the value of the gradient after it."""
         before = self._state(given)
         self._ran.add(key_of(fn))
@@ -271,7 +271,7 @@ class Hooks(Sites):
             return g
         return self.gradients.bound(g, v, run.create_graph)
 
-    def _value(self, run: Run, g: Any, like: Tensor) -> Any:
+    def _value(self, run: Run, g: object, like: Tensor) -> Any:
         if not isinstance(g, Tensor):
             return None  # PyTorch refuses it
         return self.observer.fitted(self.observer.read(g, run.create_graph), TensorType.of(like))

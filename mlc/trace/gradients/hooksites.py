@@ -59,7 +59,7 @@ class Recorded:
     def __post_init__(self) -> None:
         self.__name__ = getattr(self.fn, "__name__", "hook")  # PyTorch names it in its errors
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: object) -> Any:
         """PyTorch runs the hook."""
         return self.run(self.fn, *args)
 
@@ -149,7 +149,7 @@ class Sites:
             self.sites[v] = site
         return site
 
-    def module(self, cls: Any, apply: Callable[..., Any], args: Sequence[Any]) -> Any:
+    def module(self, cls: object, apply: Callable[..., Any], args: Sequence[Any]) -> Any:
         """What goes into or comes out of a module with hooks; PyTorch puts a node of its own there."""
         ob = self.observer
         followed = [i for i, a in enumerate(args) if isinstance(a, Tensor) and ob.carries(a, ob.handle(a))]
@@ -168,7 +168,7 @@ class Sites:
         self._positions = followed
         return outs
 
-    def node(self, node: Any, users: Sequence[Any]) -> Any:
+    def node(self, node: object, users: Sequence[Any]) -> Any:
         """That node, as PyTorch puts its hook on it."""
         assert self._group is not None
         self._group.keys = {key_of(f) for f in users}
@@ -217,12 +217,12 @@ class Node:
     site: Site
     positions: tuple[int, ...]
 
-    def register_hook(self, fn: Any) -> Any:
+    def register_hook(self, fn: object) -> Any:
         """As the node's own."""
         return self.node.register_hook(lambda given, _: self.hooks.at_module(self.site, self.positions, fn, given))
 
 
-def key_of(fn: Any) -> Any:
+def key_of(fn: object) -> Any:
     """What stands for a function that may be made anew in every iteration."""
     while isinstance(fn, functools.partial):
         fn = fn.func

@@ -50,7 +50,7 @@ class GradientStore(ABC):
         """The value whose gradient is that of a tensor which now has ``v`` (another one where hooks stand)."""
 
     def equation(
-        self, pairs: list[tuple[Var, Var]], targets: Sequence[Var], loc: Loc | None, site: Any, depth: int
+        self, pairs: list[tuple[Var, Var]], targets: Sequence[Var], loc: Loc | None, site: object, depth: int
     ) -> list[Var]:
         """One ``grad`` equation; its results."""
         ob = self.observer

@@ -252,7 +252,7 @@ def _as_strided(e: Eqn, args: Sequence[Any]) -> Tensor:
     return torch.as_strided(x, *args[1:])
 
 
-def _flat(result: Any) -> list[Tensor]:
+def _flat(result: object) -> list[Tensor]:
     if isinstance(result, (list, tuple)):
         return [t for r in result for t in _flat(r)]
     return [result] if isinstance(result, Tensor) else []

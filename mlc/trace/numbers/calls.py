@@ -75,13 +75,13 @@ def _rounded(func: Any, name: str, args: Any, kwargs: Any, run: Callable[[], Any
     return result
 
 
-def _real(x: Any) -> Any:
+def _real(x: object) -> Any:
     if isinstance(x, Linked):
         return x if alive(x) else x.value
     return x.stands_for if isinstance(x, StandIn) else x
 
 
-def _foreach(func: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def _foreach(func: object, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """``_foreach_*``: the operator of one tensor on each of the lists."""
     base = name.removeprefix("_foreach_")
     op = {"maximum": "clamp_min", "minimum": "clamp_max"}.get(base.removesuffix("_"), base.removesuffix("_"))
@@ -92,7 +92,7 @@ def _foreach(func: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> A
         kwargs["value"] = args.pop()
     n = len(args[0])
 
-    def each(x: Any) -> list[Any]:
+    def each(x: object) -> list[Any]:
         return list(x) if isinstance(x, (list, tuple)) else [x] * n
 
     rows = zip(*(each(a) for a in args), strict=True)

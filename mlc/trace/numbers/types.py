@@ -36,7 +36,7 @@ class Conversion(StandIn):
 
     convert: Callable[[Any], Any]
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: object, **kwargs: object) -> Any:
         """What the class gives; a number for a number or a recorded tensor."""
         real = cls.stands_for
         if "stands_for" not in vars(cls):  # a class that the user derives from it
@@ -52,7 +52,7 @@ class Conversion(StandIn):
             args = (plain(x),)
         return real(*args, **kwargs)
 
-    def __instancecheck__(cls, x: Any) -> bool:
+    def __instancecheck__(cls, x: object) -> bool:
         return isinstance(x, cls.stands_for) if "stands_for" in vars(cls) else super().__instancecheck__(x)
 
     def __subclasscheck__(cls, other: Any) -> bool:
@@ -68,7 +68,7 @@ class Conversion(StandIn):
         return repr(cls.stands_for) if "stands_for" in vars(cls) else super().__repr__()
 
     @classmethod
-    def __torch_function__(mcs, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(mcs, func: object, types_: object, args: object = (), kwargs: object = None) -> Any:
         return answer(func, types_, args, kwargs or {})
 
 
@@ -100,8 +100,8 @@ copyreg.pickle(Conversion, lambda cls: (type, (cls.stands_for(),)))  # type: ign
 def _picking(builtin: Callable[..., Any], better: Callable[[Any, Any], bool], greater: bool) -> Callable[..., Any]:
     """``max`` or ``min`` that keeps the link where all are numbers of one type: the first of the best, as Python's."""
 
-    def step(kind: torch.dtype, a: Any, b: Any) -> Form:
-        def link(x: Any, y: Any) -> Tensor:
+    def step(kind: torch.dtype, a: object, b: object) -> Form:
+        def link(x: object, y: object) -> Tensor:
             x, y = (v if isinstance(v, Tensor) else torch.tensor(v, dtype=kind) for v in (x, y))
             y = y.to(x.device) if y.device != x.device else y
             return torch.where(y > x if greater else y < x, y, x)

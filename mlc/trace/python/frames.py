@@ -42,7 +42,7 @@ def is_user_code(code: CodeType) -> bool:
     return is_user_file(code.co_filename)
 
 
-def is_user_module(m: Any) -> bool:
+def is_user_module(m: object) -> bool:
     """Whether a module is the user's."""
     file = getattr(m, "__file__", None)
     return getattr(m, "__name__", "") == "__main__" or (isinstance(file, str) and is_user_file(file))

@@ -59,7 +59,7 @@ class Walker(Walk):
         super().__init__(view)
         self.follow = Follower(self, found)
 
-    def dispatch(self, x: Any, path: Path, depth: int) -> None:
+    def dispatch(self, x: object, path: Path, depth: int) -> None:
         """By kind."""
         if isinstance(x, nn.Module):
             self.module(x, path, depth)
@@ -157,7 +157,7 @@ class Walker(Walk):
                 self.state(self.view.body(state), p, (*path, "state", (i, j)), depth)
         self.follow.of(o, path, depth)
 
-    def state(self, state: Any, p: Any, path: Path, depth: int) -> None:
+    def state(self, state: object, p: object, path: Path, depth: int) -> None:
         """What an optimizer keeps for one parameter."""
         held = state.get(p) if isinstance(state, dict) else None
         if isinstance(held, dict) and id(held) not in self.r.paths:
@@ -165,7 +165,7 @@ class Walker(Walk):
             for k, v in list(self.view.body(held).items()):
                 self.visit(v, (*path, k), depth)
 
-    def loader(self, x: Any, path: Path, depth: int) -> None:
+    def loader(self, x: object, path: Path, depth: int) -> None:
         """A loader is drawn from anew at every call: what it draws with is found, but does not count."""
         self.r.loaders[id(x)] = path
         self.r.objects[path] = x
@@ -177,18 +177,18 @@ class Walker(Walk):
         self.named({k: v for k, v in fields.items() if k in _DRAWING}, path, depth)
         self.quiet -= 1
 
-    def fields(self, x: Any, path: Path, depth: int) -> None:
+    def fields(self, x: object, path: Path, depth: int) -> None:
         """All attributes of an object, and those of its class that are read."""
         self.named(self.view.attrs(x), path, depth)
         self.follow.of(x, path, depth)
 
-    def plain_body(self, x: Any, path: Path) -> None:
+    def plain_body(self, x: object, path: Path) -> None:
         """A set or bytes: as a whole where all in it are plain values, else its size."""
         body = self.view.body(x)
         plain = isinstance(x, bytearray) or all(type(v) in _PLAIN for v in body)
         self.note(path, type(x), (bytes(body) if isinstance(x, bytearray) else frozenset(body)) if plain else len(body))
 
-    def mapping(self, d: Any, path: Path, depth: int) -> None:
+    def mapping(self, d: object, path: Path, depth: int) -> None:
         """A dict; a long one of plain values is one entry."""
         body = self.view.body(d)
         values = list(body.items())
@@ -203,7 +203,7 @@ class Walker(Walk):
             self.visit(v, (*path, name), depth)
         self.extra(d, path, depth)
 
-    def sequence(self, s: Any, path: Path, depth: int) -> None:
+    def sequence(self, s: object, path: Path, depth: int) -> None:
         """A list, tuple or deque; batches of one structure count without their number."""
         body = list(self.view.body(s))
         if (
@@ -234,12 +234,12 @@ class Walker(Walk):
             self.visit(v, (*path, i), depth)
         self.extra(s, path, depth)
 
-    def extra(self, x: Any, path: Path, depth: int) -> None:
+    def extra(self, x: object, path: Path, depth: int) -> None:
         """Attributes of containers of a class of their own."""
         if type(x).__module__ not in ("builtins", "collections"):
             self.fields(x, path, depth)
 
-    def other(self, x: Any, path: Path, depth: int) -> None:
+    def other(self, x: object, path: Path, depth: int) -> None:
         """Any other object: an iterator, one of the user's or a library's with attributes, or one left alone."""
         cls = type(x)
         wrapped = getattr(x, "fn", None) if cls.__module__.startswith("mlc.") else None

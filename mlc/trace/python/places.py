@@ -95,19 +95,19 @@ class Walk(ABC):
         self.quiet = 0  # above 0: found, but no part of the key
 
     @abstractmethod
-    def dispatch(self, x: Any, path: Path, depth: int) -> None:
+    def dispatch(self, x: object, path: Path, depth: int) -> None:
         """Enter an object met for the first time."""
 
     @abstractmethod
     def tensor(self, t: Tensor, path: Path, depth: int) -> None:
         """Enter a tensor."""
 
-    def note(self, *what: Any) -> None:
+    def note(self, *what: object) -> None:
         """An entry of the key: a path and what must be equal there."""
         if not self.quiet:
             self.r.key.append(what)
 
-    def hold(self, x: Any, path: Path) -> None:
+    def hold(self, x: object, path: Path) -> None:
         """A mutable object is at a path: to be remembered, and found again when something in it is to be changed."""
         if id(x) not in self.r.paths:
             self.r.paths[id(x)] = path
@@ -117,7 +117,7 @@ class Walk(ABC):
                 self.r.drawing.add(id(x))
             self.r.keep.append(x)
 
-    def visit(self, x: Any, path: Path, depth: int = 0) -> None:
+    def visit(self, x: object, path: Path, depth: int = 0) -> None:
         """Enter whatever is at a path."""
         if isinstance(x, Tensor):
             self.tensor(x, path, depth)

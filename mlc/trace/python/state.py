@@ -89,7 +89,7 @@ class New:
     factory: Any = None
 
 
-def parts(tree: Any, seen: set[int] | None = None) -> Iterator[Any]:
+def parts(tree: object, seen: set[int] | None = None) -> Iterator[Any]:
     """What the caller's hook put into a tree, and constants: its leaves, each node once."""
     seen = set() if seen is None else seen
     if isinstance(tree, (Fresh, New)):

@@ -62,7 +62,7 @@ class Trees:
         }
         self.odd: list[Any] = []  # what cannot be built again
 
-    def of(self, x: Any) -> Any:
+    def of(self, x: object) -> Any:
         """The tree of a value."""
         if isinstance(x, Tensor):
             return self._tensor(x)
@@ -103,7 +103,7 @@ class Trees:
         value = None if view is not None else self._value(t)
         return Fresh(value, t.dtype, isinstance(t, nn.Parameter), t.is_leaf and t.requires_grad, None, view)
 
-    def _made(self, x: Any) -> Any:
+    def _made(self, x: object) -> Any:
         cls = type(x)
         if isinstance(x, _RUNNING) or (hasattr(cls, "__next__") and is_opaque(x)) or cls.__module__ == "numpy":
             self.odd.append(x)

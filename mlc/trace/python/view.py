@@ -75,7 +75,7 @@ def type_of(t: Tensor) -> TensorType | None:
     return TensorType.of(t) if t.layout is torch.strided and not is_lazy(t) else None
 
 
-def fields_of(x: Any) -> dict[str, Any]:
+def fields_of(x: object) -> dict[str, Any]:
     """Attributes that an object itself holds; nothing of the object's own code runs."""
     out: dict[str, Any] = {}
     try:
@@ -92,7 +92,7 @@ def fields_of(x: Any) -> dict[str, Any]:
     return out
 
 
-def is_opaque(x: Any) -> bool:
+def is_opaque(x: object) -> bool:
     """Whether an object is left alone: locks, files, weak references, running code, most of the standard library."""
     cls = type(x)
     home = cls.__module__ or ""
@@ -105,7 +105,7 @@ _VALUES = {"fractions", "decimal", "datetime", "pathlib", "uuid", "re", "zoneinf
 _BUFFERS = (io.StringIO, io.BytesIO, queue.Queue, queue.SimpleQueue)
 
 
-def value_of(x: Any) -> Any:
+def value_of(x: object) -> Any:
     """What an object that is left alone is equal by: itself where it is a value, its bytes; else None.
 
     A buffer or queue, which every use changes, is equal to nothing.
@@ -185,11 +185,11 @@ def hooks_of_all_modules() -> list[tuple[tuple[int, int], Any]]:
 class View:
     """Objects as they are now."""
 
-    def body(self, x: Any) -> Any:
+    def body(self, x: object) -> Any:
         """Entries of a dict, list, tuple, set, deque."""
         return x
 
-    def attrs(self, x: Any) -> dict[str, Any]:
+    def attrs(self, x: object) -> dict[str, Any]:
         """Attributes of an object."""
         return fields_of(x)
 
@@ -213,7 +213,7 @@ class View:
         tables = (t._backward_hooks, t._post_accumulate_grad_hooks)
         return tuple([None if h is None else list(h.items()) for h in tables]) if any(tables) else ()
 
-    def was_there(self, x: Any) -> bool:
+    def was_there(self, x: object) -> bool:
         """Whether an object existed before the call; nothing is known of that now."""
         return False
 

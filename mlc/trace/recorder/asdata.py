@@ -59,7 +59,7 @@ class AsData(Writing):
     def _note(self, what: str, t: Tensor | None = None) -> None:
         self.frozen.append((what, self.place()))
 
-    def _as_data(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def _as_data(self, func: object, args: object, kwargs: object, out: object) -> Any:
         """Take what an operator gave as data of this call: right where no derivative goes through it.
 
         Raises:
@@ -117,3 +117,10 @@ class AsData(Writing):
                 dense = self.written_out[args[at]] = args[at].to_dense()
                 self.data(dense)
         return super().recorded(op, schema_of(op), (*args[:at], dense, *args[at + 1 :]), kwargs, out)
+
+    def guard(self, t: Tensor, outcome: Any, what: str) -> None:
+        """Later calls must find the same outcome in ``t``."""
+        if self.ended:
+            return
+        var = self.present(t)
+        self.decisions.append((var, outcome, what, self.place()))

@@ -100,7 +100,7 @@ class Observer(AsData):
 
     # ---- Python numbers
 
-    def link(self, f: Callable[..., Tensor], *operands: Any) -> Tensor | None:
+    def link(self, f: Callable[..., Tensor], *operands: object) -> Tensor | None:
         """Run ``f`` on numbers' tensors, recorded (see :class:`~mlc.trace.numbers.links.Ledger`)."""
         if self.ended:
             return None
@@ -126,13 +126,6 @@ class Observer(AsData):
             value = _A._local_scalar_dense.default(t)
         self.guard(t, value, "a Python number")
         return value
-
-    def guard(self, t: Tensor, outcome: Any, what: str) -> None:
-        """Later calls must find the same outcome in ``t``."""
-        if self.ended:
-            return
-        var = self.present(t)
-        self.decisions.append((var, outcome, what, self.place()))
 
     # ---- .grad
 

@@ -136,7 +136,7 @@ class Observing(Tracer):
     fake_of = twin
 
 
-def tensors_in(args: Any, kwargs: Any) -> list[Tensor]:
+def tensors_in(args: object, kwargs: object) -> list[Tensor]:
     """Tensors among the arguments of an operator."""
     found: list[Tensor] = []
     add: Callable[[Tensor], None] = found.append

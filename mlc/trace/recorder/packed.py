@@ -18,7 +18,7 @@ _WHAT = "the batch sizes of a packed sequence"
 class _Functions:
     """``torch._VF`` with other functions in it."""
 
-    def __init__(self, functions: Any, others: dict[str, Callable[..., Any]]) -> None:
+    def __init__(self, functions: object, others: dict[str, Callable[..., Any]]) -> None:
         self._functions = functions
         self.__dict__.update(others)
 
@@ -38,7 +38,7 @@ def packed(ob: Observer, active: Callable[[], bool]) -> Iterator[tuple[Any, str,
 
         return call
 
-    def pad(x: Tensor, sizes: Tensor, *args: Any) -> Any:
+    def pad(x: Tensor, sizes: Tensor, *args: object) -> Any:
         out, lengths = sized(functions._pad_packed_sequence)(x, sizes, *args)
         if active():
             with ob.pause():  # they were written where nobody saw it

@@ -351,7 +351,7 @@ class Tracer(Recorder):
         """An iterable of the user's is about to run."""
         return None
 
-    def after_item(self, key: tuple[int, int, int], before: Any) -> None:
+    def after_item(self, key: tuple[int, int, int], before: object) -> None:
         """An iterable of the user's ran: item ``key[2]`` of its iteration ``key[1]`` (-1: the iteration began)."""
 
     def seed(self, value: int) -> None:
