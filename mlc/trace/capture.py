@@ -28,6 +28,7 @@ from mlc.trace.environment import (
     rng_kept,
     zero_grad,
 )
+from mlc.trace.faketracer import FakeTracer
 from mlc.trace.iterables import Source, Sources, loader_patches, substitute, swapped
 from mlc.trace.numbers.placeholders import TracedScalar
 from mlc.trace.optimizers import narrow_counts, restore_flags
@@ -38,7 +39,6 @@ from mlc.trace.python.places import Path, Roots
 from mlc.trace.python.state import Change, Watch, parts
 from mlc.trace.recorder.concrete import Guard
 from mlc.trace.recorder.externals import External, Step
-from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["Recording", "record"]
 
@@ -108,7 +108,7 @@ def _refs(value: object) -> set[int]:
     return {x.index for x in parts(value) if isinstance(x, Ref) and not x.number}
 
 
-def _call(tracer: Tracer, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _call(tracer: FakeTracer, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     tracer.sites.begin(sys._getframe())
     return fn(*args, **kwargs)
 
@@ -122,9 +122,8 @@ def record(
         CaptureError: when something in the loop cannot be represented exactly.
     """
     roots = roots or walk(fn, args, kwargs)
-    tracer = Tracer(roots.tensors)
-    sources = Sources(tracer, roots.loaders)
-    sources.known_objects = {id(o) for o in roots.objects.values()} | {id(o) for o in roots.modules.values()}  # type: ignore[attr-defined]
+    tracer = FakeTracer(roots.tensors)
+    sources = Sources(tracer, roots)
     watch = Watch(roots)
     active = on_this_thread()
     iterate, length = loader_patches(sources, roots.loaders, active)
@@ -185,7 +184,7 @@ def _users_own(e: Exception) -> bool:
     return op in ("RAISE_VARARGS", "RERAISE", "ASSERT")
 
 
-def _explain(e: Exception, tracer: Tracer) -> CaptureError:
+def _explain(e: Exception, tracer: FakeTracer) -> CaptureError:
     """An exception of the user's code or of torch while tracing, with the user's line."""
     loc = None
     tb = e.__traceback__
@@ -213,13 +212,13 @@ def changed(before: Roots, after: Roots) -> set[Path]:
     return out
 
 
-def _clean(tracer: Tracer) -> None:
+def _clean(tracer: FakeTracer) -> None:
     """Drop what only tracing needed."""
     tracer.handles.clear()
     tracer.grads.clear()
 
 
-def _finish(tracer: Tracer, fn: object, out: object, roots: Roots, watch: Watch, sources: Sources) -> Recording:
+def _finish(tracer: FakeTracer, fn: object, out: object, roots: Roots, watch: Watch, sources: Sources) -> Recording:
     """Collect results and effects (still under the tracer, so that views can be derived)."""
     results: list[Var] = []
 
@@ -277,7 +276,7 @@ def _reuse(sources: Sources) -> tuple[bool, list[str]]:
     return not notes, notes
 
 
-def _effects(tracer: Tracer, roots: Roots, watch: Watch, results: list[Var]) -> list[Effect]:
+def _effects(tracer: FakeTracer, roots: Roots, watch: Watch, results: list[Var]) -> list[Effect]:
     """Final values of everything of the user's that the loop wrote."""
     effects: list[Effect] = []
 

@@ -18,6 +18,7 @@ from mlc.ir.builder import Builder, contiguous
 from mlc.ir.core import Custom, Eqn, Region, Var
 from mlc.ir.types import TensorType
 from mlc.record.recorder import Storage
+from mlc.trace.recorder.observer import Observer
 from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["apply_custom"]
@@ -26,8 +27,8 @@ __all__ = ["apply_custom"]
 def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """``cls.apply(*args)`` while tracing."""
     if cls.__name__ == "BackwardHookFunction":
-        if tracer.real and not tracer.nested:
-            return tracer.gradients.hooks.module(cls, apply, args)  # type: ignore[attr-defined]
+        if isinstance(tracer, Observer) and not tracer.nested:
+            return tracer.gradients.hooks.module(cls, apply, args)
         raise CaptureError(
             "a module with a backward hook is called: what the hook does is not an equation of the program",
             loc=tracer.place(),
@@ -55,13 +56,13 @@ def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any,
     mask = 0
     for v in in_vars:
         mask |= v.mask
-    if tracer.real:
+    if isinstance(tracer, Observer):
         out, outs = _apart(tracer, out, outs, ins)
     results = []
     for t, r in zip(outs, raw, strict=True):
         v = Var(r.type, mask if r.type.is_float else 0)
-        if tracer.real:
-            tracer.bind(t, v)  # type: ignore[attr-defined]
+        if isinstance(tracer, Observer):
+            tracer.bind(t, v)
             results.append(v)
             continue
         h = tracer.handle(t)

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from mlc.errors import CaptureError
 from mlc.trace.python.batches import leaves as _leaves
 from mlc.trace.python.frames import is_user_code
-from mlc.trace.python.places import Path
+from mlc.trace.python.places import Path, Roots
+from mlc.trace.recorder.observer import Observer
 from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["Source", "Sources", "batch_tensors", "substitute"]
@@ -75,16 +76,22 @@ def _python_random() -> Any:
 
 
 class Sources:
-    """All iterables of one trace."""
+    """All iterables of one trace.
 
-    def __init__(self, tracer: Tracer, loaders: dict[int, Path]) -> None:
+    Args:
+        tracer: What records it.
+        roots: What stands where before the call.
+    """
+
+    def __init__(self, tracer: Tracer, roots: Roots) -> None:
         self.tracer = tracer
         self.all: list[Source] = []
         self._by_id: dict[int, int] = {}
-        self._loaders = loaders
+        self._loaders = roots.loaders
+        self.known = {id(o) for o in (*roots.objects.values(), *roots.modules.values())}  # there before the call
         self._random = _python_random()
         self.host_random = False
-        self.drawn: dict[Path, list[Any]] = {}  # items that were taken before and come first
+        self.drawn = roots.drawn  # items that were taken before and come first
         self._locals: dict[tuple[int, int], dict[str, Any]] = {}
 
     def add(self, obj: object, path: Path | None, *, once: bool = False) -> int:
@@ -323,9 +330,13 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
             return original_iter(loader)
         if isinstance(loader.dataset, (_TracedList, _TracedTuple)):
             vars(loader)["dataset"] = sources.all[loader.dataset._source].object  # later calls read the user's own list
-        if sources.tracer.real and loaders.get(id(loader)) is None and not _rooted(loader.dataset, sources, loaders):
+        if (
+            isinstance(sources.tracer, Observer)
+            and loaders.get(id(loader)) is None
+            and not _rooted(loader.dataset, sources, loaders)
+        ):
             return original_iter(loader)  # over tensors that the call made: its items are picked by recorded operators
-        if sources.tracer.real and _carries(loader.dataset):
+        if isinstance(sources.tracer, Observer) and _carries(loader.dataset):
             return original_iter(loader)  # likewise over tensors that are differentiated
         source = source_of(loader)
         if loaders.get(id(loader)) is None and not _rooted(loader.dataset, sources, loaders):
@@ -335,7 +346,7 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
     def iter_real(loader: Any) -> Iterator[Any]:
         with _disable_current_modes():
             items = original_iter(loader)
-        return _constant(items, sources.tracer) if sources.tracer.real else items
+        return _constant(items, sources.tracer) if isinstance(sources.tracer, Observer) else items
 
     def length(loader: Any) -> int:
         if active():
@@ -367,5 +378,5 @@ def _constant(items: Iterator[Any], tracer: Tracer) -> Iterator[Any]:
 
 def _rooted(dataset: object, sources: Sources, loaders: dict[int, Path]) -> bool:
     """Whether a dataset was there before the call (then its loader may be iterated again as it is)."""
-    known = getattr(sources, "known_objects", {})
+    known = sources.known
     return id(dataset) in known or any(s.object is dataset and s.path is not None for s in sources.all)

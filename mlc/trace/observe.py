@@ -114,9 +114,7 @@ def observe(
     world = World(roots)
     generators = [g for g in roots.objects.values() if isinstance(g, torch.Generator)]
     ob = Observer(roots.tensors, list(roots.at.values()), generators)
-    sources = Sources(ob, roots.loaders)
-    sources.drawn = roots.drawn
-    sources.known_objects = {id(o) for o in roots.objects.values()} | {id(o) for o in roots.modules.values()}  # type: ignore[attr-defined]
+    sources = Sources(ob, roots)
     try:
         return _observed(fn, args, kwargs, roots, ob, sources, world)
     except BaseException as e:

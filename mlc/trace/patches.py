@@ -20,9 +20,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from mlc.errors import CaptureError
 from mlc.trace.customs import apply_custom
+from mlc.trace.faketracer import FakeTracer
 from mlc.trace.numbers import placeholders as scalars
 from mlc.trace.optimizers import after_step, before_step
-from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["patched"]
 
@@ -54,7 +54,7 @@ def replaced(owner: object, name: str, value: object) -> Iterator[None]:
             setattr(owner, name, old)
 
 
-def _engine(tracer: Tracer, active: Callable[[], bool]) -> Any:
+def _engine(tracer: FakeTracer, active: Callable[[], bool]) -> Any:
     original = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
 
     def run(outputs: Any, grad_tensors: Any, keep_graph: Any = False, create_graph: Any = False, inputs: Any = (),
@@ -87,7 +87,7 @@ def _engine(tracer: Tracer, active: Callable[[], bool]) -> Any:
     return run
 
 
-def _hook(tracer: Tracer) -> CaptureError:
+def _hook(tracer: FakeTracer) -> CaptureError:
     return CaptureError(
         "backward hooks cannot be traced: what they do to the gradient is not an equation of the program",
         loc=tracer.place(),
@@ -104,7 +104,7 @@ def _refuse(make: Callable[[], CaptureError], active: Callable[[], bool], origin
     return call
 
 
-def _numbers(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any]]:
+def _numbers(tracer: FakeTracer, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any]]:
     base: Any = torch._C.TensorBase
 
     def item(t: Tensor) -> Any:
@@ -151,7 +151,7 @@ def _numbers(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, 
     yield Tensor, "__repr__", text
 
 
-def _numpy(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any]]:
+def _numpy(tracer: FakeTracer, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any]]:
     def make() -> CaptureError:
         return CaptureError(
             "a tensor is converted to NumPy while tracing: its values are not known yet, and NumPy code has no "
@@ -164,7 +164,7 @@ def _numpy(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, st
     yield Tensor, "__array__", _refuse(make, active, Tensor.__array__)
 
 
-def _data(tracer: Tracer, active: Callable[[], bool]) -> property:
+def _data(tracer: FakeTracer, active: Callable[[], bool]) -> property:
     base = _BASE.data
 
     def get(t: Tensor) -> Any:
@@ -184,7 +184,7 @@ def _data(tracer: Tracer, active: Callable[[], bool]) -> property:
     return property(get, put)
 
 
-def _grad(tracer: Tracer, active: Callable[[], bool]) -> property:
+def _grad(tracer: FakeTracer, active: Callable[[], bool]) -> property:
     base = _BASE.grad
 
     def get(t: Tensor) -> Any:
@@ -202,7 +202,7 @@ def _grad(tracer: Tracer, active: Callable[[], bool]) -> property:
     return property(get, put, drop)
 
 
-def _seed(tracer: Tracer, active: Callable[[], bool], original: Any) -> Any:
+def _seed(tracer: FakeTracer, active: Callable[[], bool], original: Any) -> Any:
     def manual_seed(seed: Any) -> Any:
         if active():
             tracer.seed(int(seed))
@@ -225,7 +225,7 @@ def _checkpoint(active: Callable[[], bool]) -> Any:
 
 
 @contextlib.contextmanager
-def patched(tracer: Tracer) -> Iterator[None]:
+def patched(tracer: FakeTracer) -> Iterator[None]:
     """Install the replacements for the time of a trace."""
     active = on_this_thread()
     base = torch.autograd.function._SingleLevelFunction  # below Function.apply, which users keep references to

@@ -43,7 +43,6 @@ class Observing(Tracer):
         generators: Generators that a later call finds again.
     """
 
-    real = True
     rounds = True
 
     def __init__(
