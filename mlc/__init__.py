@@ -28,9 +28,9 @@ from mlc.errors import (
     PlanError,
     VerifyError,
 )
+from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
 from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
-from mlc.passes.contract import Pass
 from mlc.passes.lowering.pipeline import PIPELINE
 from mlc.runtime.interpreter.recording import recording
 from mlc.trace.clone import clone

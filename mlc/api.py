@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mlc.compiled.compiled import CompiledFunction
+from mlc.compiled.underlying import underlying
+from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
-from mlc.passes.contract import Pass
 from mlc.passes.planning.options import check_options
 from mlc.trace.build import build_program
 from mlc.trace.capture import record
 from mlc.trace.observe import observe
 from mlc.view.plan import Plan, make_plan
 
-__all__ = ["plain", "plan", "trace"]
-
-
-def plain(fn: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """The user's function behind ``fn`` (compiled or not), its arguments, and its compile options."""
-    if isinstance(fn, functools.partial) and isinstance(fn.func, CompiledFunction) and not fn.keywords:
-        fn, args = fn.func, (*fn.args, *args)  # a compiled method
-    return (fn.fn, args, fn.options) if isinstance(fn, CompiledFunction) else (fn, args, {})
+__all__ = ["plan", "trace"]
 
 
 def trace(fn: Callable[..., Any], *args: Any, fake: bool = False, **kwargs: Any) -> Program:
@@ -44,7 +36,7 @@ def trace(fn: Callable[..., Any], *args: Any, fake: bool = False, **kwargs: Any)
     Raises:
         CaptureError: when something in the loop cannot be represented exactly.
     """
-    fn, args, _ = plain(fn, args)
+    fn, args, _ = underlying(fn, args)
     if fake:
         return build_program(record(fn, args, kwargs))
     seen = observe(fn, args, kwargs)

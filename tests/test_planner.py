@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import mlc
 from mlc.ir.core import Loop
+from mlc.ir.lowered.contract import Levers
 from mlc.ir.lowered.slots import Slots, replayed_steps
 from mlc.ir.types import SeqType, TensorType, resident
-from mlc.passes.contract import Levers
 from mlc.passes.cost.memory import peak_bytes, region_peak
 from mlc.passes.planning.planned import joint_of
 from mlc.passes.planning.planner import usable

@@ -16,15 +16,16 @@ from mlc.compiled.growth import longer, open_loops, planned_again
 from mlc.compiled.report import Report
 from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError
 from mlc.ir.digest import digest
+from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
-from mlc.passes.contract import Pass
 from mlc.passes.planning.options import check_options, planning
 from mlc.progress import progress
 from mlc.runtime.call import Executor
 from mlc.runtime.interpreter.feeds import Stale
 from mlc.trace.build import build_program
 from mlc.trace.observe import Observation, observe
-from mlc.trace.python.inputs import Path, Roots, walk
+from mlc.trace.python.inputs import walk
+from mlc.trace.python.places import Path, Roots
 from mlc.trace.recorder.randomness import RandomWatch
 from mlc.units import size_text, time_text
 from mlc.view.plan import Plan, make_plan, stages_for

@@ -72,8 +72,9 @@ def peak_at(stages: Stages, counts: Counts) -> int:
     return peak_bytes(replace(stages, forward=regions[0], backward=regions[1] if len(regions) > 1 else None))
 
 
-def planned_again(program: Program, plan: Plan, counts: Counts, options: Mapping[str, Any], anyway: bool
-                  ) -> tuple[Program, Plan, int] | None:  # fmt: skip
+def planned_again(
+    program: Program, plan: Plan, counts: Counts, options: Mapping[str, Any], anyway: bool
+) -> tuple[Program, Plan, int] | None:
     """Plan for longer loops, where the plan would not fit the budget at these counts.
 
     Args:

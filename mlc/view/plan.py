@@ -10,9 +10,9 @@ from pydantic import PrivateAttr
 
 from mlc.errors import PlanError
 from mlc.ir.digest import digest
+from mlc.ir.lowered.contract import Pass
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Program
-from mlc.passes.contract import Pass
 from mlc.passes.formulas.comparison import Formulas, formulas_of
 from mlc.passes.lowering.pipeline import Passes, check_passes
 from mlc.passes.planning.plan import PlanDocument, read_plan

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mlc.errors import PlanError
+from mlc.ir.lowered.contract import Graphs
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.program import Program
-from mlc.passes.contract import Graphs
 from mlc.passes.cost.facts import Stage, stages_of
 from mlc.passes.lowering.pipeline import PIPELINE, Passes, Step, check_passes, names, run
 from mlc.view.plan import Plan

@@ -10,9 +10,9 @@ import pytest
 
 import mlc.compiled.compiled
 from mlc.ir.core import Loop
+from mlc.ir.lowered.contract import Levers
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.verify import verify
-from mlc.passes.contract import Levers
 from mlc.passes.planning.planned import joint_of
 from mlc.view.plan import Plan
 from tests.numerics import test_data, test_epochs, test_levels

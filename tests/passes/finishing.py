@@ -1,7 +1,7 @@
 """Lowering a joint graph under levers, as the planner does."""
 
+from mlc.ir.lowered.contract import Context, Levers
 from mlc.ir.lowered.stages import Joint, Stages
-from mlc.passes.contract import Context, Levers
 from mlc.passes.lowering.pipeline import lowered
 
 __all__ = ["finish"]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mlc.ir.core import Eqn, Region, Var, aten
+from mlc.ir.lowered.contract import Refused
 from mlc.ir.types import TensorType
 from mlc.ir.verify import verify
-from mlc.passes.contract import Refused
 from mlc.passes.cost.memory import region_peak
 from mlc.passes.microbatch.dependence import MIXED, SAME, SUM, Shard
 from mlc.passes.microbatch.independence import Analysis, batchwise

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mlc
+from mlc.ir.lowered.contract import Levers
 from mlc.ir.lowered.slots import replayed_steps
 from mlc.ir.lowered.stages import Stages
-from mlc.passes.contract import Levers
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.memory import peak_bytes
 from mlc.passes.formulas.breakeven import BreakEven, break_evens, tangent_break

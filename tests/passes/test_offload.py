@@ -11,12 +11,12 @@ import torch
 import mlc
 from mlc.ir.core import Loop, Region
 from mlc.ir.digest import digest
+from mlc.ir.lowered.contract import Levers
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.parse import parse
 from mlc.ir.program import Program
 from mlc.ir.types import nbytes
 from mlc.ir.verify import VerifyError, verify
-from mlc.passes.contract import Levers
 from mlc.passes.cost import rates
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.facts import stages_of

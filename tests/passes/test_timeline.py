@@ -10,7 +10,7 @@ from torch import nn
 
 import mlc
 import mlc.compiled.compiled
-from mlc.passes.contract import Levers
+from mlc.ir.lowered.contract import Levers
 from mlc.passes.cost.facts import stages_of
 from mlc.passes.cost.memory import peak_bytes
 from mlc.passes.cost.timeline import HOLDERS, predicted

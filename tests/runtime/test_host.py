@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import mlc
 import mlc.compiled.compiled
 from mlc.ir.core import Loop
-from mlc.passes.contract import Levers
+from mlc.ir.lowered.contract import Levers
 from mlc.passes.cost.memory import peak_bytes
 from mlc.passes.planning.planned import joint_of
 from mlc.runtime.interpreter import host

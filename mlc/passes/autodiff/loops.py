@@ -16,7 +16,7 @@ from mlc.ir.loopview import LoopView
 from mlc.ir.types import SeqType
 from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape
 from mlc.passes.autodiff.forward import PUSH, pushforward
-from mlc.passes.autodiff.reverse import PULL, give, loop_activity, passes
+from mlc.passes.autodiff.reverse import PULL, add_cotangent, loop_activity, passes
 
 __all__ = ["nested_gradients", "pull_loop", "push_loop"]
 
@@ -87,7 +87,7 @@ def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None
     outs = b.emit(op, args, types, loc=e.loc, tag="adjoint")
     targets = [*[p.init[i] for i in carried], *[p.consts[i] for i in consts], *[p.seqs[i] for i in seqs]]
     for v, ct in zip(targets, outs, strict=True):
-        give(b, cts, v, ct, active)
+        add_cotangent(b, cts, v, ct, active)
 
 
 def _reaching(p: LoopView, carried: list[int], wanted: set[int], given: list[int]) -> list[int]:

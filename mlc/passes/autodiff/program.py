@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from mlc.ir.builder import Builder, contiguous_type, dce
 from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.lowered.contract import Context, Graphs, Modes
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.program import Level, Program
 from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape, lower_grads
@@ -18,7 +19,6 @@ from mlc.passes.autodiff.forward import NotForward
 from mlc.passes.autodiff.jacobian import forward_stages
 from mlc.passes.autodiff.loops import nested_gradients
 from mlc.passes.autodiff.reverse import active_vars, outermost
-from mlc.passes.contract import Context, Graphs, Modes
 
 __all__ = ["Differentiate", "differentiate"]
 

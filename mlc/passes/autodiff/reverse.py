@@ -21,8 +21,8 @@ __all__ = [
     "Inside",
     "Passing",
     "active_vars",
+    "add_cotangent",
     "dependence",
-    "give",
     "loop_activity",
     "outermost",
     "passes",
@@ -175,11 +175,11 @@ def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passi
     """Reverse rule of one equation, any operator; adds to ``cts``."""
     op = e.op
     if isinstance(op, Alias) or (isinstance(op, Stop) and passing):
-        give(b, cts, e.args[0], cts[e.outs[0]], active)
+        add_cotangent(b, cts, e.args[0], cts[e.outs[0]], active)
     elif isinstance(op, (Stop,)) or e.impure:
         return
     elif isinstance(op, SafeSqrt):
-        give(b, cts, e.args[0], _safe_sqrt(b, e, cts[e.outs[0]]), active)
+        add_cotangent(b, cts, e.args[0], _safe_sqrt(b, e, cts[e.outs[0]]), active)
     elif type(op) in PULL:
         PULL[type(op)](b, e, cts, active)
     elif isinstance(op, Pack):
@@ -187,7 +187,7 @@ def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passi
         assert isinstance(ct.type, SeqType)
         for i, v in enumerate(e.args):
             if v in active:
-                give(b, cts, v, b.emit(Index(i), (ct,), (ct.type.elem,))[0], active)
+                add_cotangent(b, cts, v, b.emit(Index(i), (ct,), (ct.type.elem,))[0], active)
     elif isinstance(op, Index):
         _pull_index(b, e, cts, active)
     elif isinstance(op, Custom):
@@ -196,7 +196,7 @@ def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passi
         _pull_aten(b, e, cts, active)
 
 
-def give(b: Builder, cts: dict[Var, Var], v: Var, ct: Var, active: set[Var]) -> None:
+def add_cotangent(b: Builder, cts: dict[Var, Var], v: Var, ct: Var, active: set[Var]) -> None:
     """Add a cotangent to that of a value, if it may have one."""
     if v in active:
         cts[v] = b.add(cts.get(v), ct)
@@ -241,7 +241,7 @@ def _pull_custom(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> N
         if has:
             g = next(grads)
             if type(v) is Var:
-                give(b, cts, v, g, active)
+                add_cotangent(b, cts, v, g, active)
 
 
 def _pull_aten(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:
@@ -258,4 +258,4 @@ def _pull_aten(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> Non
     outs = iter(b.inline(rule.region, [*ins, *e.outs, *grads_in], tag="backward", loc=e.loc))
     for v, has in zip([v for v in ins if v in active], rule.present, strict=True):
         if has:
-            give(b, cts, v, next(outs), active)
+            add_cotangent(b, cts, v, next(outs), active)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlc.errors import PlanError
+from mlc.ir.lowered.contract import Modes
 from mlc.ir.program import Program
-from mlc.passes.contract import Modes
 
 __all__ = ["MODES", "check_flows", "resolve"]
 

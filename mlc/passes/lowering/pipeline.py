@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from mlc.errors import PlanError, VerifyError
+from mlc.ir.lowered.contract import Context, Graphs, Pass, regions
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.program import Program
 from mlc.ir.verify import verify
 from mlc.passes.autodiff.program import Differentiate
-from mlc.passes.contract import Context, Graphs, Pass, regions
 from mlc.passes.microbatch.batches import MicroBatches
 from mlc.passes.remat.cut import Cut
 from mlc.passes.remat.keep import Residuals, States

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mlc.ir.core import Region
+from mlc.ir.lowered.contract import Context, Graphs, Refused
 from mlc.ir.lowered.nesting import map_bodies
 from mlc.ir.lowered.stages import Stages
-from mlc.passes.contract import Context, Graphs, Refused
 from mlc.passes.cost.memory import region_peak
 from mlc.passes.microbatch.phases import in_phases
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlc.ir.core import Alias, Custom, Eqn, Region, Stop, Var, map_vars
+from mlc.ir.lowered.contract import Refused
 from mlc.ir.types import SeqType, TensorType, nbytes
-from mlc.passes.contract import Refused
 from mlc.passes.microbatch.dependence import MIXED, SAME, SUM, Dependence, Local, Shard, Site, shape_of
 from mlc.passes.microbatch.rules import heavy, linear_rule, name_of, rule_for
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlc.errors import PlanError
-from mlc.passes.contract import Context, Levers, Modes
+from mlc.ir.lowered.contract import Context, Levers, Modes
 
 __all__ = ["VERSION", "Decision", "PlanDocument", "read_plan"]
 
@@ -41,7 +41,7 @@ class PlanDocument(BaseModel):
         flows: Modes of single levels' gradients, where they differ from it.
         stop: Meaning of stops, ``"all"`` or ``"inner"``.
         backend: ``"interpreter"`` or ``"inductor"``.
-        price: Seconds of a call that a byte of its peak was worth (see :class:`mlc.passes.contract.Levers`).
+        price: Seconds of a call that a byte of its peak was worth (see :class:`mlc.ir.lowered.contract.Levers`).
         slots: Sets of states kept per loop, the others replayed; None: all of them.
         parts: Micro-batches, where examples are independent.
         offload: Bytes of an element from which on what loops keep for their adjoint rests on the host; None: nothing.

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from mlc.errors import PlanError
 from mlc.ir.digest import digest
+from mlc.ir.lowered.contract import Pass
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.program import Program
-from mlc.passes.contract import Pass
 from mlc.passes.lowering.pipeline import PIPELINE, Passes, differentiated, lowered, names
 from mlc.passes.planning.alternatives import Alternatives
 from mlc.passes.planning.plan import PlanDocument

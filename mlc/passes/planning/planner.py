@@ -13,10 +13,10 @@ import torch
 from mlc.errors import BudgetError
 from mlc.ir.core import Region
 from mlc.ir.digest import digest
+from mlc.ir.lowered.contract import Context, Findings, Modes
 from mlc.ir.program import Program
 from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.autodiff.jacobian import count, legal
-from mlc.passes.contract import Context, Findings, Modes
 from mlc.passes.cost.equations import Meter, device_of
 from mlc.passes.lowering.modes import resolve
 from mlc.passes.lowering.pipeline import PIPELINE, Passes, check_passes, differentiated, names

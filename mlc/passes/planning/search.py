@@ -16,8 +16,8 @@ from functools import cached_property
 import torch
 
 from mlc.ir.core import Loop
+from mlc.ir.lowered.contract import Context, Findings, Levers, Refused
 from mlc.ir.lowered.stages import Joint, Stages
-from mlc.passes.contract import Context, Findings, Levers, Refused
 from mlc.passes.cost.equations import Meter, device_of
 from mlc.passes.cost.memory import peak_bytes, set_bytes
 from mlc.passes.lowering.pipeline import PIPELINE, Passes, lowered

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from mlc.ir.builder import dce
 from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.lowered.contract import Context, Graphs
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.types import SeqType, resident
-from mlc.passes.contract import Context, Graphs
 from mlc.passes.cost.equations import Meter, device_of
 from mlc.passes.cost.memory import root_of
 from mlc.passes.remat.mincut import choose, needed_for

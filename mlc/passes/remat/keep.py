@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mlc.ir.core import Region
+from mlc.ir.lowered.contract import Context, Graphs, Levers
 from mlc.ir.lowered.nesting import bodies
 from mlc.ir.lowered.stages import Joint
-from mlc.passes.contract import Context, Graphs, Levers
 from mlc.passes.cost.equations import Meter, device_of
 from mlc.passes.remat.residuals import keep_residuals
 from mlc.passes.remat.states import sparse_states

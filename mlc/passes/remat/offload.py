@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.lowered.contract import Context, Graphs
 from mlc.ir.lowered.slots import replayed_steps
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.types import SeqType, TensorType, nbytes
-from mlc.passes.contract import Context, Graphs
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.memory import rebuilt_of, roots_of
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mlc.ir.core import Eqn, Region
+from mlc.ir.lowered.contract import Context, Graphs, Levers
 from mlc.ir.lowered.nesting import bodies
 from mlc.ir.lowered.stages import Stages
-from mlc.passes.contract import Context, Graphs, Levers
 from mlc.passes.cost.equations import Meter, device_of
 from mlc.passes.cost.memory import Footprint
 from mlc.passes.remat.inlined import TAG as INNER

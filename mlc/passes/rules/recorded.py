@@ -53,7 +53,8 @@ _CACHE: dict[Any, Rule | NoRule] = {}
 _MODE: FakeTensorMode | None = None
 
 
-def _mode() -> FakeTensorMode:
+def fake_mode() -> FakeTensorMode:
+    """The mode of fake tensors that all rules are recorded under."""
     global _MODE
     if _MODE is None:
         _MODE = FakeTensorMode(allow_non_fake_inputs=False)
@@ -69,14 +70,15 @@ def _type_of(v: Var) -> Type:
     return v.type
 
 
-def _rebuild(a: Any, values: list[Tensor]) -> Any:
+def with_values(a: Any, values: list[Tensor]) -> Any:
+    """Arguments with the next of ``values`` (which are taken out of the list) in place of each variable."""
     t = type(a)
     if t is Var:
         return values.pop(0)
     if t is tuple or t is list:
-        return t([_rebuild(x, values) for x in a])
+        return t([with_values(x, values) for x in a])
     if t is dict:
-        return {k: _rebuild(v, values) for k, v in a.items()}
+        return {k: with_values(v, values) for k, v in a.items()}
     return a
 
 
@@ -223,7 +225,7 @@ class _RuleTape:
     """Fakes for one equation's inputs, results and the (co)tangents."""
 
     def __init__(self, e: Eqn, active: tuple[bool, ...], extra: Sequence[Type]) -> None:
-        self.rec = Recorder(merge=True, fake_mode=_mode())
+        self.rec = Recorder(merge=True, fake_mode=fake_mode())
         self.e = e
         b = self.rec.builder
         self.ins = [self._fake(b.input(v.type), a) for v, a in zip(e.inputs, active, strict=True)]
@@ -240,7 +242,7 @@ class _RuleTape:
 
     def call(self, way: Callable[..., Any], ins: Sequence[Tensor]) -> list[Tensor]:
         """Run the operator; its results stand for the equation's results."""
-        args = _rebuild([list(self.e.args), dict(self.e.kwargs)], list(ins))
+        args = with_values([list(self.e.args), dict(self.e.kwargs)], list(ins))
         result = [t for t in flatten(way(*args[0], **args[1])) if isinstance(t, Tensor)]
         if len(result) != len(self.outs):
             raise NoRule(f"{self.e.op}: results differ")

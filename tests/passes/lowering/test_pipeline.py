@@ -13,11 +13,11 @@ from torch.optim import SGD
 import mlc
 from mlc.ir.builder import dce
 from mlc.ir.core import Eqn, Loop, Region, Var, aten
+from mlc.ir.lowered.contract import Context, Graphs, Levers, Modes, Pass, regions
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.parse import parse
 from mlc.ir.text import print_region
 from mlc.ir.verify import verify
-from mlc.passes.contract import Context, Graphs, Levers, Modes, Pass, regions
 from mlc.passes.lowering.pipeline import PIPELINE, Step, check_passes, names, run
 from mlc.view.stagelist import graphs_after
 from tests import golden
