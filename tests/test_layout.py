@@ -226,3 +226,16 @@ def test_no_installing_file_names_a_package_host() -> None:
     host = re.compile(r"://|--(extra-)?index-url|--find-links|--trusted-host")
     for file in ("pyproject.toml", "constraints.txt", "Makefile", ".ci/run"):
         assert not host.search((ROOT / file).read_text()), file
+
+
+def test_what_the_page_of_rooms_names_is_there() -> None:
+    text = (ROOT / "docs" / "where.md").read_text()
+    named = set(re.findall(r"`((?:mlc|tests|docs)/[\w/.]+)`", text))
+    assert len(named) > 20
+    missing = sorted(x for x in named if not (ROOT / x).exists())
+    assert not missing, missing
+
+
+def test_the_page_of_passes_lists_the_pipeline() -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs" / "passes.md").read_text(), flags=re.MULTILINE)
+    assert tuple(rows) == tuple(p.name for p in mlc.PIPELINE)
