@@ -29,24 +29,21 @@ class Condition(Protocol):
     """
 
     @property
-    def what(self) -> str: ...
+    def what(self) -> str:
+        """What to call it in messages."""
 
     def evaluate(self, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensors:
         """F at x, one tensor for each of x, differentiable."""
-        ...
 
     def unchanged(self) -> None:
         """Check that what it reads is as it was when the root was found."""
-        ...
 
 
 def stand_ins(tensors: Sequence[Tensor], wanted: Sequence[bool], connected: bool) -> list[Tensor]:
     """Tensors to differentiate by: of their own, or (``connected``) on the way to what they were computed from."""
     if connected:
         return [t.view_as(t) for t in tensors]
-    return [
-        t.detach().requires_grad_(w and t.dtype.is_floating_point) for t, w in zip(tensors, wanted, strict=True)
-    ]
+    return [t.detach().requires_grad_(w and t.dtype.is_floating_point) for t, w in zip(tensors, wanted, strict=True)]
 
 
 def grads(outs: Sequence[Tensor], wrt: Sequence[Tensor], seeds: Sequence[Tensor], *, create: bool = False,

@@ -167,7 +167,7 @@ def _own(solver: Callable[..., Any], forth: Any, v: Tensor, settings: Settings) 
 
 
 def _warn(found: Solve, settings: Settings, dtype: torch.dtype, what: str) -> None:
-    tries = "more steps, a damping, or solver=\"normal_cg\" or \"direct\""
+    tries = 'more steps, a damping, or solver="normal_cg" or "direct"'
     if found.curvature is not None and found.curvature <= 0:
         tries = f"the Jacobian is singular or indefinite (curvature {found.curvature:.2g} seen): {tries}"
     warnings.warn(

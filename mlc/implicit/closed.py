@@ -1,0 +1,97 @@
+"""The user's optimality function as a condition on lists of tensors, with what it reads by closure as inputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from mlc.errors import DifferentiationError
+from mlc.implicit.answer import pieces
+from mlc.implicit.condition import Tensors
+from mlc.implicit.watch import Instead, Watch, captured, unreachable
+
+__all__ = ["UserCondition", "caller", "name_of"]
+
+
+class UserCondition:
+    """The user's optimality function over the tensors of one call.
+
+    Args:
+        call: ``(x leaves, input leaves) -> value``.
+        what: Its name.
+        x_spec: Structure of x.
+    """
+
+    def __init__(self, call: Callable[[Sequence[Tensor], Sequence[Tensor]], Any], what: str, x_spec: Any) -> None:
+        self._call, self.what, self._spec = call, what, x_spec
+        self._closure: list[Tensor] = []
+        self._read: list[tuple[Tensor, int]] = []
+
+    def evaluate(self, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensors:
+        """F; see :class:`~mlc.implicit.condition.Condition`.  The last inputs stand for what it reads by closure."""
+        n = len(inputs) - len(self._closure)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(x[0].device.type, enabled=False))
+            if self._closure:
+                stack.enter_context(Instead(self._closure, inputs[n:]))
+            value = self._call(x, inputs[:n])
+        return pieces(value, x, self._spec, self.what)
+
+    def explore(self, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Evaluate and look: the tensors that it reads by closure and that require grad.
+
+        Raises:
+            DifferentiationError: when it is no function, does not depend on x, or reads such a tensor unseen.
+        """
+        found, values, self._read = self._look(x, inputs)
+        if not any(v.requires_grad for v in values):
+            raise DifferentiationError(
+                f"{self.what} does not depend on x by differentiable operations",
+                advice="compute it from its first argument with torch operators, without detach() or no_grad()",
+            )
+        if found:
+            self._closure = found
+            if self._look(x, [*inputs, *found])[0]:
+                raise unreachable(self.what)
+        return found
+
+    def _look(self, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensors, Any]:
+        points = [t.detach().requires_grad_() for t in x]
+        given = [t.detach().requires_grad_(t.requires_grad) for t in inputs]
+        with torch.enable_grad(), Watch(self.what) as watch:
+            values = self.evaluate(points, given)
+        ours = {id(t) for t in (*points, *given)}
+        read = [r for r in watch.read.values() if id(r[0]) not in ours]
+        return captured(watch, values, [*points, *given], self.what), values, read
+
+    def unchanged(self) -> None:
+        """Refuse where a tensor that it reads was changed in place since the root was found."""
+        for t, version in self._read:
+            if t._version != version:
+                raise DifferentiationError(
+                    f"a tensor that {self.what} reads, of shape {tuple(t.shape)}, was changed in place between the "
+                    "solution and its gradient", advice="differentiate before changing it, or pass a copy",
+                )  # fmt: skip
+
+
+def caller(optimality: Callable[..., Any], leaves: list[Any], spec: Any, x_spec: Any,
+           ) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Any]:  # fmt: skip
+    """``optimality`` as a function of the tensors of x and of the arguments."""
+
+    def call(x: Sequence[Tensor], inputs: Sequence[Tensor]) -> Any:
+        given = iter(inputs)
+        filled = [next(given) if isinstance(t, Tensor) else t for t in leaves]
+        args, kwargs = pytree.tree_unflatten(filled, spec)
+        return optimality(pytree.tree_unflatten(list(x), x_spec), *args, **kwargs)
+
+    return call
+
+
+def name_of(f: Any) -> str:
+    """What to call a function in messages."""
+    return str(getattr(f, "__qualname__", None) or type(f).__name__)
