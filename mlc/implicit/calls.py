@@ -17,8 +17,8 @@ from mlc.implicit.node import Spec, pull, rooted, solution
 from mlc.implicit.reading import Reading, arrays_noted
 from mlc.ir.core import Region
 from mlc.ir.types import TensorType
-from mlc.runtime.feeds import Stale
-from mlc.trace.unroll import Unroll
+from mlc.runtime.interpreter.feeds import Stale
+from mlc.trace.gradients.unroll import Unroll
 
 __all__ = ["Recorded", "RegionCondition", "Solver", "filled"]
 

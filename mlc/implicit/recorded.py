@@ -29,7 +29,7 @@ from mlc.ir.builder import Builder
 from mlc.ir.core import Call, Eqn, Region, Var
 from mlc.ir.text import print_region
 from mlc.ir.types import TensorType
-from mlc.trace.numberlinks import Linked
+from mlc.trace.numbers.links import Linked
 
 if TYPE_CHECKING:
     from mlc.implicit.root import Root

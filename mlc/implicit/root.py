@@ -21,7 +21,7 @@ from mlc.implicit.log import Log
 from mlc.implicit.node import Spec, rooted
 from mlc.implicit.solve import Solve
 from mlc.implicit.system import Settings
-from mlc.trace.tracer import Tracer
+from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["Root", "fixed_point", "root"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mlc.errors import DifferentiationError, PlanError
 from mlc.implicit.condition import Linear
-from mlc.implicit.solvers import SOLVERS, SYMMETRIC, Solve, SolverWarning, default_tol, gmres
+from mlc.implicit.solvers import SOLVERS, SYMMETRIC, MatVec, Solve, SolverWarning, default_tol, gmres
 
 __all__ = ["Settings", "solve_system"]
 
@@ -104,9 +104,8 @@ def solve_system(settings: Settings, linear: Linear, v: Tensor, *, transposed: b
     Raises:
         SolverError: NaN or infinity on the way.
     """
-    forth, back = linear.transposed, linear.product
-    if not transposed:
-        forth, back = back, forth
+    pair: tuple[MatVec, MatVec] = (linear.transposed, linear.product)
+    forth, back = pair if transposed else pair[::-1]
     if callable(settings.solver):
         found = _own(settings.solver, forth, v, settings)
     else:

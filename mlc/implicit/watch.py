@@ -33,7 +33,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, what: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._what = what
         self._made: dict[int, Tensor] = {}
         self._start = torch.zeros((), requires_grad=True).view_as(torch.zeros(())).grad_fn._sequence_nr()  # type: ignore[union-attr]
