@@ -76,7 +76,7 @@ def record(ob: Any, root: Root, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         mask |= v.mask
     outs = tuple(Var(TensorType.of(t), mask) for t in x)
     loc, site = ob.locate()
-    ob.builder.append(Eqn(Call(root.title, callee, seconds), tuple(everything), outs, (), loc, ob.tag, site))
+    ob.builder.append(Eqn(Call(root.title, callee, seconds, single=True), tuple(everything), outs, (), loc, ob.tag, site))
     for t, v in zip(real, outs, strict=True):
         ob.wrap(t, v)
     return pytree.tree_unflatten(real, x_spec)

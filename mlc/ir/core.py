@@ -81,6 +81,11 @@ class Primitive:
         """Whether running it changes the world (random state, an iterator): never merged, moved or dropped."""
         return False
 
+    @property
+    def once(self) -> bool:
+        """Whether its results are kept for whoever needs them later, instead of running it again."""
+        return self.impure
+
 
 @dataclass(frozen=True)
 class Stop(Primitive):
@@ -146,12 +151,18 @@ class Call(Primitive):
     """``call(x...)``: a Python function of tensors, run as it is; its callee says how it is differentiated.
 
     It stands for what has no equations, like a solver that the user wrote (:func:`mlc.root`).  ``seconds`` is what it
-    took when it was recorded: a plan does not run it twice to save memory unless it is quick.
+    took when it was recorded.
     """
 
     title: str
     callee: Callee = field(repr=False)
     seconds: float = field(default=0.0, compare=False, repr=False)
+    single: bool = field(default=False, compare=False, repr=False)
+
+    @property
+    def once(self) -> bool:
+        """Whether its results must be kept: another run may find others (a solver is right to its tolerance)."""
+        return self.single
 
 
 @dataclass(frozen=True)
@@ -355,6 +366,11 @@ class Eqn:
     def impure(self) -> bool:
         """Whether it must run exactly once, in order."""
         return isinstance(self.op, Primitive) and self.op.impure
+
+    @property
+    def once(self) -> bool:
+        """Whether it must not be computed again."""
+        return isinstance(self.op, Primitive) and self.op.once
 
     def with_(self, **changes: Any) -> Eqn:
         """A copy with some fields replaced."""
