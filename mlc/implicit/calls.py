@@ -165,7 +165,7 @@ class RootCall(Function):
             moving = [i in tangents for i in reads]
             with torch.enable_grad():
                 points = stand_ins(given, moving, again)
-                values = self.spec.condition.evaluate(x if again else [t.detach() for t in x], points)
+                values = self.spec.condition.evaluate(stand_ins(x, [True] * n_out, again), points)
                 live = [p for p, m in zip(points, moving, strict=True) if m]
                 by_inputs = along(values, live, [tangents[i] for i in reads if i in tangents], again)
             return solution(self.spec, False, x, given, [-t for t in by_inputs])

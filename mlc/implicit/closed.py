@@ -42,32 +42,45 @@ class UserCondition:
             value = self._call(x, inputs[:n])
         return pieces(value, x, self._spec, self.what)
 
-    def explore(self, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Evaluate and look: the tensors that it reads by closure and that require grad.
+    def explore(self, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[bool]]:
+        """Evaluate and look: the tensors that it reads by closure and that require grad; which inputs it depends on.
 
         Raises:
-            DifferentiationError: when it is no function, does not depend on x, or reads such a tensor unseen.
+            DifferentiationError: when it is no function, does not depend on x, on nothing that requires grad although
+                it was given some, or reads such a tensor unseen.
         """
-        found, values, self._read = self._look(x, inputs)
-        if not any(v.requires_grad for v in values):
-            raise DifferentiationError(
-                f"{self.what} does not depend on x by differentiable operations",
-                advice="compute it from its first argument with torch operators, without detach() or no_grad()",
-            )
+        found, depends = self._look(x, inputs)
         if found:
             self._closure = found
             if self._look(x, [*inputs, *found])[0]:
                 raise unreachable(self.what)
-        return found
+        elif torch.is_grad_enabled() and any(t.requires_grad for t in inputs) and not any(depends):
+            raise DifferentiationError(
+                f"{self.what} does not depend on any argument that requires grad, by differentiable operations",
+                advice="compute it from its arguments with torch operators: no detach(), item() or numpy() in it",
+            )
+        return found, depends
 
-    def _look(self, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensors, Any]:
+    def _look(self, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[bool]]:
+        """What it reads by closure, and on which inputs it depends."""
         points = [t.detach().requires_grad_() for t in x]
         given = [t.detach().requires_grad_(t.requires_grad) for t in inputs]
         with torch.enable_grad(), Watch(self.what) as watch:
             values = self.evaluate(points, given)
         ours = {id(t) for t in (*points, *given)}
-        read = [r for r in watch.read.values() if id(r[0]) not in ours]
-        return captured(watch, values, [*points, *given], self.what), values, read
+        self._read = [r for r in watch.read.values() if id(r[0]) not in ours]
+        found = captured(watch, values, [*points, *given], self.what)
+        live = [v for v in values if v.requires_grad]
+        wrt = [*points, *[t for t in given if t.requires_grad]]
+        seeds = [torch.zeros_like(v) for v in live]
+        by = torch.autograd.grad(live, wrt, seeds, allow_unused=True) if live else [None] * len(wrt)
+        reached = {id(t) for t, g in zip(wrt, by, strict=True) if g is not None}
+        if not any(id(t) in reached for t in points):
+            raise DifferentiationError(
+                f"{self.what} does not depend on x by differentiable operations",
+                advice="compute it from its first argument with torch operators, without detach() or no_grad()",
+            )
+        return found, [id(t) in reached for t in given]
 
     def unchanged(self) -> None:
         """Refuse where a tensor that it reads was changed in place since the root was found."""

@@ -41,9 +41,12 @@ class Condition(Protocol):
 
 def stand_ins(tensors: Sequence[Tensor], wanted: Sequence[bool], connected: bool) -> list[Tensor]:
     """Tensors to differentiate by: of their own, or (``connected``) on the way to what they were computed from."""
-    if connected:
-        return [t.view_as(t) for t in tensors]
-    return [t.detach().requires_grad_(w and t.dtype.is_floating_point) for t, w in zip(tensors, wanted, strict=True)]
+    return [
+        t.view_as(t)
+        if connected and t.requires_grad
+        else t.detach().requires_grad_(w and t.dtype.is_floating_point)
+        for t, w in zip(tensors, wanted, strict=True)
+    ]
 
 
 def grads(outs: Sequence[Tensor], wrt: Sequence[Tensor], seeds: Sequence[Tensor], *, create: bool = False,

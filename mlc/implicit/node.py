@@ -66,7 +66,7 @@ def pull(spec: Spec, x: Sequence[Tensor], inputs: Sequence[Tensor], cts: Sequenc
     u = solution(spec, True, x, inputs, cts)
     with torch.enable_grad():
         given = stand_ins(inputs, wanted, again)
-        values = condition.evaluate(list(x) if again else [t.detach() for t in x], given)
+        values = condition.evaluate(stand_ins(x, [True] * len(x), again), given)
         if not again:
             with torch.no_grad():
                 scale = check_distance(spec, x, u, cts, values)

@@ -52,16 +52,17 @@ def record(ob: Any, root: Root, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         x, x_spec, foreign = _solve(ob, root, args, kwargs, inputs)
         seconds = time.perf_counter() - started
         condition = UserCondition(caller(root.optimality, leaves, spec, x_spec), root.what, x_spec)
-        more = condition.explore(x, inputs)
-        tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *more))
-        real = list(rooted(Spec(condition, root.settings, len(x), root.log), x, [*inputs, *more])) if tracked else x
+        more, depends = condition.explore(x, inputs)
+        tracked = torch.is_grad_enabled() and bool(more or any(depends))
+        live = [t if d else t.detach() for t, d in zip(inputs, depends, strict=True)]
+        real = list(rooted(Spec(condition, root.settings, len(x), root.log), x, [*live, *more])) if tracked else x
     reads, region = _Tracing(ob, root, leaves, spec, x, x_spec).region()
-    values = [ob.read(t, tracked) for t in inputs]
+    values = [ob.read(t, tracked) if d else _constant(ob, t) for t, d in zip(inputs, depends, strict=True)]
     solver = Solver(
         root.solve, root.solver_name, [HOLE if isinstance(t, Tensor) else _kept(ob, t) for t in leaves], spec, x_spec,
         [TensorType.of(t) for t in x], foreign, _cells(root.solve) if own else [], ob.rehearsal,
     )  # fmt: skip
-    beside = [ob.present(t) for t in foreign]
+    beside = [_constant(ob, t) for t in foreign]
     everything = [*values, *reads, *beside]
     n, m = len(values), len(reads)
     parts = ([*range(n), *range(n + m, len(everything))], list(range(n + m)))
@@ -80,6 +81,12 @@ def record(ob: Any, root: Root, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     for t, v in zip(real, outs, strict=True):
         ob.wrap(t, v)
     return pytree.tree_unflatten(real, x_spec)
+
+
+def _constant(ob: Any, t: Tensor) -> Var:
+    """The value of a tensor that the solver alone reads."""
+    v = ob.present(t)
+    return ob._stop_at(v, None, None) if v.mask and v.type.is_float else v  # type: ignore[no-any-return]
 
 
 def _key(root: Root, solver: Solver, region: Region, parts: Any, own: bool) -> tuple[Any, ...]:

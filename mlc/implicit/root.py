@@ -82,10 +82,10 @@ class Root:
             found = self.solve(*args, **kwargs)
         x, x_spec = answer(found, inputs, self.solver_name)
         condition = UserCondition(caller(self.optimality, leaves, spec, x_spec), self.what, x_spec)
-        more = condition.explore(x, inputs)
-        tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *more))
-        if tracked:
-            x = list(rooted(Spec(condition, self.settings, len(x), self.log), x, [*inputs, *more]))
+        more, depends = condition.explore(x, inputs)
+        if torch.is_grad_enabled() and (more or any(depends)):
+            live = [t if d else t.detach() for t, d in zip(inputs, depends, strict=True)]
+            x = list(rooted(Spec(condition, self.settings, len(x), self.log), x, [*live, *more]))
         return pytree.tree_unflatten(x, x_spec)
 
     def _recorded(self, tracer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
