@@ -15,7 +15,7 @@ from mlc.implicit.answer import pieces
 from mlc.implicit.condition import Tensors
 from mlc.implicit.watch import Instead, Watch, captured, unreachable
 
-__all__ = ["UserCondition", "caller", "name_of"]
+__all__ = ["UserCondition", "caller", "detached", "name_of"]
 
 
 class UserCondition:
@@ -68,7 +68,8 @@ class UserCondition:
         with torch.enable_grad(), Watch(self.what) as watch:
             values = self.evaluate(points, given)
         ours = {id(t) for t in (*points, *given)}
-        self._read = [r for r in watch.read.values() if id(r[0]) not in ours]
+        if not self._closure:
+            self._read = [r for r in watch.read.values() if id(r[0]) not in ours]
         found = captured(watch, values, [*points, *given], self.what)
         live = [v for v in values if v.requires_grad]
         wrt = [*points, *[t for t in given if t.requires_grad]]
@@ -82,10 +83,15 @@ class UserCondition:
             )
         return found, [id(t) in reached for t in given]
 
+    @property
+    def outside(self) -> list[Tensor]:
+        """Tensors that it reads by closure, whether or not they require grad."""
+        return [t for t, _ in self._read if not t.is_inference()]
+
     def unchanged(self) -> None:
         """Refuse where a tensor that it reads was changed in place since the root was found."""
         for t, version in self._read:
-            if t._version != version:
+            if not t.is_inference() and t._version != version:
                 raise DifferentiationError(
                     f"a tensor that {self.what} reads, of shape {tuple(t.shape)}, was changed in place between the "
                     "solution and its gradient", advice="differentiate before changing it, or pass a copy",
@@ -103,6 +109,11 @@ def caller(optimality: Callable[..., Any], leaves: list[Any], spec: Any, x_spec:
         return optimality(pytree.tree_unflatten(list(x), x_spec), *args, **kwargs)
 
     return call
+
+
+def detached(args: Any) -> Any:
+    """Arguments for a solver: what it does with them is no part of anybody's graph."""
+    return pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, args)
 
 
 def name_of(f: Any) -> str:

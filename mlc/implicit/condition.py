@@ -42,9 +42,7 @@ class Condition(Protocol):
 def stand_ins(tensors: Sequence[Tensor], wanted: Sequence[bool], connected: bool) -> list[Tensor]:
     """Tensors to differentiate by: of their own, or (``connected``) on the way to what they were computed from."""
     return [
-        t.view_as(t)
-        if connected and t.requires_grad
-        else t.detach().requires_grad_(w and t.dtype.is_floating_point)
+        t.view_as(t) if connected and t.requires_grad else t.detach().requires_grad_(w and t.dtype.is_floating_point)
         for t, w in zip(tensors, wanted, strict=True)
     ]
 

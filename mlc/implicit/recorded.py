@@ -11,7 +11,6 @@ import functools
 import gc
 import time
 import types
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch.utils import _pytree as pytree
 from mlc.errors import CaptureError, MlcError
 from mlc.implicit.answer import answer, pieces
 from mlc.implicit.calls import HOLE, Recorded, RegionCondition, RootCall, Solver
-from mlc.implicit.closed import UserCondition, caller
+from mlc.implicit.closed import UserCondition, caller, detached
 from mlc.implicit.node import Spec, rooted
 from mlc.implicit.reading import Reading, arrays_noted
 from mlc.ir.builder import Builder
@@ -49,13 +48,15 @@ def record(ob: Any, root: Root, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         ob.unplaced.append(ob.place())
     with ob.pause():
         started = time.perf_counter()
-        x, x_spec, foreign = _solve(ob, root, args, kwargs, inputs)
+        x, x_spec, foreign = _solve(ob, root, args, kwargs)
         seconds = time.perf_counter() - started
         condition = UserCondition(caller(root.optimality, leaves, spec, x_spec), root.what, x_spec)
         more, depends = condition.explore(x, inputs)
         tracked = torch.is_grad_enabled() and bool(more or any(depends))
         live = [t if d else t.detach() for t, d in zip(inputs, depends, strict=True)]
         real = list(rooted(Spec(condition, root.settings, len(x), root.log), x, [*live, *more])) if tracked else x
+    for t in condition.outside:  # in the program itself, so that what they are is known there
+        ob.read(t, False)
     reads, region = _Tracing(ob, root, leaves, spec, x, x_spec).region()
     values = [ob.read(t, tracked) if d else _constant(ob, t) for t, d in zip(inputs, depends, strict=True)]
     solver = Solver(
@@ -77,7 +78,9 @@ def record(ob: Any, root: Root, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         mask |= v.mask
     outs = tuple(Var(TensorType.of(t), mask) for t in x)
     loc, site = ob.locate()
-    ob.builder.append(Eqn(Call(root.title, callee, seconds, single=True), tuple(everything), outs, (), loc, ob.tag, site))
+    ob.builder.append(
+        Eqn(Call(root.title, callee, seconds, single=True), tuple(everything), outs, (), loc, ob.tag, site)
+    )
     for t, v in zip(real, outs, strict=True):
         ob.wrap(t, v)
     return pytree.tree_unflatten(real, x_spec)
@@ -86,7 +89,7 @@ def record(ob: Any, root: Root, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _constant(ob: Any, t: Tensor) -> Var:
     """The value of a tensor that the solver alone reads."""
     v = ob.present(t)
-    return ob._stop_at(v, None, None) if v.mask and v.type.is_float else v  # type: ignore[no-any-return]
+    return ob._stop_at(v, None, None, tag="solver") if v.mask and v.type.is_float else v  # type: ignore[no-any-return]
 
 
 def _key(root: Root, solver: Solver, region: Region, parts: Any, own: bool) -> tuple[Any, ...]:
@@ -98,21 +101,20 @@ def _key(root: Root, solver: Solver, region: Region, parts: Any, own: bool) -> t
     return ("root", id(root), constants, repr(solver.spec), foreign, repr(parts), print_region(region))
 
 
-def _solve(
-    ob: Any, root: Root, args: Any, kwargs: Any, inputs: Sequence[Tensor]
-) -> tuple[list[Tensor], Any, list[Tensor]]:
+def _solve(ob: Any, root: Root, args: Any, kwargs: Any) -> tuple[list[Tensor], Any, list[Tensor]]:
     """x, its structure, and the tensors that the solver reads by closure."""
-    given = {id(t): t for t in inputs}
-    with torch.no_grad(), Reading(inputs) as reading, arrays_noted(reading):
-        found = root.solve(*_plain(ob, args), **_plain(ob, kwargs))
+    args, kwargs = detached((_plain(ob, args), _plain(ob, kwargs)))
+    given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    with torch.no_grad(), Reading(given) as reading, arrays_noted(reading):
+        found = root.solve(*args, **kwargs)
     written = reading.written()
     if written is not None:
         raise CaptureError(
             f"{root.solver_name} changes a tensor in place that was there before, of shape {tuple(written.shape)}",
             loc=ob.place(), advice="let it work on a copy, and return the result",
         )  # fmt: skip
-    x, spec = answer(found, inputs, root.solver_name)
-    return [t.contiguous() for t in x], spec, [t for i, t in reading.foreign.items() if i not in given]
+    x, spec = answer(found, given, root.solver_name)
+    return [t.contiguous() for t in x], spec, list(reading.foreign.values())
 
 
 def _plain(ob: Any, args: Any) -> Any:

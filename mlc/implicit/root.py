@@ -7,6 +7,7 @@ differentiated (implicit function theorem), so the gradient costs one linear sys
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mlc.errors import CaptureError, MlcError, PlanError
+from mlc.errors import CaptureError, DifferentiationError, MlcError, PlanError
 from mlc.implicit.answer import answer, pieces
-from mlc.implicit.closed import UserCondition, caller, name_of
+from mlc.implicit.closed import UserCondition, caller, detached, name_of
 from mlc.implicit.log import Log
 from mlc.implicit.node import Spec, rooted
 from mlc.implicit.solve import Solve
@@ -61,6 +62,9 @@ class Root:
         """The condition's name for messages."""
         return f"the optimality condition {name_of(self.optimality)}"
 
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Solve; the answer has the solver's structure, and is connected to what the condition reads.
 
@@ -74,13 +78,20 @@ class Root:
             return self._recorded(tracer, args, kwargs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         inputs = [t for t in leaves if isinstance(t, Tensor)]
+        if any(t.is_complex() and t.requires_grad for t in inputs):
+            raise DifferentiationError(
+                "mlc.root of complex arguments that require grad", advice="pass torch.view_as_real(argument)"
+            )
         if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in inputs):
             raise CaptureError(
                 "mlc.root inside a torch.func transform", advice="use torch.autograd.grad, which goes through it"
             )
         with torch.no_grad():
-            found = self.solve(*args, **kwargs)
+            given, named = detached((args, kwargs))
+            found = self.solve(*given, **named)
         x, x_spec = answer(found, inputs, self.solver_name)
+        if torch.is_inference_mode_enabled():
+            return pytree.tree_unflatten(x, x_spec)
         condition = UserCondition(caller(self.optimality, leaves, spec, x_spec), self.what, x_spec)
         more, depends = condition.explore(x, inputs)
         if torch.is_grad_enabled() and (more or any(depends)):

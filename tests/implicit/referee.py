@@ -1,5 +1,6 @@
 """The referee: central differences in float64 of the function itself, at the step sizes that agree best."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -11,8 +12,7 @@ STEPS = (1e-3, 2.5e-4, 6e-5, 1.5e-5)
 def differences(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The gradient of ``f`` at ``x`` by fourth-order central differences."""
     found = [_differences(f, x.detach(), h) for h in STEPS]
-    pairs = list(zip(found, found[1:], strict=False))
-    return min(pairs, key=lambda p: float((p[0] - p[1]).norm()))[0]
+    return min(itertools.pairwise(found), key=lambda p: float((p[0] - p[1]).norm()))[0]
 
 
 def _differences(f: Callable[[Tensor], Tensor], x: Tensor, h: float) -> Tensor:

@@ -197,7 +197,7 @@ def test_folds_of_a_cross_validation() -> None:
             x, y = folds[k]
 
             def solve(p: Tensor) -> Tensor:
-                return closed(p, *folds[k])
+                return closed(p, *folds[k])  # noqa: B023
 
             def condition(w: Tensor, p: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
                 return ridge_condition(w, p, x, y)
@@ -213,7 +213,9 @@ def test_folds_of_a_cross_validation() -> None:
 
 
 def test_numbers_and_arrays_as_arguments() -> None:
-    @mlc.root(lambda w, p, x, y, power: torch.as_tensor(x).T @ (torch.as_tensor(x) @ w - torch.as_tensor(y)) + p**power * w)
+    @mlc.root(
+        lambda w, p, x, y, power: torch.as_tensor(x).T @ (torch.as_tensor(x) @ w - torch.as_tensor(y)) + p**power * w
+    )
     def solve(p: Tensor, x: Any, y: Any, power: float) -> np.ndarray:
         return ridge(p**power, torch.as_tensor(x), torch.as_tensor(y))
 

@@ -210,7 +210,7 @@ def test_too_few_steps_warn_with_their_number() -> None:
 
 def test_nan_is_an_error() -> None:
     fit = mlc.root(lambda x, a: torch.sqrt(x) - a)(torch.zeros_like)
-    with pytest.raises((SolverError, mlc.DifferentiationError), match="NaN or infinity|not finite"):
+    with pytest.raises((SolverError, mlc.DifferentiationError), match=r"NaN or infinity|not finite"):
         fit(live()).sum().backward()
 
 

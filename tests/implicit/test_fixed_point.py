@@ -1,4 +1,4 @@
-"""Fixed points and constraints: lasso, the dual of a support vector machine, a quadratic program, equilibrium layers."""
+"""Fixed points and constraints: lasso, the dual of a support vector machine, a quadratic program, equilibria."""
 
 import torch
 from torch import Tensor, nn
