@@ -14,7 +14,7 @@ from mlc.implicit.answer import answer
 from mlc.implicit.condition import Tensors, stand_ins
 from mlc.implicit.function import Function, along
 from mlc.implicit.node import Spec, pull, rooted, solution
-from mlc.implicit.reading import Reading, arrays_noted
+from mlc.implicit.reading import Reading, noting
 from mlc.ir.core import Region
 from mlc.ir.types import TensorType
 from mlc.runtime.interpreter.feeds import Stale
@@ -86,7 +86,7 @@ class Solver:
         args, kwargs = filled(self.leaves, self.spec, given[:n])
         instead = {id(t): v for t, v in zip(self.foreign, given[n:], strict=True)}
         now = [(c, c.cell_contents) for c, _ in self.cells]
-        with torch.no_grad(), Reading(given[:n], instead, self._unknown) as reading, arrays_noted(reading):
+        with torch.no_grad(), Reading(given[:n], instead, self._unknown) as reading, noting(reading):
             try:
                 _put(self.cells)
                 found = self.solve(*args, **kwargs)

@@ -23,7 +23,7 @@ from mlc.implicit.answer import answer, pieces
 from mlc.implicit.calls import HOLE, Recorded, RegionCondition, RootCall, Solver
 from mlc.implicit.closed import UserCondition, caller, detached
 from mlc.implicit.node import Spec, rooted
-from mlc.implicit.reading import Reading, arrays_noted
+from mlc.implicit.reading import Reading, noting
 from mlc.ir.builder import Builder
 from mlc.ir.core import Call, Eqn, Region, Var
 from mlc.ir.text import print_region
@@ -105,7 +105,7 @@ def _solve(ob: Any, root: Root, args: Any, kwargs: Any) -> tuple[list[Tensor], A
     """x, its structure, and the tensors that the solver reads by closure."""
     args, kwargs = detached((_plain(ob, args), _plain(ob, kwargs)))
     given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-    with torch.no_grad(), Reading(given) as reading, arrays_noted(reading):
+    with torch.no_grad(), Reading(given) as reading, noting(reading):
         found = root.solve(*args, **kwargs)
     written = reading.written()
     if written is not None:
