@@ -6,6 +6,7 @@ differentiated (implicit function theorem), so the gradient costs one linear sys
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
