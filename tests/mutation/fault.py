@@ -57,4 +57,6 @@ def table(module: str, tests: str, rows: Iterable[tuple[str, str, str] | tuple[s
         tests: Tests that notice, separated by blanks; a row may name its own.
         rows: (name, find, put) or (name, find, put, tests).
     """
-    return [Fault(name, f"mlc.{module}", find, put, tuple((own or [tests])[0].split())) for name, find, put, *own in rows]
+    return [
+        Fault(name, f"mlc.{module}", find, put, tuple((own or [tests])[0].split())) for name, find, put, *own in rows
+    ]

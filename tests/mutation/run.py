@@ -146,7 +146,9 @@ def _text(path: Path) -> bytes:
 @cache
 def _shared() -> bytes:
     """All of mlc, and what tests share."""
-    helpers = (p for p in (ROOT / "tests").rglob("*.py") if not p.name.startswith("test_") and "mutation" not in p.parts)
+    helpers = (
+        p for p in (ROOT / "tests").rglob("*.py") if not p.name.startswith("test_") and "mutation" not in p.parts
+    )
     files = sorted([*(ROOT / "mlc").rglob("*.py"), *helpers])
     return hashlib.sha256(b"\0".join(_text(p) for p in files)).digest()
 

@@ -124,7 +124,9 @@ def joint(region: Region, policy: Policy) -> Region:
             policy.note(why.eqn, why.reason)
             over |= {why.eqn}
             continue
-        grads = [found[v] if v in found else b.zero(v.type) for v in ins if not isinstance(v.type, SeqType) or v in found]
+        grads = [
+            found[v] if v in found else b.zero(v.type) for v in ins if not isinstance(v.type, SeqType) or v in found
+        ]
         return lower_grads(b.region([*outs, *grads]), policy)
 
 

@@ -1,7 +1,5 @@
 """Forward mode over equations against central differences in float64."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -88,5 +86,3 @@ def test_a_loop_is_pushed_in_its_own_direction(reverse: bool) -> None:
     last, emitted = whole.inline(region, ins)
     picked = [whole.emit(Index(i), (emitted,), (TensorType.of(X),))[0] for i in (0, 2)]
     check(whole.region([last, *picked]))
-
-

@@ -41,7 +41,9 @@ def test_the_root_of_an_optimizer_is_a_root_away_from_zero_and_flat_at_it() -> N
     assert any(isinstance(e.op, SafeSqrt) for e in region.eqns)
     check_adjoint(region, lambda at: [at[0].sqrt() * at[0]], Policy("reverse"))
     root = recorded(lambda x: x.sqrt(), X, safe_sqrt=True)
-    _, slope = run(joint(root, Policy("reverse")), [torch.tensor([0.0, 4.0, 0.0, 1.0]).double(), torch.ones(4).double()])
+    _, slope = run(
+        joint(root, Policy("reverse")), [torch.tensor([0.0, 4.0, 0.0, 1.0]).double(), torch.ones(4).double()]
+    )
     assert slope.tolist() == [0.0, 0.25, 0.0, 0.5]
 
 
