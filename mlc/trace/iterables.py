@@ -49,7 +49,7 @@ class Source:
 
     Attributes:
         once: An iterator: it cannot be iterated again.
-        lengths: The length was asked for, so it is part of what must be equal.
+        length_used: The length was asked for, so it is part of what must be equal.
         visits: Items drawn per iteration over it, and whether it was exhausted.
     """
 
@@ -76,11 +76,10 @@ def _python_random() -> Any:
 class Sources:
     """All iterables of one trace."""
 
-    def __init__(self, tracer: Tracer, loaders: dict[int, Path]) -> None:
+    def __init__(self, tracer: Tracer) -> None:
         self.tracer = tracer
         self.all: list[Source] = []
         self._by_id: dict[int, int] = {}
-        self._loaders = loaders
         self._random = _python_random()
         self.host_random = False
         self.drawn: dict[Path, list[Any]] = {}  # items that were taken before and come first

@@ -23,6 +23,7 @@ __all__ = ["KEPT", "LEAST", "Unsound", "Verdict", "judge", "judged", "report", "
 LEAST = 0.95  # of all faults must be killed
 LIMIT = 600.0  # seconds for one fault; a fault that makes the tests run forever is noticed
 KEPT = ROOT / "build" / "mutation.json"
+_SOUND = ""  # there: marks of the tests that pass without a fault
 
 
 class Unsound(Exception):
@@ -59,7 +60,7 @@ def judge(fault: Fault) -> Verdict:
 
 # What every test imports before it comes to mlc: a server imports it once and is forked for every fault.
 _BEFORE = ["torch", "torch._decomp", "torch.utils.flop_counter", "scipy.sparse.csgraph", "networkx", "sympy", "pydantic",
-           "lark", "rich", "hypothesis", "pytest"]  # fmt: skip
+           "lark", "rich", "pytest"]  # fmt: skip
 
 
 @cache
@@ -102,16 +103,19 @@ def _child(fault: Fault | None, tests: tuple[str, ...], out: str) -> None:
     Path(out).with_suffix(".json").write_text(json.dumps(found))
 
 
-def sound(faults: Iterable[Fault]) -> None:
-    """Run all tests of some faults without any fault.
+def sound(faults: Iterable[Fault], kept: dict[str, Any]) -> None:
+    """Run all tests of some faults without any fault; those that are known to pass are not run again.
 
     Raises:
         Unsound: where one fails.
     """
-    tests = sorted({t for f in faults for t in f.tests})
-    found = _apart(None, tests)
+    known = kept.setdefault(_SOUND, {})
+    marks = {t: _mark([t]) for f in faults for t in f.tests}
+    tests = sorted(t for t, m in marks.items() if known.get(t) != m)
+    found = _apart(None, tests) if tests else {"status": 0}
     if found is None or found["status"] != 0:
         raise Unsound(f"without a fault: {found}")
+    known.update(marks)
 
 
 def judged(faults: Mapping[str, Fault], processes: int, say: Callable[[str], None] = print) -> dict[str, Verdict]:
@@ -121,19 +125,18 @@ def judged(faults: Mapping[str, Fault], processes: int, say: Callable[[str], Non
         Unsound: where the tests fail without a fault.
     """
     kept = {} if not KEPT.exists() else json.loads(KEPT.read_text())
-    marks = {name: mark(f) for name, f in faults.items()}
+    marks = {name: _mark(f.tests, repr(f)) for name, f in faults.items()}
     known = {n: Verdict(*row[1:]) for n, row in kept.items() if n in faults and row[0] == marks[n]}
     todo = [f for n, f in faults.items() if n not in known or known[n].kind == "broken"]
-    if todo:
-        sound(todo)
+    sound(todo, kept)
     with ThreadPoolExecutor(processes) as pool:
         running = {pool.submit(judge, f): f.name for f in todo}
         for done in as_completed(running):
             name = running[done]
             known[name] = done.result()
             say(f"{len(known):3d}/{len(faults)} {name}: {known[name].kind} ({known[name].seconds:.0f} s)")
-            KEPT.parent.mkdir(exist_ok=True)
             kept.update((n, [marks[n], *asdict(v).values()]) for n, v in known.items())
+            KEPT.parent.mkdir(exist_ok=True)
             KEPT.write_text(json.dumps(kept, indent=1))
     return {n: known[n] for n in faults}
 
@@ -153,10 +156,10 @@ def _shared() -> bytes:
     return hashlib.sha256(b"\0".join(_text(p) for p in files)).digest()
 
 
-def mark(fault: Fault) -> str:
+def _mark(tests: Iterable[str], fault: str = "") -> str:
     """A hash of everything that a verdict depends on: mlc, the fault, its tests and their helpers."""
-    tests = [_text(ROOT / t.split("::")[0]) for t in fault.tests]
-    return hashlib.sha256(b"\0".join([_shared(), repr(fault).encode(), *tests])).hexdigest()
+    texts = [t.encode() + b"\0" + _text(ROOT / t.split("::")[0]) for t in tests]
+    return hashlib.sha256(b"\0".join([_shared(), fault.encode(), *texts])).hexdigest()
 
 
 def score(verdicts: Mapping[str, Verdict]) -> float:

@@ -10,6 +10,7 @@ from mlc.ir.builder import Builder
 from mlc.ir.core import Index, Loop, Region
 from mlc.ir.types import TensorType
 from mlc.passes.autodiff.adjoint import Policy
+from mlc.passes.autodiff.reverse import loop_activity
 from tests.passes.regions import check_adjoint, loop_of
 
 X = torch.rand(4, dtype=torch.float64)
@@ -85,3 +86,20 @@ def test_a_carry_that_only_the_end_needs_has_no_cotangent() -> None:
     region = loop_of(both, [X, X], trips=3)
     alone = Region(region.inputs, region.eqns, region.outputs[:1])
     check_adjoint(alone, lambda at: [at[0].sin().sin().sin()], Policy("reverse"))
+
+
+def test_a_carry_depends_on_what_reaches_it_after_some_trips() -> None:
+    region = loop_of(lambda a, b, c, d: (a + b, b + c, c.sin(), d * 2), [X] * 4, trips=5)
+    (e,) = region.eqns
+    a, b, c, d = region.inputs
+    assert [loop_activity(e, {v}, False)[0] for v in (a, b, c, d)] == [[0], [0, 1], [0, 1, 2], [3]]
+    check_adjoint(Region(region.inputs, region.eqns, region.outputs[:1]),
+                  lambda at: [at[0] + 5 * at[1] + sum_of_sums(at[2])], Policy("reverse"))  # fmt: skip
+
+
+def sum_of_sums(c: Tensor) -> Tensor:
+    """What five trips of ``a + b, b + c, sin c`` add to `a`."""
+    a = b = torch.zeros_like(c)
+    for _ in range(5):
+        a, b, c = a + b, b + c, c.sin()
+    return a

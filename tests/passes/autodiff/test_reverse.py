@@ -20,7 +20,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "two results of one value": (lambda x: ((y := x.tanh()).sum(), y * y), (X,)),
     "products and means": (lambda m, x: (m @ x).tanh().mean() + m.mean(0).dot(x), (M, X)),
     "broadcasting": (lambda m, x: (m / x).sigmoid().square().sum(1), (M, X)),
-    "several results of an operator": (lambda m: torch.var_mean(m, 1)[0] + m.logsumexp(1), (M,)),
+    "several results of an operator": (lambda m: (r := torch.var_mean(m, 1))[0] + r[1] * r[1] + m.logsumexp(1), (M,)),
     "views": (lambda m: m.t()[1:3].reshape(-1).cumsum(0) * m.flatten()[:6], (M,)),
 }
 

@@ -15,7 +15,7 @@ from mlc.ir.types import TensorType
 from mlc.runtime.inductor import artefacts
 from mlc.runtime.inductor import lowering as inductor
 from mlc.runtime.inductor.artefacts import evaluate
-from mlc.runtime.inductor.lowering import Inductor, Kernel, worth
+from mlc.runtime.inductor.lowering import Inductor, Kernel
 from mlc.runtime.inductor.segments import Fused, fuse, key_of
 from mlc.runtime.inductor.trial import difference
 
@@ -313,13 +313,6 @@ def test_the_backend_is_a_field_of_the_plan_and_checked() -> None:
     assert mlc.plan(program).backend == "interpreter"
     with pytest.raises(mlc.PlanError, match='use "auto", "interpreter" or "inductor"'):
         mlc.plan(program, backend="magic")
-
-
-def test_worth_says_whether_a_region_is_large_enough() -> None:
-    big = TensorType(torch.float32, (1024, 1024), (1024, 1), SQUARE.device)
-    x, a, b = Var(big), Var(big), Var(big)
-    assert worth(Region((x,), (Eqn(EXP, (x,), (a,)), Eqn(EXP, (a,), (b,))), (b,)))
-    assert not worth(layers(3))
 
 
 def trained(net: Net, weight: Tensor, xs: list[Tensor]) -> Tensor:
