@@ -34,6 +34,9 @@ def test_what_is_no_number_must_be_so_in_the_same_places() -> None:
     nan[3], inf[3] = float("nan"), float("inf")
     assert difference(nan, nan) is None and difference(inf, inf) is None
     assert difference(nan, X) is not None and difference(X, nan) is not None
+    zero = X.clone()
+    zero[3] = 0
+    assert difference(nan, zero) is not None and difference(zero, nan) is not None
     assert difference(inf, X) is not None and difference(inf, -inf) is not None
 
 

@@ -38,6 +38,14 @@ def test_what_is_computed_counts() -> None:
     assert of(recorded(lambda x: x.sin(), X), "data") not in found
 
 
+def test_what_is_handed_out_counts() -> None:
+    """The same equations, other results."""
+    region = recorded(lambda x: (x.sin(), x.cos()), X)
+    one, two = region.outputs
+    outputs = [(one, two), (two, one), (one, one), (two, two)]
+    assert len({of(replace(region, outputs=o)) for o in outputs}) == len(outputs)
+
+
 def test_how_a_loop_runs_counts() -> None:
     region = loop_of(lambda c, x: (c + x, c * x), [X], [], [X], trips=3, n_emit=1)
     (e,) = region.eqns

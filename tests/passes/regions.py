@@ -77,7 +77,7 @@ def agrees(mine: float, differences: float, rel: float = 1e-7) -> bool:
 
 def loop_of(step: Function, carry: Sequence[Tensor], const: Sequence[Tensor] = (), each: Sequence[Tensor] = (), *,
             trips: int = 3, n_emit: int = 0, reverse: bool = False, label: str = "loop") -> Region:  # fmt: skip
-    """A region of one loop: ``step(*carry, *const, *each) -> (*carry, *emitted)``, sequences of elements like `each`."""
+    """A region of one loop: ``step(*carry, *const, *each) -> (*carry, *emitted)``; `each` are elements of sequences."""
     body = recorded(step, *carry, *const, *each)
     b = Builder()
     ins = [b.input(TensorType.of(t)) for t in (*carry, *const)]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mlc.ir.builder import Builder
-from mlc.ir.core import Grad, Loop, Region, Stop
+from mlc.ir.core import Alias, Grad, Loop, Region, Stop
 from mlc.ir.types import TensorType
 from mlc.passes.autodiff.adjoint import Policy
-from tests.passes.regions import check_adjoint, emit, grad_of, recorded
+from tests.passes.regions import check_adjoint, emit, grad_of, recorded, values_for
 
 X = torch.rand(4, dtype=torch.float64)
 T = TensorType.of(X)
@@ -136,7 +136,7 @@ def test_a_stop_of_a_level_is_a_constant_of_gradients_at_its_depth_only(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_under_inner_a_cut_belongs_to_the_gradient_that_it_stands_in(mode: str) -> None:
-    """`stop_gradient="inner"`: the inner gradient holds the cut, so the hypergradient passes the step but not the cut."""
+    """`stop_gradient="inner"`: the inner gradient holds the cut, and what the hypergradient passes is no cut to it."""
 
     def f(at: list[Any]) -> list[Tensor]:
         p, w = at
@@ -144,3 +144,57 @@ def test_under_inner_a_cut_belongs_to_the_gradient_that_it_stands_in(mode: str) 
         return [(p - 0.3 * s * p.exp()) * s]
 
     check_adjoint(with_stop(None, 0), f, Policy(mode, "inner"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_gradient_by_an_activation_and_by_what_is_below_it(mode: str) -> None:
+    """Directions enter at the parameter and at the activation that depends on it."""
+    b = Builder(merge=False)
+    p, w = b.input(T), b.input(T)
+    (h,) = b.emit(Alias(), (emit(b, "tanh", emit(b, "mul", p, w, overload="Tensor")),), (T,))
+    (value,) = b.inline(recorded(lambda h, p, w: (h * h * w).sum() + (p.sin() * w * w).sum(), X, X, X), [h, p, w])
+    gp, gh = grad_of(b, value, [p, h])
+    region = b.region([emit(b, "mul", gp, emit(b, "exp", gh), overload="Tensor")])
+
+    def f(at: list[Any]) -> list[Tensor]:
+        p, w = at
+        h = (p * w).tanh()
+        gh = 2 * h * w
+        return [(gh * (1 - h * h) * w + p.cos() * w * w) * gh.exp()]
+
+    check_adjoint(region, f, Policy(mode))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("level", "holds"), [(1, True), (0, True), (2, False), (None, True)])
+def test_stops_in_a_loop_that_a_gradient_goes_through(mode: str, level: int | None, holds: bool) -> None:
+    """The gradient holds what is stopped in its own level and further out, and passes what deeper levels stop."""
+    inner = Builder(merge=False)
+    c, w = inner.input(T), inner.input(T)
+    (s,) = inner.emit(Stop(level), (emit(inner, "sin", c),), (T,))
+    body = inner.region([emit(inner, "mul", emit(inner, "add", c, s, overload="Tensor"), w, overload="Tensor")])
+    b = Builder(merge=False)
+    p, w = b.input(T), b.input(T)
+    (end,) = b.emit(Loop(body, 1, 1, 2, label="loop"), (p, w), (T,))
+    (g,) = grad_of(b, emit(b, "sum", emit(b, "exp", end)), [p], 1)
+    region = b.region([emit(b, "sub", p, g, overload="Tensor", alpha=0.3)])
+
+    def f(at: list[Any]) -> list[Tensor]:
+        p, w = at
+        c1 = (p + p.sin()) * w
+        c2 = (c1 + c1.sin()) * w
+        slope = w * w if holds else w * (1 + c1.cos()) * w * (1 + p.cos())
+        return [p - 0.3 * c2.exp() * slope]
+
+    if level is not None:
+        check_adjoint(region, f, Policy(mode))
+        return
+    at = values_for(region)
+    s1 = at[0].sin()
+    s2 = ((at[0] + s1) * at[1]).sin()  # a cut that the user wrote is a constant of the hypergradient as well
+
+    def cut(at: list[Any]) -> list[Tensor]:
+        p, w = at
+        return [p - 0.3 * (((p + s1) * w + s2) * w).exp() * w * w]
+
+    check_adjoint(region, f, Policy(mode), cut=cut)

@@ -1,4 +1,4 @@
-"""Loops under differentiation against central differences in float64: every role of a value, both directions, nested."""
+"""Loops under differentiation against float64 differences: every role of a value, both directions, nested."""
 
 from typing import Any
 

@@ -32,7 +32,8 @@ def test_it_is_the_first_number_at_which_the_other_way_wins(start: float, each: 
     found = tangent_break(forward, 1, other, FORWARD, budget)
     if better[1] and last < MOST:
         assert found is not None and found.at == last + 1 and found.above
-        assert found.why == ("time" if budget is None or forward(last + 1)[1] <= budget and 600 <= budget else "memory")
+        fits = budget is None or (forward(last + 1)[1] <= budget and budget >= 600)
+        assert found.why == ("time" if fits else "memory")
     back = tangent_break(forward, 500, other, OTHER, budget)
     if not better[500] and better[1]:
         assert back is not None and back.at == last and not back.above

@@ -27,6 +27,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "likelihood, weighted": lambda x, w, t, y: F.cross_entropy(x @ w, y, weight=t[0] + 0.5),
     "likelihood, sum": lambda x, w, t, y: F.cross_entropy(x @ w, y, reduction="sum"),
     "likelihood, each": lambda x, w, t, y: F.cross_entropy(x @ w, y, reduction="none"),
+    "a mean": lambda x, w, t, y: ((x @ w) * t).mean(),
+    "a mean of means": lambda x, w, t, y: (x @ w).tanh().mean(1).mean(),
     "rows": lambda x, w, t, y: ((x @ w).softmax(1) * t).sum(),
 }
 
@@ -39,6 +41,12 @@ def test_parts_give_what_the_batch_gives(name: str, k: int) -> None:
     assert isinstance(split, Region), split
     for a, b in zip(run(split, [X, W, T, Y]), run(region, [X, W, T, Y]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_a_product_of_sums_over_examples_is_no_sum() -> None:
+    region = recorded(lambda x, w: ((h := x @ w).t() @ h) @ (h.t() @ h), X, W)
+    found = batchwise(region, data=[region.inputs[0]])
+    assert isinstance(found, Analysis) and found.kinds[region.outputs[0]] is MIXED
 
 
 @pytest.mark.parametrize("over", ["softmax", "cumsum", "sort"])

@@ -10,6 +10,7 @@ from mlc.ir.types import SeqType, TensorType
 from mlc.ir.verify import verify
 from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.cost.equations import Meter
+from mlc.passes.cost.memory import held_at
 from mlc.passes.cost.rates import Rates
 from mlc.passes.remat.residuals import Pair, keep_residuals, pairs
 from mlc.passes.remat.states import replays, sparse_states
@@ -92,6 +93,9 @@ def test_as_many_states_as_trips_are_all_kept() -> None:
 def test_replays_are_counted_per_trip() -> None:
     assert replays(5, 1) == (0 + 1 + 2 + 3 + 4) / 5
     assert replays(4, 4) == 0
+    for trips, slots in ((9, 2), (16, 3), (33, 4)):  # what is replayed once serves the trips to come
+        alone = sum(t - max(h for h in held_at(trips, slots) if h <= t) for t in range(trips))
+        assert replays(trips, slots) * trips < 0.6 * alone
 
 
 def test_an_adjoint_is_paired_with_its_own_loop() -> None:

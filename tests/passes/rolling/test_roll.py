@@ -1,4 +1,4 @@
-"""Rolling: loops become loops only where every trip is alike; numbers against the plain function and its differences."""
+"""Rolling: a loop only where every trip is alike; numbers against the plain function and its differences."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What loops draw: batches once, random numbers again from the state they were drawn at, generators left where they were."""
+"""What loops draw: batches once, numbers again from the state they were drawn at; generators stay where they were."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -68,6 +68,16 @@ def test_a_trip_draws_in_the_order_of_the_loop() -> None:
     assert opened == [0]
     with pytest.raises(Stale, match="ended earlier"):
         tape.at(3)
+
+
+def test_numbers_behind_a_batch_that_draws_itself_come_again() -> None:
+    """Taking the batch moves the generator, replaying it does not."""
+    source = Drawer(lambda source, visit: (torch.rand(3, dtype=torch.float64) for _ in range(9)), lambda item: [item])
+    batch = EffectCall(Draw(0, 0), (), (), (T,))
+    tape = Tape((uniform(), batch, uniform(), batch, uniform()), 3, source)
+    found = [tape.at(t) for t in range(3)]
+    for t in (2, 0, 1):
+        assert all(torch.equal(a, b) for a, b in zip(tape.at(t), found[t], strict=True))
 
 
 def test_a_batch_that_is_written_to_is_noticed_when_it_comes_again() -> None:

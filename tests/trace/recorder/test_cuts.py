@@ -39,6 +39,15 @@ def state(w: Tensor) -> Tensor:
     return (p * w).sum() + mean.square().sum()
 
 
+def learned_rate(w: Tensor) -> Tensor:
+    """A rate that requires grad, in an update by ``.data``: a tracked operator reads the cut that goes into state."""
+    p = nn.Parameter(X.clone())
+    for _ in range(3):
+        (g,) = torch.autograd.grad(((p * w).sin() * X).sum(), p)
+        p.data = p.data - w.mean() * g
+    return (p * w).sum()
+
+
 def slope(f: Callable[[Tensor], Tensor], w: Tensor, d: Tensor) -> Tensor:
     return ((f(w + 1e-5 * d) - f(w - 1e-5 * d)) / 2e-5).detach()
 
@@ -70,3 +79,4 @@ def test_a_cut_is_a_constant_of_the_loss(name: str) -> None:
 
 def test_updates_of_state_pass() -> None:
     check(state, state)
+    check(learned_rate, learned_rate)
