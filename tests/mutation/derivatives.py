@@ -189,7 +189,6 @@ FAULTS: list[Fault] = [
                 'key = ("vjp", signature(e), given)',
                 "tests/passes/rules/test_recorded.py",
             ),
-            ("transposed_rule_forgets_seeds", "seeds[o] = b.add(seeds.get(o), t)", "seeds[o] = o"),
             (
                 "rules_ignore_the_default_dtype",
                 "return (equation_key(e, _type_of), torch.get_default_dtype())",
@@ -197,6 +196,11 @@ FAULTS: list[Fault] = [
                 "tests/passes/rules/test_recorded.py",
             ),
         ],
+    ),
+    *table(
+        "passes.autodiff.transpose",
+        _LEGALITY,
+        [("transposed_rule_forgets_seeds", "seeds[o] = b.add(seeds.get(o), t)", "seeds[o] = o")],
     ),
     *table(
         "passes.rules.norms",

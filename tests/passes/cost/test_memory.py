@@ -10,15 +10,15 @@ import mlc
 import mlc.compiled.compiled
 from mlc.ir.builder import Builder
 from mlc.ir.core import Region, Var
+from mlc.ir.lowered.contract import Levers
 from mlc.ir.types import TensorType, resident
 from mlc.passes.autodiff.adjoint import Policy
-from mlc.passes.cost.memory import held_at, liveness, region_peak
-from mlc.passes.lowering.lower import Levers, finish
-from mlc.passes.planning.plan import Plan, joint_of
-from mlc.passes.planning.search import peak_bytes
+from mlc.passes.cost.memory import held_at, liveness, peak_bytes, region_peak
+from mlc.passes.planning.planned import joint_of
 from mlc.runtime.interpreter.interpreter import compile_region
 from mlc.runtime.interpreter.loop import link
 from mlc.runtime.interpreter.recording import Recording, each_stage, resumed
+from tests.passes.finishing import finish
 from tests.passes.regions import emit, joint, loop_of, recorded, values_for
 
 X = torch.rand(64, 64, dtype=torch.float64)
@@ -101,7 +101,7 @@ def test_a_call_holds_what_its_plan_predicts(levers: Levers, monkeypatch: pytest
             opt.step()
         return (p @ w).square().mean()
 
-    def chosen(program: Any, plan: Plan) -> Any:
+    def chosen(program: Any, plan: Any) -> Any:
         made.append(finish(joint_of(program, plan), levers))
         return made[-1]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import mlc
-from mlc.passes.lowering.lower import Levers
-from mlc.passes.planning.plan import joint_of
+from mlc.ir.lowered.contract import Levers
+from mlc.passes.planning.planned import joint_of
 from mlc.passes.planning.search import Search, _first, _slots, front, thrift
 
 

@@ -4,7 +4,8 @@ import torch
 
 from mlc.ir.builder import Builder
 from mlc.ir.types import TensorType
-from mlc.passes.rules.recorded import forward_rule, reverse_rule, signature
+from mlc.passes.autodiff.transpose import forward_rule
+from mlc.passes.rules.recorded import reverse_rule, signature
 from tests.passes.regions import recorded as region_of
 
 X = torch.rand(4, dtype=torch.float64)
