@@ -206,12 +206,8 @@ def _err(error: float, allowed: float) -> str:
 
 
 def worst(errors: Sequence[float]) -> float:
-    """The largest; NaN wins."""
-    worst = 0.0
-    for e in errors:
-        if not e <= worst:
-            worst = e
-    return worst
+    """The largest, 0 of none; NaN wins."""
+    return math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)
 
 
 def relative(a: Tensor, b: Tensor, floor: float = 0.0) -> float:

@@ -284,7 +284,7 @@ class _Finish:
         return Recording(
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,
             sources.all, ob.steps, self.roots, reusable, notes, [], grads, getattr(fn, "__name__", "program"),
-            place_of(fn), ob.stop_log, set(), arg_names(fn), decisions, generators, warned,
+            place_of(fn), ob.stop_log, arg_names(fn), decisions, generators, warned,
         )  # fmt: skip
 
     def place_externals(self) -> None:
@@ -315,7 +315,7 @@ class _Finish:
         """A result of the program."""
         self.results.append(var)
         self.reals.append(real)
-        return Ref(len(self.results) - 1, param=isinstance(real, Tensor) and real.requires_grad)
+        return Ref(len(self.results) - 1)
 
     def value(self, x: object) -> Any:
         """A tensor that the call made, or a number, that an object of the user's now holds."""
