@@ -26,6 +26,7 @@ from mlc.errors import (
     MlcError,
     MlcWarning,
     PlanError,
+    TrainingError,
     VerifyError,
 )
 from mlc.ir.program import Program
@@ -34,15 +35,20 @@ from mlc.passes.plan import Plan
 from mlc.runtime.recording import recording
 from mlc.trace.clone import clone
 from mlc.trace.levels import level
+from mlc.training.engine import Training
+from mlc.training.game import Alternating, Simultaneous
+from mlc.training.level import Level
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alternating",
     "BudgetError",
     "CaptureError",
     "CheckReport",
     "CompiledFunction",
     "DifferentiationError",
+    "Level",
     "LoweringWarning",
     "MemoryWarning",
     "MlcError",
@@ -50,6 +56,9 @@ __all__ = [
     "Plan",
     "PlanError",
     "Program",
+    "Simultaneous",
+    "Training",
+    "TrainingError",
     "VerifyError",
     "check",
     "clone",

@@ -24,8 +24,9 @@ import torch
 from mlc.ir.types import Loc
 from mlc.trace.modulepaths import ModulePaths
 
-__all__ = ["Site", "Sites", "is_user_code", "is_user_module"]
+__all__ = ["GENERATED", "Site", "Sites", "is_user_code", "is_user_module"]
 
+GENERATED = "<levels of "  # file names of loops that mlc writes for the user (mlc.training) start so: they are the user's
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep  # of mlc
 _LIBRARIES = tuple(
     os.path.realpath(p) + os.sep
@@ -49,6 +50,8 @@ def is_user_module(m: Any) -> bool:
 
 @cache
 def _is_user_file(file: str) -> bool:
+    if file.startswith(GENERATED):
+        return True
     if file.startswith("<") and "ipython" not in file and file not in ("<stdin>", "<string>"):
         return False
     real = os.path.realpath(file)
