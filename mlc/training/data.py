@@ -115,7 +115,7 @@ class Feed:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the feed is: numbers, text and tensors alone."""
-        state = {"epoch": self.epoch, "position": self.position}
+        state: dict[str, Any] = {"epoch": self.epoch, "position": self.position}
         if self._iterator is not None:
             start, before = randomness.plain(self._start), randomness.plain(self._before)
             state |= {"start": start, "before": before, "last": digest(self._last)}
@@ -174,7 +174,9 @@ class Feed:
         """An iterator over an epoch."""
         made = self.data() if callable(self.data) and not isinstance(self.data, Iterable) else self.data
         if made is not self.data and (not isinstance(made, Iterable) or isinstance(made, (tuple, Tensor, dict, str))):
-            raise self._refuse(f"its data function returned a {type(made).__name__}", "yield batches: a generator function")
+            raise self._refuse(
+                f"its data function returned a {type(made).__name__}", "yield batches: a generator function"
+            )
         return iter(made)
 
     def _empty(self) -> MlcError:

@@ -97,17 +97,25 @@ def peek(body: Sequence[Block], heads: Sequence[Level], starts: dict[Level, Star
         return first[x] if x.accumulate == 1 else [first[x]] * x.accumulate
 
     out = Drawn()
-    scheduled = [x for b in body for x in b.levels() if x.scheduler is not None]
-    before = [(x.scheduler, dict(x.scheduler.state_dict()), OptimizerState.of(x.optimizer)) for x in scheduled if x.scheduler]
-    try:
+    with _standing([x for b in body for x in b.levels()]):
         out.items = _body(body, starts, out, batches)
-    finally:
-        for scheduler, state, optimizer in before:
-            scheduler.load_state_dict(state)
-            optimizer.put(scheduler.optimizer)
     for h in heads:
         out.items[h] = batches(h)
     return _apart(out)
+
+
+@contextlib.contextmanager
+def _standing(levels: Sequence[Level]) -> Iterator[None]:
+    """Schedulers, and the learning rates that they set, are put back."""
+    scheduled = [(x.scheduler, x.optimizer) for x in levels if x.scheduler is not None]
+    before = [(dict(s.state_dict()), [g["lr"] for g in o.param_groups]) for s, o in scheduled]
+    try:
+        yield
+    finally:
+        for (s, o), (state, rates) in zip(scheduled, before, strict=True):
+            s.load_state_dict(state)
+            for group, rate in zip(o.param_groups, rates, strict=True):
+                group["lr"] = rate
 
 
 def _batches(x: Level) -> Any:

@@ -22,12 +22,14 @@ class Game:
     """
 
     def __init__(self, *players: Level) -> None:
-        """Args:
+        """Take the players.
+
+        Args:
             *players: Two levels or more.
 
         Raises:
             TrainingError: for fewer, or for anything else than levels.
-        """  # noqa: D205
+        """
         kind = type(self).__name__
         for p in players:
             if not isinstance(p, Level):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -42,7 +42,8 @@ class Level:
 
     def __init__(self, name: str, params: Any, optimizer: Any, loss: Callable[..., Any], data: Any = None,
                  steps: int = 1, *, response: Any = None, start: str = "warm", rollback: bool = False,
-                 scheduler: Any = None, clip: Any = None, accumulate: int = 1, precision: Any = None) -> None:  # fmt: skip
+                 scheduler: Any = None, clip: Any = None, accumulate: int = 1,
+                 precision: Any = None) -> None:  # fmt: skip
         """Check and hold.
 
         Args:
@@ -86,7 +87,9 @@ class Level:
         self.cold = start == "cold"
         self.rollback = self._flag("rollback", rollback)
         if self.cold and self.rollback:
-            raise self.refuse("a cold start and rollback exclude each other", 'leave one out: start="cold" always returns')
+            raise self.refuse(
+                "a cold start and rollback exclude each other", 'leave one out: start="cold" always returns'
+            )
         self.scheduler = self._scheduler(scheduler)
         self.clip = self._clip(clip)
         self.response = response
@@ -115,7 +118,9 @@ class Level:
         elif isinstance(params, Iterable) and not isinstance(params, (str, bytes, dict)):
             given = list(params)
         else:
-            raise self.refuse(f"params are {_kind(params)}", "model.parameters(), a list of tensors, or parameter groups")
+            raise self.refuse(
+                f"params are {_kind(params)}", "model.parameters(), a list of tensors, or parameter groups"
+            )
         flat: list[Any] = []
         for g in given:
             inside = g.get("params", ()) if isinstance(g, dict) else g
@@ -149,7 +154,10 @@ class Level:
         held = {id(p): p for g in made.param_groups for p in g["params"] if p.requires_grad}
         missing = [p for p in self.params if id(p) not in held]
         extra = [p for key, p in held.items() if key not in {id(p) for p in self.params}]
-        for found, what in ((missing, "is not in its optimizer"), (extra, "is in its optimizer, but not in its params")):
+        for found, what in (
+            (missing, "is not in its optimizer"),
+            (extra, "is in its optimizer, but not in its params"),
+        ):
             if found:
                 raise self.refuse(
                     f"a tensor of shape {tuple(found[0].shape)} {what} ({len(found)} in all)",
@@ -161,10 +169,11 @@ class Level:
         if not callable(loss):
             raise self.refuse(f"loss is {_kind(loss)}", "a function of a batch: def loss(batch): ...")
         self._arity = 1
+        given: Callable[..., Any] = loss
         try:
             parameters = inspect.signature(loss).parameters.values()
         except (TypeError, ValueError):
-            return loss
+            return given
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         needed = [p for p in positional if p.default is p.empty]
         if len(needed) > 1 or any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
@@ -172,7 +181,7 @@ class Level:
             raise self.refuse(f"its loss takes more than a batch: ({names})", "def loss(batch): x, y = batch; ...")
         if not positional and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
             self._arity = 0
-        return loss
+        return given
 
     def _count(self, what: str, n: Any) -> int:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -193,7 +202,9 @@ class Level:
                 raise self.refuse(f"scheduler is {_kind(given)}", "an LRScheduler, or a function of the optimizer")
             made = given(self.optimizer)
         if isinstance(made, ReduceLROnPlateau):
-            raise self.refuse("ReduceLROnPlateau steps by a measured value", "step it in a callback, where you have one")
+            raise self.refuse(
+                "ReduceLROnPlateau steps by a measured value", "step it in a callback, where you have one"
+            )
         if not isinstance(made, LRScheduler):
             raise self.refuse(f"the scheduler function returned {_kind(made)}", "return an LRScheduler")
         if made.optimizer is not self.optimizer:
@@ -218,11 +229,6 @@ def _user_line() -> Loc | None:
     while f is not None and not is_user_code(f.f_code):
         f = f.f_back  # type: ignore[assignment]
     return None if f is None else Loc(f.f_code.co_filename, f.f_lineno, f.f_code.co_name)
-
-
-def names_of(levels: Sequence[Level]) -> str:
-    """Their names, for messages."""
-    return ", ".join(repr(level.name) for level in levels)
 
 
 def shape_of(t: torch.Tensor) -> str:

@@ -22,7 +22,6 @@ from mlc.trace.frames import GENERATED
 from mlc.trace.levels import level as declared
 from mlc.training.level import Level
 from mlc.training.order import Block
-from mlc.training.states import OptimizerState
 
 __all__ = ["Loop", "apply_gradients", "loop_of", "training_of"]
 

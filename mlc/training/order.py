@@ -232,7 +232,7 @@ def _check(block: Block, below: bool = False) -> None:
             raise h.refuse("nothing above it takes a gradient through it: there is nothing to roll back after",
                            "leave rollback out")  # fmt: skip
         if h.response is not None and (not below or len(block.heads) > 1):
-            raise h.refuse(f"a response cannot apply: no level above it is differentiated through its training",
+            raise h.refuse("a response cannot apply: no level above it is differentiated through its training",
                            "leave response out, or give it to the level that is trained below")  # fmt: skip
 
 
@@ -254,5 +254,3 @@ def _check_apart(blocks: Sequence[Block]) -> None:
                         f"rollback below {inner.name!r}, which itself stands below {b.name!r}",
                         "roll back levels right below a level at the top",
                     )
-
-

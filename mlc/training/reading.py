@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlc.errors import MlcError, TrainingError
 from mlc.trace.changes import place
@@ -34,6 +34,7 @@ class Reading:
         written: Tensors that the loss writes to (running statistics, averages), by their place in the user's code.
         untold: Places of what else it changes, which no state contains (counters in Python).
         generators: ``torch.Generator`` objects that it can draw from.
+        modules: Modules that it reads.
     """
 
     level: Level
@@ -43,6 +44,7 @@ class Reading:
     written: Mapping[str, Tensor]
     untold: tuple[str, ...]
     generators: tuple[torch.Generator, ...]
+    modules: tuple[nn.Module, ...]
 
 
 def read(level: Level, levels: Sequence[Level]) -> Reading:
@@ -84,9 +86,12 @@ def _reading(level: Level, levels: Sequence[Level], seen: Observation) -> Readin
     rates = {owner.get(id(t)) for g in level.optimizer.param_groups for t in _hypers(g)}
     free = [t for t in outside if t.requires_grad and t.is_leaf and id(t) not in owner]
     written, untold = _changed(seen)
+    roots = seen.recording.roots
+    generators = tuple(g for g in roots.objects.values() if isinstance(g, torch.Generator))
+    modules = {id(m): m for top in roots.modules.values() for m in top.modules()}
     return Reading(
         level, frozenset(x for x in values | rates if x), frozenset(x for x in slopes | rates if x), tuple(free),
-        written, untold, tuple(g for g in seen.recording.roots.objects.values() if isinstance(g, torch.Generator)),
+        written, untold, generators, tuple(modules.values()),
     )  # fmt: skip
 
 

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from mlc.api import plan, trace
+from mlc.ir.program import Program
+from mlc.passes.plan import Plan
 from mlc.training.compiled import Compiled
 from mlc.training.feeding import Drawn, Start, draw, peek
 from mlc.training.level import Level
@@ -52,6 +55,15 @@ class Turn:
         found = peek(self.body, self.heads, self._starts)
         return tuple(found.items[x] for x in self.loop.levels)
 
+    def traced(self) -> tuple[Program, Plan]:
+        """Program and plan of a step, without making one."""
+        assert self.compiled is not None
+        drawn = peek(self.body, self.heads, self._starts)
+        with held(self.constants), drawn.rates():
+            seen = trace(self.loop.function, *[drawn.items[x] for x in self.loop.levels])
+        options = {k: v for k, v in self.compiled.options.items() if k != "verify"}
+        return seen, plan(seen, **options)
+
     def step(self) -> dict[str, float | Tensor]:
         """One step; the losses by level."""
         for h in self._cold:
@@ -63,7 +75,7 @@ class Turn:
             x.put()
         for h in self.heads:
             update(h)
-        for b, training in self._again:
+        for _, training in self._again:
             with drawn.rates():
                 training.function(*[drawn.items[x] for x in training.levels])
         return values

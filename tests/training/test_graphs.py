@@ -22,7 +22,9 @@ def hold(problem: Problem, levels: list[Any], outer: Outer, tops: tuple[str, ...
         outer(unroll)
         training.run(1)
         for n, p in problem.params.items():
-            torch.testing.assert_close(p.detach(), unroll.values[n].detach(), rtol=1e-9, atol=1e-11, msg=lambda m, n=n: f"{n}: {m}")
+            torch.testing.assert_close(
+                p.detach(), unroll.values[n].detach(), rtol=1e-9, atol=1e-11, msg=lambda m, n=n: f"{n}: {m}"
+            )
     return training
 
 
@@ -39,7 +41,9 @@ def pull(p: Tensor, q: Tensor, b: Tensor) -> Tensor:
 
 
 def bilevel() -> Problem:
-    return Problem(w=lambda v, b: pull(v["w"], v["u"], b), u=lambda v, b: square(b @ v["w"] - 1) + 0.05 * square(v["u"]))
+    return Problem(
+        w=lambda v, b: pull(v["w"], v["u"], b), u=lambda v, b: square(b @ v["w"] - 1) + 0.05 * square(v["u"])
+    )
 
 
 def bilevel_step(u: Unroll) -> None:
