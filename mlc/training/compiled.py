@@ -17,7 +17,7 @@ import torch
 from mlc.compiled.call import Call
 from mlc.compiled.compiled import CompiledFunction
 from mlc.errors import MlcError
-from mlc.passes.plan import Plan
+from mlc.passes.planning.plan import Plan
 from mlc.trace.observe import Observation
 
 __all__ = ["Compiled"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mlc.errors import MlcError
-from mlc.trace.view import fields_of
+from mlc.trace.python.view import fields_of
 from mlc.training import randomness
 
 __all__ = ["Feed"]

@@ -9,7 +9,7 @@ from typing import Any
 from mlc.compiled.compiled import CompiledFunction
 from mlc.errors import TrainingError
 from mlc.ir.program import Program
-from mlc.passes.plan import Plan
+from mlc.passes.planning.plan import Plan
 from mlc.training.events import Event
 from mlc.training.feeding import Start
 from mlc.training.level import Level, shape_of

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mlc.errors import TrainingError
 from mlc.ir.types import Loc
-from mlc.trace.frames import is_user_code
+from mlc.trace.python.frames import is_user_code
 from mlc.training.data import Feed
 
 __all__ = ["Level"]

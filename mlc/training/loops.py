@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from mlc.trace.frames import GENERATED
 from mlc.trace.levels import level as declared
+from mlc.trace.python.frames import GENERATED
 from mlc.training.level import Level
 from mlc.training.order import Block
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlc.passes.options import check_options
+from mlc.passes.planning.options import check_options
 from mlc.training.level import Level
 
 __all__ = ["options_of"]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from mlc.trace.inputs import walk
+from mlc.trace.python.inputs import walk
 
 __all__ = ["generators_in", "kept", "plain", "restore", "states"]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mlc.errors import MlcError, TrainingError
-from mlc.trace.changes import place
 from mlc.trace.observe import Observation, observe
+from mlc.trace.python.changes import place
 from mlc.training.level import Level, shape_of
 
 __all__ = ["Reading", "read"]

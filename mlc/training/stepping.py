@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from mlc.api import plan, trace
 from mlc.ir.program import Program
-from mlc.passes.plan import Plan
+from mlc.passes.planning.plan import Plan
 from mlc.training.compiled import Compiled
 from mlc.training.feeding import Drawn, Start, draw, peek
 from mlc.training.level import Level
