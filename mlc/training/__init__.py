@@ -7,3 +7,22 @@
 Each level says what it trains, by which loss, on which data; what reads what is found, and the loop that the levels
 stand for is written, compiled and run like a loop of yours.
 """
+
+from mlc.training.engine import Training
+from mlc.training.events import EarlyStopping, Event
+from mlc.training.game import Alternating, Simultaneous
+from mlc.training.level import Level
+from mlc.training.loggers import CSV, Logger, Stdout, TensorBoard
+
+__all__ = [
+    "CSV",
+    "Alternating",
+    "EarlyStopping",
+    "Event",
+    "Level",
+    "Logger",
+    "Simultaneous",
+    "Stdout",
+    "TensorBoard",
+    "Training",
+]

@@ -7,15 +7,17 @@ NumPy's and Python's global ones, and ``torch.Generator`` objects that are reach
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
+import types
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mlc.trace.python.inputs import walk
+from mlc.trace.python.view import fields_of, is_user_class
 
 __all__ = ["generators_in", "kept", "plain", "restore", "states"]
 
@@ -74,17 +76,43 @@ def kept(generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
 
 
 def generators_in(things: Iterable[Any]) -> list[torch.Generator]:
-    """``torch.Generator`` objects that functions, loaders and what they name can reach, in a fixed order."""
+    """``torch.Generator`` objects that functions, loaders and what they hold or name lead to, in a fixed order."""
     found: dict[int, torch.Generator] = {}
-    for x in things:
-        roots = walk(x, (), {}) if callable(x) else walk(_nothing, (x,), {})
-        reached = list(roots.objects.values())
-        for loader in [x, *reached]:
-            if isinstance(loader, DataLoader):
-                reached += [loader.generator, getattr(loader.sampler, "generator", None)]
-        found.update({id(g): g for g in reached if isinstance(g, torch.Generator)})
+    seen: set[int] = set()
+    todo = [(x, 0) for x in things]
+    while todo:
+        x, depth = todo.pop(0)
+        if isinstance(x, torch.Generator):
+            found[id(x)] = x
+        elif id(x) not in seen and depth < _DEEP:
+            seen.add(id(x))
+            todo += [(part, depth + 1) for part in _parts(x)]
     return list(found.values())
 
 
-def _nothing(*_: Any) -> None:
-    """A function that reads nothing."""
+_DEEP = 6
+_MANY = 64  # entries from which on a container holds data
+
+
+def _parts(x: Any) -> list[Any]:
+    """What an object holds, or a function names."""
+    if isinstance(x, types.FunctionType):
+        cells = [c.cell_contents for c in x.__closure__ or () if _full(c)]
+        named = [x.__globals__[n] for n in x.__code__.co_names if n in x.__globals__]
+        return [*cells, *(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values(), *named]
+    if isinstance(x, types.MethodType):
+        return [x.__func__, x.__self__]
+    if isinstance(x, functools.partial):
+        return [x.func, *x.args, *x.keywords.values()]
+    if isinstance(x, (list, tuple, dict)):
+        return [] if len(x) > _MANY else list(x.values() if isinstance(x, dict) else x)
+    if isinstance(x, (DataLoader, Sampler, Dataset)) or (is_user_class(type(x)) and not isinstance(x, type)):
+        return list(fields_of(x).values())
+    return []
+
+
+def _full(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
