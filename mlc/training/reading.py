@@ -87,12 +87,18 @@ def _reading(level: Level, levels: Sequence[Level], seen: Observation) -> Readin
     free = [t for t in outside if t.requires_grad and t.is_leaf and id(t) not in owner]
     written, untold = _changed(seen)
     roots = seen.recording.roots
-    generators = tuple(g for g in roots.objects.values() if isinstance(g, torch.Generator))
-    modules = {id(m): m for top in roots.modules.values() for m in top.modules()}
+    held = [g for path, g in roots.objects.items() if isinstance(g, torch.Generator) and path[0] != _OTHERS]
+    drawn = [g for g, _ in seen.random[0] if g is not None]
+    generators = tuple({id(g): g for g in [*held, *drawn]}.values())
+    tops = [m for path, m in roots.modules.items() if path[0] != _OTHERS]
+    modules = {id(m): m for top in tops for m in top.modules()}
     return Reading(
         level, frozenset(x for x in values | rates if x), frozenset(x for x in slopes | rates if x), tuple(free),
         written, untold, generators, tuple(modules.values()),
     )  # fmt: skip
+
+
+_OTHERS = "function"  # where a walk puts functions of the same code that no path leads to: another training's, say
 
 
 def _hypers(group: Mapping[str, Any]) -> Iterator[Tensor]:
