@@ -334,8 +334,9 @@ import mlc
 
 def example_training():
     w, u = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
-    inner = mlc.Level("inner", w, torch.optim.SGD([w], lr=0.1), lambda b: ((b @ (w - u)) ** 2).mean(), [torch.ones(2, 3)], 2)
-    return mlc.Training([inner, mlc.Level("outer", u, torch.optim.SGD([u], lr=0.1), lambda: (w - 2).square().sum())])
+    sgd, data = torch.optim.SGD, [torch.ones(2, 3)]
+    inner = mlc.Level("inner", w, sgd([w], lr=0.1), lambda b: ((b @ (w - u)) ** 2).mean(), data, steps=2)
+    return mlc.Training([inner, mlc.Level("outer", u, sgd([u], lr=0.1), lambda: (w - 2).square().sum())])
 """
 
 

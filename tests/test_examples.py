@@ -64,7 +64,7 @@ def test_training_agrees_with_the_plain_unroll(name: str) -> None:
 
 def test_reweighting_by_levels_has_the_gradient_of_the_loop() -> None:
     levels, loop = load("reweighting_levels"), load("reweighting")
-    (x, y, noisy), val, _ = levels.load()
+    (x, y, _), val, _ = levels.load()
     training = mlc.Training(levels.problems(x, y, *val)[0])
     (lower, upper), model, logits = levels.problems(x, y, *val)
     mine = mlc.Training([lower, upper])
