@@ -27,13 +27,10 @@ class Compiled(CompiledFunction):
     """One block's step, compiled."""
 
     def _run(self, call: Call, seen: Observation | None = None) -> Any:
-        if seen is None:
-            return super()._run(call)
-        with torch.no_grad():
-            out = super()._run(call, seen)
-        if not seen.recording.reusable:
+        if seen is None or not seen.recording.reusable:
             return super()._run(call, seen)
-        del out
+        with torch.no_grad():
+            super()._run(call, seen)
         seen.undo()
         return super()._run(Call(self, call.entry, call.roots))
 

@@ -85,7 +85,7 @@ def _reading(level: Level, levels: Sequence[Level], seen: Observation) -> Readin
     slopes = {owner.get(id(t)) for t in leaves}
     rates = {owner.get(id(t)) for g in level.optimizer.param_groups for t in _hypers(g)}
     free = [t for t in outside if t.requires_grad and t.is_leaf and id(t) not in owner]
-    written, untold = _changed(seen)
+    written, untold = _changed(level, seen)
     roots = seen.recording.roots
     held = [g for path, g in roots.objects.items() if isinstance(g, torch.Generator) and path[0] != _OTHERS]
     drawn = [g for g, _ in seen.random[0] if g is not None]
@@ -148,13 +148,15 @@ def _check_leaves(level: Level, outside: Sequence[Tensor], owner: Mapping[int, L
                 )  # fmt: skip
 
 
-def _changed(seen: Observation) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _changed(level: Level, seen: Observation) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Tensors that the run wrote to, by place, and places of other things that it changed."""
     written: dict[str, Tensor] = {}
     untold: list[str] = []
     names = seen.recording.arg_names
     for e in seen.recording.effects:
         where = place(e.path, names) if e.path else type(e.owner).__name__
+        if e.path is not None and e.path[0] == "args":
+            raise level.refuse(f"its loss changes its batch, {where}", "work on a copy: batches may come again")
         if e.kind == "copy" and e.path is not None:
             written[where] = e.owner
         elif e.kind != "grad":

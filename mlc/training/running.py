@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -51,10 +52,13 @@ class Run:
         self.checkpoints = None if checkpoint is None else Checkpoints(checkpoint)
         self.values: dict[str, Any] = {}
         self.shown = sys.stderr.isatty()
+        self.told = False
 
     def go(self) -> dict[str, float]:
         """The steps that are left; the last values."""
         t = self.training
+        if torch.is_inference_mode_enabled():
+            raise TrainingError("a training under torch.inference_mode()", advice="outside of it")
         if self.checkpoints is not None:
             t._snapshots.tell()
             self._continue()
@@ -65,18 +69,25 @@ class Run:
         t._stopped = None
         self._tell("start", {})
         before = t.recordings
-        with progress("training") as say:
-            clock = time.perf_counter()
-            for k in range(self.end - t.step):
-                self._step()
-                self._say(say, (k + 1) / (time.perf_counter() - clock))
-                self._warn(before)
-                if t.stopped is not None:
-                    break
+        try:
+            with progress("training") as say, torch.enable_grad():
+                self._steps(say, before)
+        except BaseException:
+            t._end = t.step
+            raise
         t._end = t.step if t.stopped is not None else self.end
         self._save(final=True)
         self._tell("end", self.values)
         return numbers(self.values)
+
+    def _steps(self, say: Callable[[str], None], before: int) -> None:
+        t, clock = self.training, time.perf_counter()
+        for k in range(self.end - t.step):
+            self._step()
+            self._say(say, (k + 1) / (time.perf_counter() - clock))
+            self._warn(before)
+            if t.stopped is not None:
+                return
 
     def _step(self) -> None:
         t = self.training
@@ -97,6 +108,7 @@ class Run:
 
     def _save(self, final: bool = False) -> None:
         t = self.training
+        self._warn_of_values()
         if self.checkpoints is None:
             return
         state = t.state_dict()
@@ -125,6 +137,13 @@ class Run:
             return
         losses = ", ".join(f"{k} {v:.4g}" for k, v in numbers(self.values).items())
         say(f"step {self.training.step} of {self.end}, {losses}, {speed:.3g} steps/s")
+
+    def _warn_of_values(self) -> None:
+        wrong = [k for k, v in numbers(self.values).items() if not math.isfinite(v)]
+        if wrong and not self.told:
+            self.told = True
+            said = f"after step {self.training.step} {wrong[0]!r} is {numbers(self.values)[wrong[0]]}"
+            warnings.warn(MlcWarning(f"{said}: clip, smaller steps, or fewer of them help"), stacklevel=5)
 
     def _warn(self, before: int) -> None:
         """Steps that are recorded anew again and again cost a multiple."""

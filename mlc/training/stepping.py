@@ -150,7 +150,9 @@ def update(level: Level) -> None:
 
 def _gradient(loss: Tensor, level: Level, more: bool) -> Sequence[Tensor | None]:
     if not loss.requires_grad:
-        return [None] * len(level.params)
+        raise level.refuse(
+            "at this step its loss carries no derivative", "a loss that depends on the parameters at every step"
+        )
     return torch.autograd.grad(loss, level.params, retain_graph=more, allow_unused=True)
 
 

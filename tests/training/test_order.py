@@ -255,6 +255,13 @@ def test_a_tensor_computed_before_the_training() -> None:
     assert "inside the loss" in said.advice
 
 
+def test_a_loss_that_changes_its_batch() -> None:
+    p = bilevel()
+    first = p.losses["w"]
+    p.losses["w"] = lambda v, b: first(v, b.mul_(0.9))
+    refused(r"level 'w': its loss changes its batch, b", lambda: mlc.Training([p.level("w"), p.level("u")]))
+
+
 def test_roll_back_too_far_below() -> None:
     p = Problem(
         w=lambda v, b: pull(v["w"], v["u"], b) + 0.1 * (v["w"] * v["t"]).sum(),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -205,3 +206,59 @@ def test_numbers_in_batches_are_told_of() -> None:
     )  # fmt: skip
     with pytest.warns(mlc.MlcWarning, match="8 of 8 steps were recorded anew"):
         mlc.Training([level, p.level("u")]).run(8)
+
+
+def test_no_grad_around_a_run_changes_nothing() -> None:
+    p, q = bilevel(), bilevel()
+    with torch.no_grad():
+        mlc.Training([p.level("w", 1), p.level("u")]).run(2)
+    mlc.Training([q.level("w", 1), q.level("u")]).run(2)
+    assert all(torch.equal(p.params[n], q.params[n]) for n in p.params)
+    with torch.inference_mode(), pytest.raises(mlc.TrainingError, match="inference_mode"):
+        mlc.Training([p.level("w", 1), p.level("u")]).run(1)
+
+
+def test_a_callback_that_raises_ends_the_run_where_it_is() -> None:
+    def bad(event: Event) -> None:
+        if event.kind == "step" and event.step == 2:
+            raise KeyError("of the user")
+
+    training = small(callbacks=[bad])
+    with pytest.raises(KeyError):
+        training.run(5)
+    training.run(2)
+    assert training.step == 4
+
+
+def test_losses_that_are_not_finite_are_told_of() -> None:
+    p = bilevel()
+    first = p.losses["w"]
+    p.losses["w"] = lambda v, b: first(v, b) * float("inf")
+    with pytest.warns(mlc.MlcWarning, match=r"after step 1 'w' is (inf|nan)"):
+        mlc.Training([p.level("w", 1), p.level("u")]).run(1)
+
+
+def test_a_loss_that_draws_from_numpy_runs_as_python_at_every_step() -> None:
+    p = bilevel()
+    first = p.losses["w"]
+    p.losses["w"] = lambda v, b: first(v, b) * float(np.random.rand())
+    training = mlc.Training([p.level("w", 2), p.level("u")])
+    training.run(2)
+    assert training.recordings == 2
+
+
+def test_an_optimizer_hook_of_a_lower_level_is_part_of_the_step() -> None:
+    """What Betty calls param_callback: weights clamped after each step."""
+    p = bilevel()
+    w = p.params["w"]
+    opt = torch.optim.SGD([w], lr=0.1)
+
+    def clamp(*_: Any) -> None:
+        with torch.no_grad():
+            w.clamp_(-0.2, 0.2)
+
+    opt.register_step_post_hook(clamp)
+    training = mlc.Training([p.level("w", 2, optimizer=opt), p.level("u")])
+    training.run(2)
+    assert w.abs().max() <= 0.2
+    assert mlc.check(training.function, *training.arguments()).ok
