@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from mlc.compiled.compiled import CompiledFunction
 from mlc.errors import TrainingError
 from mlc.ir.program import Program
@@ -55,6 +57,7 @@ class Training:
             CaptureError: when a loss cannot be represented, with its line.
             PlanError: for options that make no sense.
         """
+        _check_mode()
         self.levels = flat(levels)
         self._check_apart()
         callbacks = [callbacks] if callable(callbacks) else list(callbacks)
@@ -142,6 +145,7 @@ class Training:
         Raises:
             TrainingError: for arguments that make no sense, data that is empty, or a checkpoint of another training.
         """
+        _check_mode()
         return Run(self, steps, checkpoint, every, valid, valid_every).go()
 
     def stop(self, why: str = "stopped") -> None:
@@ -210,3 +214,8 @@ class Training:
                 other = owner.setdefault(id(p), x)
                 if other is not x:
                     raise x.refuse(f"{shape_of(p)} is trained by level {other.name!r} as well", "train it in one level")
+
+
+def _check_mode() -> None:
+    if torch.is_inference_mode_enabled():
+        raise TrainingError("a training under torch.inference_mode()", advice="outside of it")

@@ -57,8 +57,6 @@ class Run:
     def go(self) -> dict[str, float]:
         """The steps that are left; the last values."""
         t = self.training
-        if torch.is_inference_mode_enabled():
-            raise TrainingError("a training under torch.inference_mode()", advice="outside of it")
         if self.checkpoints is not None:
             t._snapshots.tell()
             self._continue()

@@ -214,8 +214,9 @@ def test_no_grad_around_a_run_changes_nothing() -> None:
         mlc.Training([p.level("w", 1), p.level("u")]).run(2)
     mlc.Training([q.level("w", 1), q.level("u")]).run(2)
     assert all(torch.equal(p.params[n], q.params[n]) for n in p.params)
+    levels = [p.level("w", 1), p.level("u")]
     with torch.inference_mode(), pytest.raises(mlc.TrainingError, match="inference_mode"):
-        mlc.Training([p.level("w", 1), p.level("u")]).run(1)
+        mlc.Training(levels)
 
 
 def test_a_callback_that_raises_ends_the_run_where_it_is() -> None:
