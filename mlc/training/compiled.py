@@ -17,8 +17,8 @@ import torch
 from mlc.compiled.call import Call
 from mlc.compiled.compiled import CompiledFunction
 from mlc.errors import MlcError
-from mlc.passes.planning.plan import Plan
 from mlc.trace.observe import Observation
+from mlc.view.plan import Plan
 
 __all__ = ["Compiled"]
 

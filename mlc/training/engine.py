@@ -11,17 +11,17 @@ import torch
 from mlc.compiled.compiled import CompiledFunction
 from mlc.errors import TrainingError
 from mlc.ir.program import Program
-from mlc.passes.planning.plan import Plan
+from mlc.training.data.drawing import Start
 from mlc.training.events import Event
-from mlc.training.feeding import Start
 from mlc.training.level import Level, shape_of
 from mlc.training.loggers import loggers
 from mlc.training.options import options_of
-from mlc.training.order import arrange, flat
-from mlc.training.reading import read
+from mlc.training.order.blocks import arrange, flat
+from mlc.training.order.reading import read
 from mlc.training.running import Run
-from mlc.training.snapshot import Snapshots
+from mlc.training.state.snapshot import Snapshots
 from mlc.training.stepping import Stepper, Turn
+from mlc.view.plan import Plan
 
 __all__ = ["Training"]
 
@@ -36,6 +36,8 @@ class Training:
     Attributes:
         levels: The levels, bottom to top.
         step: Outer steps done so far.
+        until: The outer step at which the run so far was to end.
+        stopped: Why the last run ended before its time, or None.
         validates: Whether the present run validates.
     """
 
@@ -74,11 +76,11 @@ class Training:
         self._steppers = [
             Stepper(b, readings, starts, options if b.body or b is self.blocks[-1] else None) for b in self.blocks
         ]
-        self._snapshots = Snapshots(self.levels, readings)
+        self.snapshots = Snapshots(self.levels, readings)
         self.step = 0
         self.validates = False
-        self._end = 0  # the outer step at which the run so far was to end
-        self._stopped: str | None = None
+        self.until = 0
+        self.stopped: str | None = None
         self.warned = False
 
     def __str__(self) -> str:
@@ -150,12 +152,7 @@ class Training:
 
     def stop(self, why: str = "stopped") -> None:
         """End the run after this step (for callbacks)."""
-        self._stopped = why
-
-    @property
-    def stopped(self) -> str | None:
-        """Why the last run ended before its time, or None."""
-        return self._stopped
+        self.stopped = why
 
     def advance(self) -> dict[str, Any]:
         """One outer step; losses by level."""
@@ -174,8 +171,8 @@ class Training:
         """
         kept = [f.state_dict() if hasattr(f, "state_dict") else None for f in self.callbacks]
         plans = [{} if t.compiled is None else t.compiled.plans() for s in self._steppers for t in s.turns]
-        own = {"step": self.step, "end": self._end, "stopped": self._stopped, "callbacks": kept, "plans": plans}
-        return {**self._snapshots.take(), **own}
+        own = {"step": self.step, "end": self.until, "stopped": self.stopped, "callbacks": kept, "plans": plans}
+        return {**self.snapshots.take(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a state; a run after that makes its steps from there.
@@ -184,7 +181,7 @@ class Training:
             TrainingError: for a state of other levels.
         """
         self.resume(state)
-        self._end, self._stopped = self.step, None
+        self.until, self.stopped = self.step, None
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go to a state in the middle of its run."""
@@ -195,14 +192,14 @@ class Training:
                 f"the state holds {len(kept)} callbacks' states, and {len(with_state)} callbacks here have one",
                 advice="the callbacks that it was saved with",
             )
-        self._snapshots.put(state)
+        self.snapshots.put(state)
         for f, s in zip(with_state, kept, strict=True):
             f.load_state_dict(s)
         turns = [t for s in self._steppers for t in s.turns]
         for turn, plans in zip(turns, state["plans"], strict=True):
             if turn.compiled is not None:
                 turn.compiled.take_over(plans)
-        self.step, self._end, self._stopped = state["step"], state["end"], state["stopped"]
+        self.step, self.until, self.stopped = state["step"], state["end"], state["stopped"]
 
     # ---- checks
 

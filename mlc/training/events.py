@@ -10,14 +10,12 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from mlc.errors import TrainingError
-
-if TYPE_CHECKING:
-    from mlc.training.engine import Training
+from mlc.training.interface import Trained
 
 __all__ = ["EarlyStopping", "Event", "numbers"]
 
@@ -35,7 +33,7 @@ class Event:
     """
 
     kind: str
-    training: Training = field(repr=False)
+    training: Trained = field(repr=False)
     step: int
     path: str | None = None
     _values: Mapping[str, Any] = field(default_factory=dict, repr=False)

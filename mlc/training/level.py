@@ -1,7 +1,7 @@
 """One problem of a multilevel training: :class:`Level`, what it trains, by which loss, with which optimizer.
 
 A level is checked when it is made, and every refusal names it and its line.  What its loss reads of *other* levels is
-found later (:mod:`mlc.training.reading`): here a level stands for itself.
+found later (:mod:`mlc.training.order.reading`): here a level stands for itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from mlc.errors import TrainingError
 from mlc.ir.types import Loc
 from mlc.trace.python.frames import is_user_code
-from mlc.training.data import Feed
+from mlc.training.data.feed import Feed
 
 __all__ = ["Level"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlc.passes.planning.options import check_options
+from mlc.compiled.compiled import compile
 from mlc.training.level import Level
 
 __all__ = ["options_of"]
@@ -20,7 +20,8 @@ def options_of(levels: Sequence[Level], memory: Any, precision: Any, mesh: Any) 
     own = {x.name: x.precision for x in levels if x.precision is not None}
     if own and precision is not None:
         own = {**{x.name: precision for x in levels}, **own}
-    options: dict[str, Any] = {"memory": memory, "backend": "auto", "stop_gradient": "all", "flows": None}
-    options |= {"precision": own or precision, "mesh": mesh, "levers": None}
-    check_options(options)
-    return {**options, "verify": "values"}
+    return compile(_nothing, memory=memory, precision=own or precision, mesh=mesh).options
+
+
+def _nothing() -> None:
+    """In the place of a loop: only the options are looked at."""

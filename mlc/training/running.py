@@ -9,19 +9,17 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlc.errors import MlcWarning, TrainingError
 from mlc.progress import progress
-from mlc.training import randomness
-from mlc.training.checkpoints import Checkpoints
+from mlc.training.data import randomness
 from mlc.training.events import Event, numbers
-
-if TYPE_CHECKING:
-    from mlc.training.engine import Training
+from mlc.training.interface import Trained
+from mlc.training.state.checkpoints import Checkpoints
 
 __all__ = ["Run"]
 
@@ -32,7 +30,7 @@ class Run:
     """What ``Training.run`` does."""
 
     def __init__(
-        self, training: Training, steps: Any, checkpoint: Any, every: Any, valid: Any, valid_every: Any
+        self, training: Trained, steps: Any, checkpoint: Any, every: Any, valid: Any, valid_every: Any
     ) -> None:
         _count("steps", steps, 0)
         if every is not None:
@@ -48,7 +46,7 @@ class Run:
         self.training = training
         self.every = every or max(1, steps // 10)
         self.valid, self.valid_every = valid, valid_every
-        self.start, self.end = training._end, training._end + steps
+        self.start, self.end = training.until, training.until + steps
         self.checkpoints = None if checkpoint is None else Checkpoints(checkpoint)
         self.values: dict[str, Any] = {}
         self.shown = sys.stderr.isatty()
@@ -58,22 +56,22 @@ class Run:
         """The steps that are left; the last values."""
         t = self.training
         if self.checkpoints is not None:
-            t._snapshots.tell()
+            t.snapshots.tell()
             self._continue()
         t.validates = self.valid is not None
         if t.stopped is not None and t.step > self.start:
-            t._end = t.step  # it was continued after it had ended early
+            t.until = t.step  # it was continued after it had ended early
             return {}
-        t._stopped = None
+        t.stopped = None
         self._tell("start", {})
         before = t.recordings
         try:
             with progress("training") as say, torch.enable_grad():
                 self._steps(say, before)
         except BaseException:
-            t._end = t.step
+            t.until = t.step
             raise
-        t._end = t.step if t.stopped is not None else self.end
+        t.until = t.step if t.stopped is not None else self.end
         self._save(final=True)
         self._tell("end", self.values)
         return numbers(self.values)
@@ -161,9 +159,9 @@ def _count(what: str, n: Any, least: int) -> None:
         raise TrainingError(f"{what}={n!r}", advice=f"a whole number from {least} on")
 
 
-def _validated(valid: Callable[[], Any], t: Training) -> dict[str, Any]:
+def _validated(valid: Callable[[], Any], t: Trained) -> dict[str, Any]:
     """Values of a validation."""
-    with torch.no_grad(), randomness.kept(t._snapshots.generators), _modes(t):
+    with torch.no_grad(), randomness.kept(t.snapshots.generators), _modes(t):
         found = valid()
     named = {f"valid.{k}": v for k, v in found.items()} if isinstance(found, Mapping) else {"valid": found}
     for k, v in named.items():
@@ -175,9 +173,9 @@ def _validated(valid: Callable[[], Any], t: Training) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _modes(t: Training) -> Iterator[None]:
+def _modes(t: Trained) -> Iterator[None]:
     """``train()`` and ``eval()`` of modules are put back."""
-    before = [(m, m.training) for m in t._snapshots.modules]
+    before = [(m, m.training) for m in t.snapshots.modules]
     try:
         yield
     finally:

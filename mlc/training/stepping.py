@@ -17,14 +17,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from mlc.api import plan, trace
 from mlc.ir.program import Program
-from mlc.passes.planning.plan import Plan
 from mlc.training.compiled import Compiled
-from mlc.training.feeding import Drawn, Start, draw, peek
+from mlc.training.data.drawing import Drawn, Start, draw, peek
 from mlc.training.level import Level
-from mlc.training.loops import Loop, apply_gradients, loop_of, training_of
-from mlc.training.order import Block
-from mlc.training.reading import Reading
-from mlc.training.states import OptimizerState
+from mlc.training.order.blocks import Block
+from mlc.training.order.loops import Loop, apply_gradients, loop_of, training_of
+from mlc.training.order.reading import Reading
+from mlc.training.state.optimizer import OptimizerState
+from mlc.view.plan import Plan
 
 __all__ = ["Stepper", "Turn"]
 

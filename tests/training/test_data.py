@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import mlc
-from mlc.training import randomness
-from mlc.training.data import Feed, digest
+from mlc.training.data import randomness
+from mlc.training.data.feed import Feed, digest
 
 
 def refuse(what: str, advice: str = "") -> mlc.TrainingError:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mlc.errors import MlcError
 from mlc.trace.python.view import fields_of
-from mlc.training import randomness
+from mlc.training.data import randomness
 
 __all__ = ["Feed"]
 

@@ -25,7 +25,7 @@ import networkx as nx
 from mlc.errors import TrainingError
 from mlc.training.game import Alternating, Game
 from mlc.training.level import Level
-from mlc.training.reading import Reading
+from mlc.training.order.reading import Reading
 
 __all__ = ["Block", "arrange", "flat"]
 

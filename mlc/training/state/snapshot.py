@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from mlc.errors import MlcWarning, TrainingError
-from mlc.training import randomness
+from mlc.training.data import randomness
 from mlc.training.level import Level
-from mlc.training.reading import Reading
-from mlc.training.states import OptimizerState
+from mlc.training.order.reading import Reading
+from mlc.training.state.optimizer import OptimizerState
 
 __all__ = ["Snapshots"]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mlc.training.level import Level
-from mlc.training.order import Block
-from mlc.training.states import OptimizerState
+from mlc.training.order.blocks import Block
+from mlc.training.state.optimizer import OptimizerState
 
 __all__ = ["Drawn", "Start", "draw", "peek"]
 

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from mlc.trace.levels import level as declared
 from mlc.trace.python.frames import GENERATED
 from mlc.training.level import Level
-from mlc.training.order import Block
+from mlc.training.order.blocks import Block
 
 __all__ = ["Loop", "apply_gradients", "loop_of", "training_of"]
 
