@@ -26,6 +26,7 @@ from mlc.errors import (
     MlcError,
     MlcWarning,
     PlanError,
+    TrainingError,
     VerifyError,
 )
 from mlc.implicit.root import fixed_point, root
@@ -36,17 +37,22 @@ from mlc.passes.lowering.pipeline import PIPELINE
 from mlc.runtime.interpreter.recording import recording
 from mlc.trace.clone import clone
 from mlc.trace.levels import level
+from mlc.training.engine import Training
+from mlc.training.game import Alternating, Simultaneous
+from mlc.training.level import Level
 from mlc.view.plan import Plan
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PIPELINE",
+    "Alternating",
     "BudgetError",
     "CaptureError",
     "CheckReport",
     "CompiledFunction",
     "DifferentiationError",
+    "Level",
     "LoweringWarning",
     "MemoryWarning",
     "MlcError",
@@ -55,6 +61,9 @@ __all__ = [
     "Plan",
     "PlanError",
     "Program",
+    "Simultaneous",
+    "Training",
+    "TrainingError",
     "VerifyError",
     "check",
     "clone",

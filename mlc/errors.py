@@ -17,6 +17,7 @@ __all__ = [
     "MlcError",
     "MlcWarning",
     "PlanError",
+    "TrainingError",
     "VerifyError",
 ]
 
@@ -72,6 +73,10 @@ class BudgetError(PlanError):
     def __init__(self, what: str, *, least: int, loc: Any = None, advice: str = "") -> None:
         super().__init__(what, loc=loc, advice=advice)
         self.least = least
+
+
+class TrainingError(MlcError):
+    """Levels of a :class:`mlc.Training` do not fit together; the message names them."""
 
 
 class VerifyError(MlcError):

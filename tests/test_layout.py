@@ -52,8 +52,9 @@ ROOMS = {
     "compiled": "ir passes.cost passes.rules passes.planning passes.formulas runtime trace view",
     "check": "ir passes.autodiff trace compiled",
     "front": "ir passes.planning trace view compiled",
-    "cli": "passes.planning runtime trace view compiled front",
     "implicit": "ir runtime trace",
+    "training": "ir trace view compiled front",
+    "cli": "passes.planning runtime trace view compiled front training",
 }
 
 MACHINE_PATH = re.compile(r"(?:^|[^\w.])/(?:work|farm|root|tmp|home|Users)/")
