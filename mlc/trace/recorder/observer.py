@@ -132,8 +132,8 @@ class Observer(AsData):
     def read_grad(self, t: Tensor, accumulating: bool = False) -> None:
         """Python looks at ``t.grad``, or ``backward`` adds to it: what it was before the call counts."""
         if not accumulating:
-            self.gradients.hooks.settle(t)
-            self.gradients.later.settle(t)
+            for w in self.watchers:
+                w.settle(t)
         if id(t) not in self.grads:
             self.grad_reads.setdefault(id(t), (t, get_grad(t) is None))
             if not accumulating:
@@ -141,8 +141,8 @@ class Observer(AsData):
 
     def set_grad(self, t: Tensor, g: Tensor | None = None) -> None:
         """``t.grad`` is set: from here on it is the call's own."""
-        self.gradients.hooks.forget(t)
-        self.gradients.later.forget(t)
+        for w in self.watchers:
+            w.forget(t)
         self.keep_grad(t)
         self.grads[id(t)] = (t, None)
 
