@@ -33,7 +33,7 @@ def map_bodies(region: Region, f: Callable[[Region], Region]) -> Region:
     return Region(region.inputs, tuple(eqns), region.outputs, region.names)
 
 
-class LoopParts:
+class _Parts:
     """Arguments and body inputs of a loop by role."""
 
     def __init__(self, e: Eqn) -> None:
@@ -87,7 +87,7 @@ def saved_values(body: Region) -> list[Var]:
 def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:
     """Reverse rule of a loop: adds a loop in the opposite direction and cotangents of its inputs to ``cts``."""
     policy = b.policy
-    p = LoopParts(b.current(e))
+    p = _Parts(b.current(e))
     carried, _ = loop_activity(b.current(e), active, policy.through)
     consts = [i for i, v in enumerate(p.consts) if v in active]
     seqs = [i for i, v in enumerate(p.seqs) if v in active]
@@ -113,13 +113,13 @@ def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None
     types = [v.type for v in body.outputs[: op.n_carry]] + [op.sequence(v.type) for v in body.outputs[op.n_carry :]]
     outs = b.emit(op, args, types, loc=e.loc, tag="adjoint")
     targets = [*[p.init[i] for i in carried], *[p.consts[i] for i in consts], *[p.seqs[i] for i in seqs]]
-    from mlc.passes.autodiff.reverse import add_cotangent
+    from mlc.passes.autodiff.reverse import _give
 
     for v, ct in zip(targets, outs, strict=True):
-        add_cotangent(b, cts, v, ct, active)
+        _give(b, cts, v, ct, active)
 
 
-def _reaching(p: LoopParts, carried: list[int], wanted: set[int], given: list[int]) -> list[int]:
+def _reaching(p: _Parts, carried: list[int], wanted: set[int], given: list[int]) -> list[int]:
     """The carries that may have a cotangent: wanted behind the loop, or read on the way to one, or to what is emitted.
 
     Running statistics and averages that only the final state needs have none, so nothing is kept for them.
@@ -135,7 +135,7 @@ def _reaching(p: LoopParts, carried: list[int], wanted: set[int], given: list[in
         wanted = more
 
 
-def _adjoint_body(p: LoopParts, carried: list[int], consts: list[int], seqs: list[int], given: list[int],
+def _adjoint_body(p: _Parts, carried: list[int], consts: list[int], seqs: list[int], given: list[int],
                   cts: dict[Var, Var], wrt: list[Var], keep: list[Var], policy: Policy, reverse_over: frozenset[Eqn],
                   ) -> tuple[Region, list[Var]]:  # fmt: skip
     """Body of the adjoint loop, and the forward body's values that it reads (carries and saved values)."""
@@ -186,7 +186,7 @@ def push_loop(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     """Forward rule of a loop: a loop in the same direction over tangents, reading the emitted carries."""
     from mlc.ir.builder import contiguous_type
 
-    p = LoopParts(b.current(e))
+    p = _Parts(b.current(e))
     given = {v for v in (*p.init, *p.consts, *p.seqs) if v in tan}
     carried, _ = loop_activity(b.current(e), given, b.policy.through)
     consts = [i for i, v in enumerate(p.consts) if v in tan]

@@ -168,11 +168,11 @@ def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passi
     """Reverse rule of one equation, any operator; adds to ``cts``."""
     op = e.op
     if isinstance(op, Alias) or (isinstance(op, Stop) and passing):
-        add_cotangent(b, cts, e.args[0], cts[e.outs[0]], active)
+        _give(b, cts, e.args[0], cts[e.outs[0]], active)
     elif isinstance(op, (Stop,)) or e.impure:
         return
     elif isinstance(op, SafeSqrt):
-        add_cotangent(b, cts, e.args[0], _safe_sqrt(b, e, cts[e.outs[0]]), active)
+        _give(b, cts, e.args[0], _safe_sqrt(b, e, cts[e.outs[0]]), active)
     elif isinstance(op, Loop):
         from mlc.passes.autodiff.loops import pull_loop
 
@@ -182,7 +182,7 @@ def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passi
         assert isinstance(ct.type, SeqType)
         for i, v in enumerate(e.args):
             if v in active:
-                add_cotangent(b, cts, v, b.emit(Index(i), (ct,), (ct.type.elem,))[0], active)
+                _give(b, cts, v, b.emit(Index(i), (ct,), (ct.type.elem,))[0], active)
     elif isinstance(op, Index):
         _pull_index(b, e, cts, active)
     elif isinstance(op, Custom):
@@ -191,8 +191,7 @@ def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passi
         _pull_aten(b, e, cts, active)
 
 
-def add_cotangent(b: Builder, cts: dict[Var, Var], v: Var, ct: Var, active: set[Var]) -> None:
-    """Add to the cotangent of a value, if it is one that is differentiated by."""
+def _give(b: Builder, cts: dict[Var, Var], v: Var, ct: Var, active: set[Var]) -> None:
     if v in active:
         cts[v] = b.add(cts.get(v), ct)
 
@@ -236,7 +235,7 @@ def _pull_custom(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> N
         if has:
             g = next(grads)
             if type(v) is Var:
-                add_cotangent(b, cts, v, g, active)
+                _give(b, cts, v, g, active)
 
 
 def _pull_aten(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:
@@ -253,4 +252,4 @@ def _pull_aten(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> Non
     outs = iter(b.inline(rule.region, [*ins, *e.outs, *grads_in], tag="backward", loc=e.loc))
     for v, has in zip([v for v in ins if v in active], rule.present, strict=True):
         if has:
-            add_cotangent(b, cts, v, next(outs), active)
+            _give(b, cts, v, next(outs), active)
