@@ -21,6 +21,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -85,11 +86,12 @@ def _as_int(x: Linked) -> Any:
 
 
 def _stand_in(real: type, convert: Callable[[Any], Any], name: str) -> Conversion:
-    members: dict[str, Any] = {"stands_for": real, "convert": staticmethod(convert), "__module__": "builtins"}
-    with contextlib.suppress(ImportError):
-        import numpy
-
-        members["dtype"] = numpy.dtype(real)  # what numpy.dtype() asks a class for
+    members: dict[str, Any] = {
+        "stands_for": real,
+        "convert": staticmethod(convert),
+        "__module__": "builtins",
+        "dtype": numpy.dtype(real),  # what numpy.dtype() asks a class for
+    }
     return Conversion(name, (real,), members)
 
 
