@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from mlc.compiled.growth import Counts
 from mlc.ir.program import Program
 from mlc.passes.formulas.tripcounts import Group
-from mlc.passes.planning.plan import Plan
 from mlc.runtime.call import Executor
 from mlc.runtime.interpreter.feeds import Drawer
 from mlc.trace.capture import Recording
@@ -20,6 +19,7 @@ from mlc.trace.python.changes import without
 from mlc.trace.python.found import Found
 from mlc.trace.python.places import Path, Roots
 from mlc.trace.recorder.externals import External
+from mlc.view.plan import Plan
 
 __all__ = ["Entry", "fits", "generator_states", "given_back", "inputs_of", "iterable"]
 

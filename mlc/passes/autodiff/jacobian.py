@@ -17,12 +17,12 @@ from torch import Tensor
 
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Custom, Eqn, Loop, Region, Stop, Var
+from mlc.ir.lowered.nesting import map_bodies
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Program
 from mlc.ir.types import TensorType, Type
 from mlc.passes.autodiff.adjoint import Policy, Tape, lower_grads
 from mlc.passes.autodiff.forward import NotForward
-from mlc.passes.autodiff.loops import map_bodies
 from mlc.passes.autodiff.reverse import Inside, Passing, active_vars, loop_activity, outermost
 from mlc.passes.autodiff.tangents import Pusher
 from mlc.passes.remat.prune import prune

@@ -25,9 +25,8 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
-from mlc.errors import DifferentiationError, MlcError
-from mlc.ir.builder import Builder
-from mlc.ir.core import Alias, Eqn, Region, Var
+from mlc.errors import MlcError
+from mlc.ir.core import Eqn, Region, Var
 from mlc.ir.keys import equation_key
 from mlc.ir.trees import flatten
 from mlc.ir.types import TensorType, Type
@@ -152,10 +151,13 @@ def differentiable_outs(e: Eqn) -> tuple[bool, ...]:
     return found
 
 
-def forward_rule(e: Eqn, active: Given) -> Rule:
+def forward_rule(e: Eqn, active: Given, transposed: Callable[[Eqn, Given], Rule]) -> Rule:
     """Forward rule of ``e``: inputs ``(*e.inputs, *e.outs, *tangents)``, one result per out.
 
-    ``active[i]`` is the type of the tangent of input i, or None when it has none.
+    Args:
+        e: The equation.
+        active: For each of ``e.inputs``, the type of its tangent, or None when it has none.
+        transposed: The rule from transposing the reverse rule, where PyTorch has none that can be trusted.
     """
     key = ("jvp", signature(e), active)
 
@@ -167,7 +169,7 @@ def forward_rule(e: Eqn, active: Given) -> Rule:
         try:
             return _first(e, ways, lambda way: _record_forward(e, active, way))
         except NoRule:
-            return _transposed(e, active)
+            return transposed(e, active)
 
     return _cached(key, make)
 
@@ -296,27 +298,3 @@ def _record_forward(e: Eqn, active: Given, way: Callable[..., Any]) -> Rule:
     if not any(r is not None for r in results):
         raise NoRule(f"{e.op}: no tangent")  # not to be trusted: the reverse rule decides whether it is zero
     return tape.rule(results, [v.type for v in e.outs])
-
-
-def _transposed(e: Eqn, active: Given) -> Rule:
-    """Forward rule from the reverse rule, by differentiating the latter in its cotangent (linear in it)."""
-    from mlc.passes.autodiff.reverse import pullback
-
-    given = tuple([v.type if d else None for v, d in zip(e.outs, differentiable_outs(e), strict=True)])
-    back = reverse_rule(e, tuple([a is not None for a in active]), given)
-    b = Builder()
-    ins = [b.input(v.type) for v in (*e.inputs, *e.outs)]
-    tangents = [b.input(a) for a in active if a is not None]
-    probes = [b.emit(Alias(), (b.zero(g),), (g,))[0] for g in given if g is not None]
-    start = len(b.eqns)
-    outs = b.inline(back.region, [*ins, *probes])
-    seeds: dict[Var, Var] = {}
-    for o, t in zip(outs, [t for t, p in zip(tangents, back.present, strict=True) if p], strict=True):
-        seeds[o] = b.add(seeds.get(o), t)
-    try:
-        found = pullback(b, b.eqns[start:], seeds, probes)
-    except DifferentiationError as err:
-        raise NoRule(str(err)) from err
-    probe = iter(probes)
-    results = [found.get(next(probe)) if g is not None else None for g in given]
-    return Rule(b.region([r for r in results if r is not None]), tuple([r is not None for r in results]))
