@@ -129,7 +129,7 @@ class TracedScalar:
         return self
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(cls, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         def plain(a: object) -> Any:
             if isinstance(a, TracedScalar):
                 return a.tensor.detach()

@@ -112,7 +112,7 @@ def _picking(builtin: Callable[..., Any], better: Callable[[Any, Any], bool], gr
 
     rule = Rule(builtin.__name__, lambda a, b: b if better(b, a) else a, step)
 
-    def pick(*args: Any, **kwargs: Any) -> Any:
+    def pick(*args: Any, **kwargs: object) -> Any:
         items: list[Any] = []
         if not kwargs and (len(args) > 1 or isinstance(args[0], (list, tuple))):
             items = list(args if len(args) > 1 else args[0])
