@@ -48,7 +48,7 @@ def _refuse(failure: Failure, dtype: torch.dtype) -> None:
 class Examination:
     """One check."""
 
-    def __init__(self, box: Sandbox, fn: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+    def __init__(self, box: Sandbox, fn: Any, args: Any, kwargs: object, options: dict[str, Any]) -> None:
         self.box = box
         self.notes: list[str] = []
         self.stop = options.get("stop_gradient", "all")

@@ -21,6 +21,7 @@ from mlc.trace.capture import Effect, Recording, Ref, arg_names, place_of
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
 from mlc.trace.gradients.dropped import dropped_ways
 from mlc.trace.gradients.grads import put_grad
+from mlc.trace.gradients.taken import Gradients
 from mlc.trace.interception import intercepted
 from mlc.trace.iterables import Sources, loader_patches, substitute, swapped
 from mlc.trace.numbers.ending import retire
@@ -138,7 +139,7 @@ def _observed(
         put = stack.enter_context
         put(quiet())
         put(default_dtype_kept())
-        active = put(intercepted(ob))
+        active, gradients = put(intercepted(ob))
         iterate, length = loader_patches(sources, roots.loaders, active)
         swaps = put(swapped())
         given = {**dict(enumerate(args)), **kwargs}
@@ -163,6 +164,7 @@ def _observed(
             out = _call(ob, fn, new_args, new_kwargs)
             swaps.back()
         reads = ob.reads
+        assert reads is not None
         with ob:
             sources.check_random()
             ob.sites.end()
@@ -179,7 +181,7 @@ def _observed(
                 if grown:
                     found = replace(found, changed=grown)
                     kept = walk(fn, args, kwargs, found, world)
-            finish = _Finish(ob, kept, world)
+            finish = _Finish(ob, gradients, kept, world)
             recording = finish.finish(fn, out, found, sources, calm)
     start = list(ob.random.start.values())
     ignored = finish.changes.ignored
@@ -245,8 +247,9 @@ def _needed(ob: Observer, results: Sequence[Var]) -> set[Var]:
 class _Finish:
     """Results and effects of a run, while its tensors are still known."""
 
-    def __init__(self, ob: Observer, roots: Roots, world: World) -> None:
+    def __init__(self, ob: Observer, gradients: Gradients, roots: Roots, world: World) -> None:
         self.ob = ob
+        self.gradients = gradients
         self.roots = roots
         self.world = world
         self.changes = Changes()
@@ -279,7 +282,7 @@ class _Finish:
         ]
         given = self.results[:n_outputs]
         ends = [v for v, x in zip(given, self.reals, strict=False) if isinstance(x, Tensor) and x.requires_grad]
-        warned = [*dropped_ways(ob.gradients, _needed(ob, given)), *ob.gradients.hooks.unheard(ends)]
+        warned = [*dropped_ways(self.gradients, _needed(ob, given)), *self.gradients.hooks.unheard(ends)]
         generators = [g for g in self.roots.objects.values() if isinstance(g, torch.Generator)]
         return Recording(
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,
