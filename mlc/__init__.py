@@ -20,6 +20,7 @@ from mlc.draw import draw
 from mlc.errors import (
     BudgetError,
     CaptureError,
+    CommunicationError,
     DifferentiationError,
     LoweringWarning,
     MemoryWarning,
@@ -41,6 +42,7 @@ __all__ = [
     "BudgetError",
     "CaptureError",
     "CheckReport",
+    "CommunicationError",
     "CompiledFunction",
     "DifferentiationError",
     "LoweringWarning",

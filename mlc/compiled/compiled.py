@@ -14,15 +14,18 @@ from mlc.compiled.call import Call, Node, leaf
 from mlc.compiled.entry import Entry, fits, generator_states, given_back, iterable
 from mlc.compiled.growth import longer, open_loops, planned_again
 from mlc.compiled.report import Report
+from mlc.compiled.together import agreed, averages, check_stages, mark, plan_together
 from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
+from mlc.passes.cost import device_of
 from mlc.passes.explain import size_text, time_text
 from mlc.passes.options import check_options, planning
 from mlc.passes.plan import Plan, stages_for
 from mlc.passes.planner import make_plan
 from mlc.progress import progress
 from mlc.runtime.call import Executor
+from mlc.runtime.circle import Circle, circle_of
 from mlc.runtime.feeds import Stale
 from mlc.trace.build import build_program
 from mlc.trace.inputs import Path, Roots, walk
@@ -51,6 +54,7 @@ class CompiledFunction:
         self.recordings = 0
         self._missed = 0  # calls in a row that a guard sent back to be recorded
         self._why = ""
+        self.circle: Circle | None = None  # processes that have to call alike, once a call has communicated
         self._entries: list[Entry] = []
         self._planned: dict[str, Entry] = {}
         self._last: Entry | None = None
@@ -71,8 +75,8 @@ class CompiledFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the loop; the result has the structure that the function returns."""
         drawn: dict[Path, list[Any]] = {}
-        for entry, roots in self._find(args, kwargs):
-            if entry.loops:
+        for entry, roots in self._agreed(self._find(args, kwargs)):
+            if entry.loops and self.circle is None:
                 self._fit(entry, roots)
             call = Call(self, entry, roots)
             try:
@@ -83,7 +87,7 @@ class CompiledFunction:
                 if entry.stale == _TRIES and entry in self._entries:
                     self._entries.remove(entry)
                 drawn = given_back(entry, roots, call.drawer)
-                if drawn:
+                if drawn or self.circle is not None:
                     break
             else:
                 entry.stale = self._missed = 0
@@ -104,6 +108,7 @@ class CompiledFunction:
             say("recording")
             seen = observe(self.fn, args, kwargs, drawn)
             try:
+                self.circle = circle_of(seen.recording.circle) or self.circle
                 entry = self._compile(seen, say)
                 result = self._run(Call(self, entry, seen.recording.roots, seen), seen)
             except BaseException:
@@ -139,7 +144,7 @@ class CompiledFunction:
             outs = list(apply(call, *metas)) if torch.is_grad_enabled() and metas else call.run()
         except BaseException as e:
             RandomWatch.put(states)
-            if not _refused_memory(e) or entry.smaller:
+            if not _refused_memory(e) or entry.smaller or self.circle is not None:
                 raise
             self._shrink(entry)
             return self._run(Call(self, entry, call.roots, seen), seen)
@@ -202,19 +207,37 @@ class CompiledFunction:
                 left -= 1
                 yield entry, roots
 
+    def _agreed(self, found: Iterator[tuple[Entry, Roots]]) -> Iterator[tuple[Entry, Roots]]:
+        """Recordings that this call may use; on many processes the first one, if it is the same on all of them."""
+        if self.circle is None:
+            yield from found
+            return
+        entry, roots = next(found, (None, None))
+        lengths = [] if entry is None or roots is None else [
+            len(x) for s in entry.loops if hasattr(x := iterable(entry, roots, s), "__len__")
+        ]  # fmt: skip
+        number = mark(entry, lengths)
+        if self.circle.alike(number) and entry is not None and roots is not None:
+            yield entry, roots
+
     def _compile(self, seen: Observation, say: Callable[[str], None]) -> Entry:
         """A program and its plan; a plan made before for an equal program serves again."""
         rec = seen.recording
         roots = rec.roots
-        program = build_program(rec, self.options.get("stop_gradient", "all"))
+        circle = self.circle
+        program = agreed(circle, lambda: build_program(rec, self.options.get("stop_gradient", "all")))
         key = digest(program)
         before = self._planned.get(key)
-        if before is not None and not before.smaller:
+        have = before is not None and not before.smaller
+        if before is not None and (circle.all(have) if circle is not None else have):
             plan, executor = before.plan, Executor(stages_for(program, before.plan), before.plan.backend)
         else:
             say("planning")
-            plan = make_plan(program, **planning(self.options))
-            executor = Executor(stages_for(program, plan), plan.backend)
+            plan, executor = plan_together(
+                circle, program, lambda: make_plan(program, **planning(self.options)), device_of(program.region),
+                lambda p: Executor(stages_for(program, p), p.backend),
+            )  # fmt: skip
+        check_stages(circle, executor.stages)
         lengths = {
             s.path: len(s.object) for s in rec.sources
             if s.path is not None and hasattr(s.object, "__len__") and not s.generic
@@ -222,6 +245,7 @@ class CompiledFunction:
         lengths.update({p: len(b) for p, b in roots.batches.items() if p not in {s.path for s in rec.sources}})
         entry = Entry(seen.key, seen.found, seen.ignored, rec, program, plan, executor, lengths)
         entry.loops = open_loops(program) if rec.reusable else {}
+        entry.averages = averages(rec, self.options.get("mesh"))
         self._planned[key] = entry
         return entry
 

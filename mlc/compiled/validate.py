@@ -56,7 +56,8 @@ class Redrawn(Drawer):
 
 
 def compare(seen: Observation, results: Sequence[Any], where: Callable[[int], Any],
-            again: Callable[[Callable[[Tensor], Tensor]], Sequence[Any]]) -> None:  # fmt: skip
+            again: Callable[[Callable[[Tensor], Tensor]], Sequence[Any]],
+            anywhere: Callable[[bool], bool] = bool) -> None:  # fmt: skip
     """Compare the results of the compiled program with those of the recorded run.
 
     Args:
@@ -65,6 +66,7 @@ def compare(seen: Observation, results: Sequence[Any], where: Callable[[int], An
         where: The user's line that made a result.
         again: Runs the program once more from inputs changed by a function: where results differ it tells how much
             rounding alone can do (a gradient that is zero in theory, divided by its own size, is noise of order one).
+        anywhere: Whether something is so on any process that runs the program (they run it again together).
 
     Raises:
         VerifyError: with the first result that differs and the line that made it.
@@ -73,7 +75,7 @@ def compare(seen: Observation, results: Sequence[Any], where: Callable[[int], An
         print(first_difference(seen))
     noise = _noise(seen)
     pairs = [(i, x, y) for i, (x, y) in enumerate(zip(results, seen.reals, strict=True)) if isinstance(y, Tensor)]
-    if any(difference(x, y, noise.get(i, 0.0)) is not None for i, x, y in pairs):
+    if anywhere(any(difference(x, y, noise.get(i, 0.0)) is not None for i, x, y in pairs)):
         noise = _sensitivity(results, again, noise)
     for i, (mine, real) in enumerate(zip(results, seen.reals, strict=True)):
         if not isinstance(real, Tensor):

@@ -31,6 +31,7 @@ from mlc.ir.core import Alias, Eqn, Region, Var
 from mlc.ir.keys import equation_key
 from mlc.ir.trees import flatten
 from mlc.ir.types import TensorType, Type
+from mlc.passes import collectiverules as _collectives  # noqa: F401 (registers the formulas of collectives)
 from mlc.passes import legality
 from mlc.passes.spelling import own_decomposition
 from mlc.record.recorder import Handle, Recorder, Storage

@@ -89,6 +89,7 @@ class Gradients:
         if accumulate_grad:
             if not inputs:
                 self._farther(pairs, wrt)
+            ob.parallel.synchronise({id(t) for t in wrt}, create_graph)
             return found
         taken = self._taken(*take(wrt), found, create_graph)
         if not allow_unreachable and any(g is None for g in taken):
@@ -164,6 +165,8 @@ class Gradients:
         for v, _ in pairs:
             mask |= v.mask
         outs = tuple(Var(v.type, mask) for v in targets)
+        if ob.opaque and targets:
+            self._refuse_opaque([v for v, _ in pairs])
         args = (*[v for v, _ in pairs], *targets, *[s for _, s in pairs])
         eqn = Eqn(Grad(len(pairs), len(targets), depth), args, outs, (), loc, "grad", site)
         if targets:
@@ -172,6 +175,17 @@ class Gradients:
             if self.create_graph:
                 self._followed.update(outs)
         return list(outs)
+
+    def _refuse_opaque(self, losses: Sequence[Var]) -> None:
+        """PyTorch's graph takes in-place collectives for the identity: a gradient through one is not the derivative."""
+        found = self.reach().among(losses, list(self.observer.opaque))
+        if found:
+            raise CaptureError(
+                "a gradient is taken through an in-place collective, which PyTorch's graph takes for the identity",
+                loc=self.observer.opaque[next(iter(found))],
+                advice="use torch.distributed.nn.functional.all_reduce, or take the gradient of the loss before it and "
+                "reduce loss.detach().clone()",
+            )  # fmt: skip
 
     def constant(self, e: Eqn) -> bool:
         """Whether it is a gradient taken without create_graph."""

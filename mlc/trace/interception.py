@@ -22,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import BackwardHook
 
 from mlc.errors import CaptureError
+from mlc.trace.collectivefunctions import MODULE, differentiable
 from mlc.trace.customs import apply_custom
 from mlc.trace.gradients import Gradients
 from mlc.trace.grads import get_grad, put_grad
@@ -29,6 +30,7 @@ from mlc.trace.numbers import escape, numbers_of, take
 from mlc.trace.observer import Observer
 from mlc.trace.optimizers import after_step, before_step
 from mlc.trace.packed import packed
+from mlc.trace.parallel import patches
 from mlc.trace.patches import _set
 
 __all__ = ["intercepted"]
@@ -325,6 +327,8 @@ def intercepted(ob: Observer) -> Iterator[Active]:
     def custom(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if not active():
             return apply(cls, *args, **kwargs)
+        if cls.__module__ == MODULE:
+            return differentiable(ob, cls, apply, args)
         if cls is torch.utils.checkpoint.CheckpointFunction:
             return _reentrant(ob, *args)
         return apply_custom(ob, cls, apply, args, kwargs)
@@ -342,6 +346,8 @@ def intercepted(ob: Observer) -> Iterator[Active]:
         put(Tensor, "grad", _grad(ob, active))
         put(Tensor, "data", _data(ob, active))
         put(Tensor, "__deepcopy__", _deepcopy(ob, active))
+        for owner, name, value in patches(ob, active) if torch.distributed.is_available() else ():
+            put(owner, name, value)
         for make in (_texts, _bulk, _zero_grad, _retained, _files, _hooks, _recomputed, _optimized, _lengths, packed):
             for owner, name, value in make(ob, active):
                 put(owner, name, value)

@@ -35,6 +35,7 @@ from mlc.trace.observer import Observer
 from mlc.trace.optimizers import narrow_counts, restore_flags
 from mlc.trace.patches import _set
 from mlc.trace.randomness import RandomWatch
+from mlc.trace.rollcall import rollcall
 from mlc.trace.reads import Found, Reads
 from mlc.trace.state import parts
 from mlc.trace.tracer import External
@@ -114,9 +115,17 @@ def observe(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     sources = Sources(ob, roots.loaders)
     sources.drawn = roots.drawn
     sources.known_objects = {id(o) for o in roots.objects.values()} | {id(o) for o in roots.modules.values()}  # type: ignore[attr-defined]
+    ob.roll = rollcall(getattr(fn, "__qualname__", type(fn).__name__))
     try:
-        return _observed(fn, args, kwargs, roots, ob, sources, world)
+        seen = _observed(fn, args, kwargs, roots, ob, sources, world)
+        if ob.roll is not None:
+            ob.roll.end()
+            seen.recording.circle = ob.roll.circle
+            seen.recording.averaged = ob.parallel.averaged()
+        return seen
     except BaseException as e:
+        if ob.roll is not None:
+            ob.roll.failed(e)
         for saved in ob.flags:
             restore_flags(saved)
         _undo(ob, world)
@@ -164,6 +173,7 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
             sources.check_random()
             ob.sites.end()
             _refuse_hooks_of_nodes(ob, reads)
+            _refuse_unseen(ob)
             if ob.refusal is not None:
                 raise ob.refusal
             with ob.pause():
@@ -198,6 +208,14 @@ def _refuse_hooks_of_nodes(ob: Observer, reads: Reads) -> None:
         ob.refusal = ob.refusal or CaptureError(
             "a backward hook is put on a node of PyTorch's graph (grad_fn)",
             loc=Loc(code.co_filename, line, code.co_name), advice="put it on the tensor instead: t.register_hook(...)",
+        )  # fmt: skip
+
+
+def _refuse_unseen(ob: Observer) -> None:
+    if ob.unseen is not None and not ob.parallel.seen:
+        ob.refusal = ob.refusal or CaptureError(
+            "processes communicate in the backward pass, unseen", loc=ob.unseen if ob.unseen is not True else ob.place(),
+            advice="let gradients be averaged by DistributedDataParallel, or by all_reduce after backward()",
         )  # fmt: skip
 
 

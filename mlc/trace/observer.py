@@ -11,6 +11,7 @@ that a call that fails leaves nothing behind.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -23,6 +24,7 @@ from mlc.ir.core import Alias, Var
 from mlc.ir.inplace import schema_of
 from mlc.ir.types import TensorType
 from mlc.trace.asdata import AsData
+from mlc.trace.collectives import refuse_sharded
 from mlc.trace.grads import get_grad
 from mlc.trace.numberlinks import Linked
 from mlc.trace.observing import tensors_in
@@ -33,6 +35,7 @@ __all__ = ["Observer"]
 
 _A: Any = torch.ops.aten
 _BASE: Any = torch._C.TensorBase
+_KNOWN = ("mlc/runtime/collectives.py", "distributed/nn/functional.py")  # code that communicates as recorded
 
 
 class Observer(AsData):
@@ -42,8 +45,12 @@ class Observer(AsData):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.paused or func.namespace == "prim":
+            if func.namespace == "c10d":
+                self.unseen_communication()
             return func(*args, **(kwargs or {}))
         try:
+            if types:
+                refuse_sharded(self, types)
             return super().__torch_dispatch__(func, types, args, kwargs)
         except CaptureError as e:
             self.refusal = self.refusal or e
@@ -65,6 +72,15 @@ class Observer(AsData):
         if s.random:
             return self._drawing(func, s, special, args, kwargs)
         return super().dispatch(func, s, SPECIAL_REAL.get(func, special), args, kwargs)
+
+    def unseen_communication(self) -> None:
+        """Processes communicate where nothing is recorded: only known code may (what it computes is recorded)."""
+        f: Any = sys._getframe(2)
+        while f is not None and f is not self.sites.base:
+            if f.f_code.co_filename.endswith(_KNOWN):
+                return
+            f = f.f_back
+        self.unseen = self.unseen or self.place() or True
 
     def _drawing(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
         """A random operator: an equation while its generator goes on from where the last one left it, else data."""

@@ -24,6 +24,7 @@ from mlc.ir.core import Var
 from mlc.ir.trees import each_tensor
 from mlc.ir.types import Loc, TensorType
 from mlc.record.memories import Layout, Memories, layout_of
+from mlc.trace.parallel import Parallel
 from mlc.trace.randomness import RandomWatch, key_of
 from mlc.trace.snapshots import Snapshots
 from mlc.trace.tracer import Tracer
@@ -65,6 +66,8 @@ class Observing(Tracer):
         self.rebound: dict[int, Tensor] = {}  # tensors whose .data was set
         self.gradients: Any = None
         self.reads: Any = None
+        self.parallel = Parallel(self)
+        self.unseen: Any = None  # where processes communicated unrecorded
         self.ended = False
         self.linked = False  # whether Python took any number of a tensor
         self.in_hook = False  # a backward hook runs

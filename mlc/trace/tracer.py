@@ -23,6 +23,7 @@ from mlc.ir.core import Alias, Draw, Eqn, Grad, Seed, Var
 from mlc.ir.types import Loc, TensorType
 from mlc.record.recorder import Handle, Recorder, Storage
 from mlc.record.views import IDENTITY_VIEWS
+from mlc.trace.collectives import COMMUNICATION, communicate
 from mlc.trace.concrete import Guard, concrete
 from mlc.trace.frames import Site, Sites
 from mlc.trace.reach import Reach
@@ -89,6 +90,8 @@ class Tracer(Recorder):
         self._fakes: dict[int, FakeTensor] = {}
         self._by_storage: dict[int, External] = {}
         self._reach: dict[int, Reach] = {}
+        self.roll: Any = None  # roll calls, where there are other processes (see mlc.trace.rollcall)
+        self.opaque: dict[Var, Loc | None] = {}  # made by collectives that PyTorch's graph takes for the identity
 
     def depth(self) -> int:
         """How many declared levels (:func:`mlc.level`) are open."""
@@ -104,6 +107,8 @@ class Tracer(Recorder):
         """As :meth:`Recorder.dispatch`."""
         before, self._here = self._here, self.sites.here()
         try:
+            if func.namespace in COMMUNICATION:
+                return communicate(self, func, args, kwargs)
             return super().dispatch(func, s, special, args, kwargs)
         finally:
             self._here = before

@@ -1,0 +1,149 @@
+"""A compiled function on many processes: what they agree on when a program is made, before a call and behind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mlc.errors import CommunicationError, MlcError
+from mlc.ir.collectives import communicates, fingerprint, operator, sequence
+from mlc.ir.digest import digest
+from mlc.ir.program import Program
+from mlc.passes.plan import Plan
+from mlc.passes.rates import Rates, rates, shared_rates
+from mlc.runtime.circle import Circle, same_sequence
+from mlc.trace.capture import Recording
+
+if TYPE_CHECKING:
+    from mlc.compiled.entry import Entry
+
+__all__ = ["agreed", "averages", "check_stages", "mark", "mesh_groups", "plan_together"]
+
+
+def agreed(circle: Circle | None, do: Callable[[], Any]) -> Any:
+    """What ``do`` gives, if it succeeds on every process.
+
+    Raises:
+        CommunicationError: where it failed on another process only.
+    """
+    if circle is None:
+        return do()
+    why: BaseException | None = None
+    found = None
+    try:
+        found = do()
+    except CommunicationError:
+        raise
+    except MlcError as e:
+        why = e
+    if circle.any(why is not None) and why is None:
+        raise CommunicationError(
+            "another process of this compiled function refused the call", advice="look at its error"
+        )
+    if why is not None:
+        raise why
+    return found
+
+
+def plan_together(circle: Circle | None, program: Program, make: Callable[[], Plan], on: torch.device,
+                  build: Callable[[Plan], Any]) -> tuple[Plan, Any]:  # fmt: skip
+    """A plan, and what is built from it: made by the first process of a circle, and used by all.
+
+    Plans follow from measured rates of a device and from its free memory, which differ from process to process; so
+    the first one's rates and its levers are everybody's.
+
+    Raises:
+        MlcError: where the first process finds no plan, on every process.
+    """
+    if circle is None:
+        plan = make()
+        return plan, build(plan)
+    same_sequence(circle, sequence(program.region), "program")
+    told = Rates.model_validate_json(circle.shared(rates(on).model_dump_json()))
+    with shared_rates(told):
+        plan, text, why = None, "", None
+        if circle.first:
+            try:
+                plan = make()
+                text = plan.model_dump_json()
+            except MlcError as e:
+                why = e
+        text = circle.shared(text)
+        if why is not None:
+            raise why
+        if not text.strip():
+            raise CommunicationError("the first process found no plan", advice="look at its error")
+        if plan is None:
+            own = {**json.loads(text), "program": digest(program)}
+            plan = Plan.model_validate(own).bind(program)
+        built = build(plan)
+    return plan, built
+
+
+def check_stages(circle: Circle | None, stages: Any) -> None:
+    """What the stages communicate must be the same everywhere.
+
+    Raises:
+        CommunicationError: where it is not.
+    """
+    if circle is not None:
+        for name in ("forward", "backward"):
+            region = getattr(stages, name)
+            same_sequence(circle, [] if region is None else sequence(region), f"{name} stage")
+
+
+def mark(entry: Entry | None, lengths: Sequence[int]) -> int:
+    """A number that is the same where processes may use these recordings together; 0: there is none."""
+    if entry is None:
+        return 0
+    said = [str(n) for n in lengths]
+    for region in (entry.executor.stages.forward, entry.executor.stages.backward):
+        said += [] if region is None else [text for text, _ in sequence(region)]
+    return fingerprint(said) or 1
+
+
+# ---- averages over processes
+
+
+def mesh_groups(mesh: Any) -> list[Any]:
+    """One group for each dimension of a mesh."""
+    return [mesh.get_group(d) for d in range(mesh.ndim)] if mesh is not None else []
+
+
+def averages(recording: Recording, mesh: Any) -> dict[int, list[str]]:
+    """Names of the groups that the gradient of an input is averaged over, by the input's position."""
+    over = [g.group_name for g in mesh_groups(mesh)]
+    out: dict[int, list[str]] = {}
+    for i, x in enumerate(recording.externals):
+        ddp = recording.averaged.get(id(x.tensor))
+        names = [*over, *([ddp] if ddp is not None and ddp not in over else [])]
+        if names:
+            out[i] = names
+    return out
+
+
+def averaged(g: Tensor | None, like: Tensor, names: Sequence[str]) -> Tensor | None:
+    """The mean of a gradient over processes (one without a path counts as zero)."""
+    if not names:
+        return g
+    mean = torch.zeros_like(like) if g is None else g
+    for name in names:
+        mean = operator("all_reduce")(mean, "avg", name)
+    return mean
+
+
+def in_one_process(program: Program) -> None:
+    """Refuse what cannot be done for one process alone.
+
+    Raises:
+        CommunicationError: for a program that communicates with other processes.
+    """
+    if communicates(program.region):
+        raise CommunicationError(
+            "a loop that communicates cannot be checked here", loc=program.loc,
+            advice="run the check in one process (a world of size 1), on the union of the data",
+        )  # fmt: skip
