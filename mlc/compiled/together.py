@@ -13,8 +13,8 @@ from mlc.errors import CommunicationError, MlcError
 from mlc.ir.collectives import communicates, fingerprint, operator, sequence
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
-from mlc.passes.plan import Plan
-from mlc.passes.rates import Rates, rates, shared_rates
+from mlc.passes.cost.rates import Rates, rates, shared_rates
+from mlc.passes.planning.plan import Plan
 from mlc.runtime.circle import Circle, same_sequence
 from mlc.trace.capture import Recording
 
@@ -65,11 +65,12 @@ def plan_together(circle: Circle | None, program: Program, make: Callable[[], Pl
     same_sequence(circle, sequence(program.region), "program")
     told = Rates.model_validate_json(circle.shared(rates(on).model_dump_json()))
     with shared_rates(told):
-        plan, text, why = None, "", None
+        found: Plan | None = None
+        text, why = "", None
         if circle.first:
             try:
-                plan = make()
-                text = plan.model_dump_json()
+                found = make()
+                text = found.model_dump_json()
             except MlcError as e:
                 why = e
         text = circle.shared(text)
@@ -77,11 +78,10 @@ def plan_together(circle: Circle | None, program: Program, make: Callable[[], Pl
             raise why
         if not text.strip():
             raise CommunicationError("the first process found no plan", advice="look at its error")
-        if plan is None:
+        if found is None:
             own = {**json.loads(text), "program": digest(program)}
-            plan = Plan.model_validate(own).bind(program)
-        built = build(plan)
-    return plan, built
+            found = Plan.model_validate(own).bind(program)
+        return found, build(found)
 
 
 def check_stages(circle: Circle | None, stages: Any) -> None:

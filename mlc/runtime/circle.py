@@ -56,12 +56,12 @@ class Circle:
     @property
     def first(self) -> bool:
         """Whether this process decides."""
-        return dist.get_rank() == self.ranks[0]
+        return int(dist.get_rank()) == self.ranks[0]
 
     @property
     def stands(self) -> bool:
         """Whether its group is still there."""
-        return dist.is_initialized() and self._group in dist.distributed_c10d._world.pg_map
+        return bool(dist.is_initialized() and self._group in dist.distributed_c10d._world.pg_map)
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on any process."""
@@ -126,11 +126,7 @@ def same_sequence(circle: Circle, said: Sequence[tuple[str, Any]], of: str) -> N
         return
     every = [t.split("\n") if t != " " else [] for t in circle.told("\n".join(mine))]
     here = every[circle.ranks.index(dist.get_rank())]
-    for rank, other in zip(circle.ranks, every, strict=True):
-        if other != here:
-            break
-    else:  # the first that is alone
-        rank, other = next((r, o) for r, o in zip(circle.ranks, every, strict=True) if o != every[0])
+    rank, other = next((r, o) for r, o in zip(circle.ranks, every, strict=True) if o != here)
     at = next((i for i, (a, b) in enumerate(zip(here, other, strict=False)) if a != b), min(len(here), len(other)))
     ends = "nothing more"
     loc = said[at][1] if at < len(said) else said[-1][1] if said else None

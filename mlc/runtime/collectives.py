@@ -28,10 +28,9 @@ def group_named(name: str) -> Any:
     Raises:
         CommunicationError: where there is none.
     """
-    from torch.distributed import distributed_c10d
-
+    module: Any = dist.distributed_c10d
     try:
-        return distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
+        return module._resolve_process_group(name)
     except (RuntimeError, ValueError, KeyError) as e:
         raise CommunicationError(
             f"there is no process group {name!r} any more", advice="call torch.distributed.init_process_group first"
@@ -56,8 +55,8 @@ def _dense(y: Tensor) -> Tensor:
     """A tensor that backends take: contiguous, in the order in which it lies in memory."""
     if y.is_contiguous():
         return y
-    order = sorted(range(y.dim()), key=lambda d: (-y.stride(d), d))
-    moved = y.permute(order)
+    strides = y.stride()
+    moved = y.permute(sorted(range(y.dim()), key=lambda d: (-strides[d], d)))
     return moved if moved.is_contiguous() else y.contiguous()
 
 
@@ -123,7 +122,7 @@ def _saying(name: str, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-_KERNELS = {
+_KERNELS: dict[str, Callable[..., Tensor]] = {
     "all_reduce": _all_reduce, "all_gather": _all_gather, "reduce_scatter": _reduce_scatter, "broadcast": _broadcast,
     "reduce": _reduce, "all_to_all": _all_to_all,
 }  # fmt: skip

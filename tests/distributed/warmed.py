@@ -19,4 +19,6 @@ def _loop(model: nn.Module, scale: torch.Tensor, x: torch.Tensor) -> torch.Tenso
 
 torch.set_num_threads(1)
 _model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).double()
-mlc.compile(_loop)(_model, torch.ones((), dtype=torch.float64, requires_grad=True), torch.ones(4, 3).double()).backward()
+mlc.compile(_loop)(
+    _model, torch.ones((), dtype=torch.float64, requires_grad=True), torch.ones(4, 3).double()
+).backward()

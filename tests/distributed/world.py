@@ -41,7 +41,9 @@ class World:
         return int(self.store.port)
 
 
-def _child(rank: int, n: int, port: int, function: Callable[..., Any], args: Any, env: dict[str, str], pipe: Any) -> None:
+def _child(
+    rank: int, n: int, port: int, function: Callable[..., Any], args: Any, env: dict[str, str], pipe: Any
+) -> None:
     os.environ.update(env)
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
