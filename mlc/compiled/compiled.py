@@ -237,7 +237,7 @@ class CompiledFunction:
                 circle, program, lambda: make_plan(program, **planning(self.options)), device_of(program.region),
                 lambda p: Executor(stages_for(program, p), p.backend),
             )  # fmt: skip
-        check_stages(circle, executor.stages)
+        check_stages(circle, executor.stages, program.loc)
         lengths = {
             s.path: len(s.object) for s in rec.sources
             if s.path is not None and hasattr(s.object, "__len__") and not s.generic
@@ -296,7 +296,8 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             name of a level (``"L1"``), meta-parameter (``"lr"``) or flow (``"lr -> L1"``) as ``plan.explain()`` prints
             them. ``"forward"`` falls back to ``"mixed"`` where an operator cannot go forward; the plan says why.
         precision: Reserved; must be None (exact: the precision of the program).
-        mesh: Reserved; must be None (one device).
+        mesh: A ``DeviceMesh`` of processes that own different inner problems: hypergradients are averaged over it (each
+            process returns its own value). Loops that communicate by themselves need none; see ``docs/distributed.md``.
         levers: Decisions about memory that are not the planner's but yours, whatever the budget: ``"price"`` (seconds
             that keeping a byte is worth, float; 0 keeps all that saves time), ``"slots"`` (sets of states kept per
             loop, or None: all), ``"parts"`` (micro-batches), ``"offload"`` (bytes from which on what a step saves

@@ -62,7 +62,7 @@ def plan_together(circle: Circle | None, program: Program, make: Callable[[], Pl
     if circle is None:
         plan = make()
         return plan, build(plan)
-    same_sequence(circle, sequence(program.region), "program")
+    same_sequence(circle, sequence(program.region), "program", program.loc)
     told = Rates.model_validate_json(circle.shared(rates(on).model_dump_json()))
     with shared_rates(told):
         found: Plan | None = None
@@ -72,19 +72,19 @@ def plan_together(circle: Circle | None, program: Program, make: Callable[[], Pl
                 found = make()
                 text = found.model_dump_json()
             except MlcError as e:
-                why = e
+                why, text = e, "!" + e.what
         text = circle.shared(text)
         if why is not None:
             raise why
-        if not text.strip():
-            raise CommunicationError("the first process found no plan", advice="look at its error")
+        if text.startswith("!"):
+            raise CommunicationError(f"the first process found no plan: {text[1:]}", loc=program.loc)
         if found is None:
             own = {**json.loads(text), "program": digest(program)}
             found = Plan.model_validate(own).bind(program)
         return found, build(found)
 
 
-def check_stages(circle: Circle | None, stages: Any) -> None:
+def check_stages(circle: Circle | None, stages: Any, loc: Any) -> None:
     """What the stages communicate must be the same everywhere.
 
     Raises:
@@ -93,7 +93,7 @@ def check_stages(circle: Circle | None, stages: Any) -> None:
     if circle is not None:
         for name in ("forward", "backward"):
             region = getattr(stages, name)
-            same_sequence(circle, [] if region is None else sequence(region), f"{name} stage")
+            same_sequence(circle, [] if region is None else sequence(region), f"{name} stage", loc)
 
 
 def mark(entry: Entry | None, lengths: Sequence[int]) -> int:

@@ -30,10 +30,11 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.core import Alias, Eqn, Loop, Region, Stop, Var
+from mlc.ir.keys import equation_key
 from mlc.ir.literals import type_text
 
-__all__ = ["LIBRARY", "communicates", "fingerprint", "group_of", "groups", "is_collective", "operator", "sequence"]
+__all__ = ["LIBRARY", "communicates", "fingerprint", "group_of", "groups", "operator", "sequence"]
 
 NAMESPACE = "mlc"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -78,14 +79,6 @@ def operator(name: str) -> OpOverload:
     return op
 
 
-_OPERATORS = frozenset(map(operator, _SCHEMAS))
-
-
-def is_collective(op: Any) -> bool:
-    """Whether an operator communicates."""
-    return op in _OPERATORS
-
-
 def group_of(e: Eqn) -> str:
     """Name of the group that a collective equation communicates in."""
     name = e.args[-1]
@@ -94,7 +87,8 @@ def group_of(e: Eqn) -> str:
 
 
 def _within(region: Region) -> Iterator[tuple[Eqn, str]]:
-    """Collectives in the order in which they run, with the loops around them as text."""
+    """Collectives in the order in which they run, with the loops around them, and which one they repeat, as text."""
+    repeated = _repeats(region)
     for e in region.eqns:
         if isinstance(e.op, Loop):
             how = f"loop[{e.op.trips}{',reverse' if e.op.reverse else ''}] "
@@ -102,11 +96,37 @@ def _within(region: Region) -> Iterator[tuple[Eqn, str]]:
             if e.op.replay is not None:
                 how = f"replay[{e.op.trips},{e.op.replay.slots}] "
                 yield from ((x, how + around) for x, around in _within(e.op.replay.body))
-        elif is_collective(e.op):
-            yield e, ""
+        elif e.communicates:
+            yield e, repeated.get(e, "")
         else:
             for body in _bodies(e):
                 yield from _within(body)
+
+
+def _repeats(region: Region) -> dict[Eqn, str]:
+    """Collectives that are the same function of the same values as an earlier one, as far as this process knows.
+
+    Passes take them for one.  That is right if it is so on every process: hence it belongs to what must be the same.
+    """
+    mine = [e for e in region.eqns if e.communicates]
+    if len(mine) < 2:
+        return {}
+    numbers: dict[Var, Any] = {}
+    known: dict[Any, int] = {}
+    place: dict[int, int] = {}
+    out: dict[Eqn, str] = {}
+    for e in region.eqns:
+        if isinstance(e.op, Alias | Stop):
+            numbers.update((o, numbers.get(a, a)) for o, a in zip(e.outs, e.args, strict=False))
+            continue
+        key = object() if e.impure else equation_key(e, lambda v: ("value", numbers.get(v, v)))
+        n = known.setdefault(key, len(known))
+        numbers.update((v, (n, i)) for i, v in enumerate(e.outs))
+        if e.communicates:
+            first = place.setdefault(n, len(place))
+            if first != len(place) - 1:
+                out[e] = f"repeats {first}: "
+    return out
 
 
 def _bodies(e: Eqn) -> Iterator[Region]:

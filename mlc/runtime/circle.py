@@ -74,7 +74,7 @@ class Circle:
     def alike(self, value: int) -> bool:
         """Whether a number (63 bits) is the same on every process."""
         low = self._reduced(torch.tensor([value, -value]), dist.ReduceOp.MAX).tolist()
-        return low[0] == value and low[1] == -value and low[0] == -low[1]
+        return bool(low[0] == value and low[1] == -value)
 
     def told(self, text: str) -> list[str]:
         """A text of every process, in the order of ranks."""
@@ -108,13 +108,14 @@ class Circle:
             ) from e  # fmt: skip
 
 
-def same_sequence(circle: Circle, said: Sequence[tuple[str, Any]], of: str) -> None:
+def same_sequence(circle: Circle, said: Sequence[tuple[str, Any]], of: str, loc: Any) -> None:
     """Compare what the processes of a circle are going to communicate.
 
     Args:
         circle: The processes.
         said: From :func:`mlc.ir.collectives.sequence`.
         of: What it is the sequence of.
+        loc: The user's function, where no line of it is to blame.
 
     Raises:
         CommunicationError: on every process, naming the first place where two of them differ.
@@ -129,7 +130,7 @@ def same_sequence(circle: Circle, said: Sequence[tuple[str, Any]], of: str) -> N
     rank, other = next((r, o) for r, o in zip(circle.ranks, every, strict=True) if o != here)
     at = next((i for i, (a, b) in enumerate(zip(here, other, strict=False)) if a != b), min(len(here), len(other)))
     ends = "nothing more"
-    loc = said[at][1] if at < len(said) else said[-1][1] if said else None
+    loc = said[at][1] if at < len(said) else said[-1][1] if said else loc
     raise CommunicationError(
         f"processes have different programs: the {of} runs {len(mine)} collectives here and {len(other)} on rank "
         f"{rank}; number {at} is {here[at] if at < len(here) else ends} here and "

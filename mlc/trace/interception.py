@@ -22,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import BackwardHook
 
 from mlc.errors import CaptureError
+from mlc.trace.communication.collectives import FUNCTIONAL, followed
 from mlc.trace.communication.functions import MODULE, differentiable
 from mlc.trace.communication.parallel import patches
 from mlc.trace.customs import apply_custom
@@ -329,6 +330,8 @@ def intercepted(ob: Observer) -> Iterator[Active]:
             return apply(cls, *args, **kwargs)
         if cls.__module__ == MODULE:
             return differentiable(ob, cls, apply, args)
+        if cls.__name__.startswith(FUNCTIONAL):
+            return followed(ob, functools.partial(apply, cls, *args, **kwargs))
         if cls is torch.utils.checkpoint.CheckpointFunction:
             return _reentrant(ob, *args)
         return apply_custom(ob, cls, apply, args, kwargs)

@@ -173,6 +173,7 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
             sources.check_random()
             ob.sites.end()
             _refuse_hooks_of_nodes(ob, reads)
+            ob.parallel.end()
             _refuse_unseen(ob)
             if ob.refusal is not None:
                 raise ob.refusal

@@ -83,6 +83,7 @@ def device_of(region: Region) -> torch.device:
     return torch.device("cpu")
 
 
+_LATENCY, _LINK = 5e-5, 1e10  # of a collective: seconds, bytes per second (not measured)
 _FREE, _NOTHING = (Alias, Stop, Custom, Pack, Index, Feed), Cost()
 
 
@@ -153,6 +154,8 @@ class Meter:
         work = flops(e)
         size, numel = _element(e)
         seconds = max(moved / (r.near if moved <= r.cache else r.far), work / r.flops.get(size, r.flops[4]))
+        if e.communicates:
+            seconds += _LATENCY + moved / _LINK
         if _name(e) in _SPECIAL or isinstance(e.op, Random):
             slow = _SLOW.get(_name(e), 1.0)
             seconds = max(seconds, slow * numel / r.special.get(size, r.special[4]))

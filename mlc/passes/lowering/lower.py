@@ -246,7 +246,8 @@ def _prices(inputs: Sequence[Var], before: Sequence[Eqn], price: float, meter: M
         return price * resident(v.type)
 
     def redo(e: Eqn) -> float | None:
-        if e.impure or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)) or isinstance(e.op, Loop):
+        once = e.impure or e.communicates or isinstance(e.op, Loop)
+        if once or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)):
             return None
         return meter(e).seconds
 

@@ -77,7 +77,8 @@ def _links(f: Eqn, a: Eqn) -> _Links:
     read.update((v, place[x]) for x, v in emitted if x in place)
     blocked: set[Var] = set()
     for e in body.eqns:
-        alone = e.impure or isinstance(e.op, Loop) or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs))
+        alone = e.impure or e.communicates or isinstance(e.op, Loop)
+        alone = alone or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs))
         if alone or any(v in blocked and v not in read for v in e.inputs):
             blocked.update(e.outs)
     return _Links(read, blocked)

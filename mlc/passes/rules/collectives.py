@@ -4,7 +4,8 @@ The derivative is that of the *sum over processes* of what the function returns 
 own copy.  With x_r the value on process r and ``A`` the map of an operator on the stacked values, the cotangents are
 ``A^T`` applied to the stacked cotangents: ``all_reduce`` (sum) is symmetric, ``all_gather`` and ``reduce_scatter``,
 ``broadcast`` and ``reduce`` are each other's, a permutation of parts (``all_to_all``) is its own.  The mean is the sum
-divided by a constant.  A largest, smallest or product has no rule here: one process does not know the others' values.
+divided by a constant.  A largest or smallest value has its cotangents, summed over processes, divided among those that
+hold it (as ``amax`` does); a product has no rule.
 
 Rules are PyTorch's autograd formulas, so that they hold wherever the operator runs or is differentiated: recorded by
 :mod:`mlc.passes.rules`, in a plain unroll, inside ``grad`` of ``grad``.  The forward rule follows by transposing twice.
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from mlc.ir.collectives import LIBRARY, NAMESPACE, operator
 
-__all__ = ["LINEAR"]
+__all__ = ["EXTREMES", "LINEAR"]
 
-LINEAR = ("sum", "avg")  # reductions that have a derivative
+LINEAR = ("sum", "avg")  # reductions that are linear
+EXTREMES = ("max", "min")
 
 
 def _linear(op: str, name: str) -> str:
@@ -33,10 +35,17 @@ def _linear(op: str, name: str) -> str:
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.given = inputs[1:]
     ctx.shape = inputs[0].shape
+    if inputs[1] in EXTREMES:
+        ctx.save_for_backward(inputs[0], output)
 
 
 def _all_reduce(ctx: Any, ct: Tensor) -> Any:
     op, group = ctx.given
+    if op in EXTREMES:
+        x, y = ctx.saved_tensors
+        holds = (x == y).to(ct.dtype)
+        total, n = (operator("all_reduce")(t, "sum", group) for t in (ct, holds))
+        return total * holds / n, None, None
     return operator("all_reduce")(ct, _linear(op, "all_reduce"), group), None, None
 
 

@@ -27,11 +27,22 @@ from mlc.ir.literals import type_text
 from mlc.ir.types import TensorType
 from mlc.runtime.collectives import REDUCTIONS, group_named
 
-__all__ = ["COMMUNICATION", "communicate", "described", "reduction", "refuse_sharded", "roll", "run_collective"]
+__all__ = [
+    "COMMUNICATION",
+    "FUNCTIONAL",
+    "communicate",
+    "described",
+    "followed",
+    "reduction",
+    "refuse_sharded",
+    "roll",
+    "run_collective",
+]
 
 COMMUNICATION = frozenset(
     {"c10d", "_c10d_functional", "_c10d_functional_autograd", "fsdp", "symm_mem", "_dtensor", "c10d_functional"}
 )
+FUNCTIONAL = "GeneratedBackwardFor__c10d_functional"  # how PyTorch names autograd's nodes of functional collectives
 Handler = Callable[[Any, dict[str, Any]], Any]
 
 
@@ -156,7 +167,7 @@ def _within_graph(ob: Any, t: Tensor, name: str, *rest: Any, group: Any) -> None
 def _work() -> Any:
     from torch._C._distributed_c10d import FakeWork
 
-    return FakeWork().boxed()  # type: ignore[attr-defined]
+    return FakeWork().boxed()
 
 
 def _group(given: dict[str, Any]) -> Any:
@@ -279,14 +290,26 @@ def _resolved(ob: Any, given: dict[str, Any]) -> Any:
 
 
 def _result(ob: Any, given: dict[str, Any], name: str, *rest: Any) -> Tensor:
-    """A functional collective; PyTorch's own graph has no part in it where the operand requires grad."""
-    x = given["input"]
+    """A functional collective."""
+    x, group = given["input"], _resolved(ob, given)
+    if ob.following:
+        with torch.enable_grad():
+            return run_collective(ob, name, x, *rest, group=group)
     if x.requires_grad and torch.is_grad_enabled():
         raise CaptureError(
-            f"a functional {name} of a tensor that requires grad", loc=ob.place(),
-            advice=f"use torch.distributed.nn.functional.{name}, whose derivative is the true one",
+            f"a functional {name} of a tensor that requires grad, whose derivative PyTorch does not have",
+            loc=ob.place(), advice="use all_reduce, all_gather or reduce_scatter, or detach it",
         )  # fmt: skip
-    return run_collective(ob, name, x, *rest, group=_resolved(ob, given))
+    return run_collective(ob, name, x, *rest, group=group)
+
+
+def followed(ob: Any, apply: Callable[[], Any]) -> Any:
+    """A functional collective that PyTorch's graph goes through: ``apply`` runs it inside a node of autograd."""
+    before, ob.following = ob.following, True
+    try:
+        return apply()
+    finally:
+        ob.following = before
 
 
 def _f_all_reduce(ob: Any, given: dict[str, Any]) -> Any:
@@ -300,6 +323,13 @@ def _f_all_gather(ob: Any, given: dict[str, Any]) -> Any:
 def _f_reduce_scatter(ob: Any, given: dict[str, Any]) -> Any:
     op = _named_reduction(ob, given["reduce_op"])
     return _result(ob, given, "reduce_scatter", op, given["group_size"])
+
+
+def _f_all_to_all(ob: Any, given: dict[str, Any]) -> Any:
+    sizes = {*given["output_split_sizes"], *given["input_split_sizes"]}
+    if len(sizes) > 1:
+        raise CaptureError("all_to_all_single of unequal parts", loc=ob.place(), advice="pad them to one size")
+    return _result(ob, given, "all_to_all")
 
 
 def _f_broadcast(ob: Any, given: dict[str, Any]) -> Any:
@@ -333,6 +363,7 @@ _HANDLERS: dict[str, Handler] = {
     "_c10d_functional::all_gather_into_tensor": _f_all_gather,
     "_c10d_functional::reduce_scatter_tensor": _f_reduce_scatter,
     "_c10d_functional::broadcast": _f_broadcast,
+    "_c10d_functional::all_to_all_single": _f_all_to_all,
     "_c10d_functional::wait_tensor": _given_back,
     "_c10d_functional::_wrap_tensor_autograd": _given_back,
 }

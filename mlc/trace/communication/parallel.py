@@ -34,6 +34,7 @@ class Parallel:
         self.observer = observer
         self.seen: dict[int, Any] = {}
         self.armed: dict[int, Any] = {}  # those whose gradients the next backward() averages
+        self._first: dict[int, Any] = {}  # where a module's first gradients were taken, if they were not averaged
 
     def forward(self, ddp: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In the place of ``DistributedDataParallel.forward``."""
@@ -86,12 +87,14 @@ class Parallel:
 
     def synchronise(self, reached: Set[int], create_graph: bool) -> None:
         """A ``backward()`` is over that reached these tensors (by identity)."""
-        for key, ddp in list(self.armed.items()):
+        for key, ddp in self.seen.items():
             params = _managed(ddp)
             hit = [p for p in params if id(p) in reached]
             if not hit:
                 continue
-            del self.armed[key]
+            self._first.setdefault(key, None if key in self.armed else self.observer.place())
+            if self.armed.pop(key, None) is None:
+                continue
             self._average(ddp, params, {id(p) for p in hit}, create_graph)
 
     def _average(self, ddp: Any, params: list[nn.Parameter], hit: set[int], create_graph: bool) -> None:
@@ -129,6 +132,23 @@ class Parallel:
                                advice="use dense gradients (sparse=False)")  # fmt: skip
         g.copy_(operator("all_reduce")(g, "avg", group.group_name))
 
+    def end(self) -> None:
+        """The call is over.
+
+        Raises:
+            CaptureError: where PyTorch's reducer would average the first gradients of the next call, under
+                ``no_sync()`` or not, as the last forward pass of this one asked for it and no backward came.
+        """
+        for key, ddp in self.seen.items():
+            where = self._first.get(key)
+            if where is not None and (key in self.armed or self.observer.unseen):
+                raise CaptureError(
+                    "the first gradients of a call are taken under no_sync(), but a forward pass before them, outside "
+                    "of it, has no backward yet: PyTorch averages these", loc=where,
+                    advice="run that forward pass (the validation of the call before) on the module inside: "
+                    f"{type(ddp).__name__}.module(...)",
+                )  # fmt: skip
+
     def averaged(self) -> dict[int, str]:
         """Names of groups that the hypergradient of a parameter is averaged over, by identity of the parameter."""
         return {id(p): ddp.process_group.group_name for ddp in self.seen.values() for p in _managed(ddp)}
@@ -147,6 +167,7 @@ def _types(ts: list[Any]) -> str:
 def patches(ob: Any, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any]]:
     """What is replaced in torch while the user's function runs."""
     from torch.nn.parallel import DistributedDataParallel
+    from torch.utils.data.distributed import DistributedSampler
 
     forward: Any = DistributedDataParallel.forward
     make: Any = DistributedDataParallel.__init__
@@ -162,9 +183,20 @@ def patches(ob: Any, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any
             )  # fmt: skip
         make(self, *args, **kwargs)
 
+    epoch: Any = DistributedSampler.set_epoch
+
+    def set_epoch(self: Any, *args: Any, **kwargs: Any) -> None:
+        epoch(self, *args, **kwargs)
+        if active():
+            ob.unplaced.append(ob.place())  # what is drawn next depends on it: only the loop itself does that again
+
+    yield DistributedSampler, "set_epoch", set_epoch
     yield DistributedDataParallel, "forward", run
     yield DistributedDataParallel, "__init__", init
     yield from _objects(ob, active)
+    functional: Any = torch.distributed._functional_collectives
+    wrap = functional._maybe_wrap_tensor
+    yield functional, "_maybe_wrap_tensor", lambda t: t if active() else wrap(t)  # it is complete already
 
 
 def _objects(ob: Any, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any]]:

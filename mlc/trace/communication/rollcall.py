@@ -106,11 +106,11 @@ class RollCall:
         store = _store()
         for r in missing:
             if store.check([_passed(name, r)]):
-                turn, function, n = json.loads(store.get(_passed(name, r)))
+                turn, function, n, how = json.loads(store.get(_passed(name, r)))
                 if turn == _COUNTS[name] and function == self.function and n >= _RECORDINGS[function]:
                     _COUNTS[name] += 1
                     raise CommunicationError(
-                        f"processes do not communicate alike: here {what}, on rank {r} nothing in the whole call",
+                        f"processes do not communicate alike: here {what}, on rank {r} {how}",
                         loc=loc, advice="let every process of the group run the same collectives, in one order",
                     )  # fmt: skip
 
@@ -135,14 +135,14 @@ class RollCall:
             if len(ranks) > 1 and not isinstance(why, CommunicationError):
                 self._post(name, what, getattr(why, "loc", None), None)
                 _COUNTS[name] += 1
-        self._passing()
+        self._passing(what)
 
-    def _passing(self) -> None:
+    def _passing(self, how: str = "nothing in the whole call") -> None:
         """Note in all other groups of this process that it passed by."""
         for group, name in list(dist.distributed_c10d._world.pg_names.items()):
             ranks = dist.get_process_group_ranks(group)
             if name not in self.used and len(ranks) > 1 and dist.get_rank() in ranks:
-                note = json.dumps([_COUNTS[name], self.function, _RECORDINGS[self.function]])
+                note = json.dumps([_COUNTS[name], self.function, _RECORDINGS[self.function], how])
                 _store().set(_passed(name, dist.get_rank()), note)
 
 

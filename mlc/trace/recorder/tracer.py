@@ -91,6 +91,7 @@ class Tracer(Recorder):
         self._by_storage: dict[int, External] = {}
         self._reach: dict[int, Reach] = {}
         self.roll: Any = None  # roll calls, where there are other processes (see mlc.trace.rollcall)
+        self.following = False  # a functional collective runs that PyTorch's graph goes through
         self.opaque: dict[Var, Loc | None] = {}  # made by collectives that PyTorch's graph takes for the identity
 
     def depth(self) -> int:
