@@ -110,7 +110,7 @@ class Call:
                 anywhere=bool if circle is None else circle.any,
             )  # fmt: skip
         if verify == "gradient" and torch.is_grad_enabled():
-            compare_slope(seen, entry.program, entry.executor, own, run)
+            compare_slope(seen, entry.program, entry.executor, own, run, total=float if circle is None else circle.sum)
 
     def _again(self, seen: Observation, own: list[Tensor], change: Callable[[Tensor], Tensor]) -> list[Any]:
         """Results of the program from other inputs."""
@@ -179,9 +179,9 @@ class Call:
             by_input = dict(zip(stages.gradients, found, strict=True))
         else:
             by_input = {i: torch.zeros_like(self.inputs[i]) for i in self.entry.program.metas}
-        over = self.entry.averages
         with torch.no_grad():
-            return [averaged(by_input.get(i), self.inputs[i], over.get(i, ())) for i in self.entry.program.metas]
+            by_input = averaged(self.entry, by_input, self.inputs)
+        return [by_input.get(i) for i in self.entry.program.metas]
 
 
 def _tensor(real: Any) -> Tensor:

@@ -12,10 +12,12 @@ from torch import Tensor
 from mlc.errors import CommunicationError, MlcError
 from mlc.ir.collectives import communicates, fingerprint, operator, sequence
 from mlc.ir.digest import digest
+from mlc.ir.literals import type_text
 from mlc.ir.program import Program
 from mlc.passes.cost.rates import Rates, rates, shared_rates
 from mlc.passes.planning.plan import Plan
-from mlc.runtime.circle import Circle, same_sequence
+from mlc.runtime.circle import Circle, circle_of, same_sequence
+from mlc.runtime.collectives import group_ranks
 from mlc.trace.capture import Recording
 
 if TYPE_CHECKING:
@@ -126,14 +128,43 @@ def averages(recording: Recording, mesh: Any) -> dict[int, list[str]]:
     return out
 
 
-def averaged(g: Tensor | None, like: Tensor, names: Sequence[str]) -> Tensor | None:
-    """The mean of a gradient over processes (one without a path counts as zero)."""
-    if not names:
-        return g
-    mean = torch.zeros_like(like) if g is None else g
-    for name in names:
-        mean = operator("all_reduce")(mean, "avg", name)
-    return mean
+def averaged(entry: Entry, found: dict[int, Tensor], inputs: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Gradients by position of the input, those that are to be averaged averaged (one without a path counts as zero).
+
+    Raises:
+        CommunicationError: where the processes do not average the same.
+    """
+    if not entry.averages:
+        return found
+    names = {i: entry.program.inputs[i].name for i in entry.program.metas if i in entry.averages}
+    order = sorted(names, key=lambda i: names[i])
+    _compared(entry, order, names)
+    out = dict(found)
+    for i in order:
+        mean = found[i] if i in found else torch.zeros_like(inputs[i])
+        for group in entry.averages[i]:
+            mean = operator("all_reduce")(mean, "avg", group)
+        out[i] = mean
+    return out
+
+
+def _compared(entry: Entry, order: Sequence[int], names: dict[int, str]) -> None:
+    """Every process of a group averages gradients of the same names and types over it."""
+    region = entry.program.region
+    for group in sorted({g for i in order for g in entry.averages[i]}):
+        circle = circle_of(group_ranks(group))
+        if circle is None:
+            continue
+        said = [f"{names[i]}: {type_text(region.inputs[i].type)}" for i in order if group in entry.averages[i]]
+        if circle.alike(fingerprint(said)):
+            continue
+        every = circle.told("; ".join(said))
+        rank, other = next((r, t) for r, t in zip(circle.ranks, every, strict=True) if t != "; ".join(said))
+        raise CommunicationError(
+            f"hypergradients are averaged, but processes have different meta-parameters: {'; '.join(said)} here, "
+            f"{other} on rank {rank}", loc=entry.program.loc,
+            advice="give every process the same meta-parameters, under the same names",
+        )  # fmt: skip
 
 
 def in_one_process(program: Program) -> None:

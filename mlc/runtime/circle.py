@@ -76,6 +76,10 @@ class Circle:
         low = self._reduced(torch.tensor([value, -value]), dist.ReduceOp.MAX).tolist()
         return bool(low[0] == value and low[1] == -value)
 
+    def sum(self, value: float) -> float:
+        """The sum of a number over processes."""
+        return float(self._reduced(torch.tensor([value], dtype=torch.float64), dist.ReduceOp.SUM)[0])
+
     def told(self, text: str) -> list[str]:
         """A text of every process, in the order of ranks."""
         raw = torch.frombuffer(bytearray(text.encode()) or bytearray(b" "), dtype=torch.uint8)

@@ -17,7 +17,7 @@ from torch import Tensor
 from mlc.errors import CommunicationError
 from mlc.ir.collectives import LIBRARY
 
-__all__ = ["REDUCTIONS", "group_named"]
+__all__ = ["REDUCTIONS", "group_named", "group_ranks"]
 
 REDUCTIONS = ("sum", "avg", "max", "min", "product")
 
@@ -35,6 +35,11 @@ def group_named(name: str) -> Any:
         raise CommunicationError(
             f"there is no process group {name!r} any more", advice="call torch.distributed.init_process_group first"
         ) from e
+
+
+def group_ranks(name: str) -> list[int]:
+    """Ranks in the world of the processes of a group."""
+    return list(dist.get_process_group_ranks(group_named(name)))
 
 
 def _op(name: str) -> Any:

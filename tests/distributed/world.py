@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import io
 import multiprocessing
 import os
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +18,7 @@ import torch.distributed as dist
 
 import mlc
 
-__all__ = ["Left", "World", "alike", "run"]
+__all__ = ["Left", "alike", "run"]
 
 
 class Left(Exception):
@@ -28,22 +32,7 @@ class Left(Exception):
         return f"{self.kind}: {self.text}\n{self.trace}"
 
 
-class World:
-    """The store of a job, kept by the process that starts it."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self.store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return int(self.store.port)
-
-
-def _child(
-    rank: int, n: int, port: int, function: Callable[..., Any], args: Any, env: dict[str, str], pipe: Any
-) -> None:
+def _child(rank: int, n: int, port: int, where: tuple[str, str], args: Any, env: dict[str, str], pipe: Any) -> None:
     os.environ.update(env)
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -54,48 +43,52 @@ def _child(
     try:
         store = dist.TCPStore("127.0.0.1", port, None, False)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=n)
-        found = function(rank, n, *args)
-        pipe.send((True, found))
+        found = (True, getattr(importlib.import_module(where[0]), where[1])(rank, n, *args))
     except mlc.MlcError as e:
-        pipe.send((False, (type(e).__name__, str(e), "")))
+        found = (False, (type(e).__name__, str(e), ""))
     except BaseException as e:
-        pipe.send((False, (type(e).__name__, str(e), traceback.format_exc())))
+        found = (False, (type(e).__name__, str(e), traceback.format_exc()))
+    data = io.BytesIO()
+    torch.save(found, data)
+    pipe.send_bytes(data.getvalue())
     pipe.close()
     os._exit(0)
 
 
-def run(n: int, function: Callable[..., Any], *args: Any, seconds: float = 90.0, **env: str) -> list[Any]:
-    """``function(rank, n, *args)`` on n processes; what each returned, or a :class:`Left`.
+def run(n: int, function: Callable[..., Any], *args: Any, seconds: float = 240.0, **env: str) -> list[Any]:
+    """``function(rank, n, *args)``, of a module here, on n processes; what each returned, or a :class:`Left`.
 
     Raises:
         TimeoutError: when a process has not answered in so many seconds (all are killed then).
     """
     ctx = multiprocessing.get_context("forkserver")
     ctx.set_forkserver_preload(["tests.distributed.warmed"])
-    world = World(n)
+    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    where = (f"tests.distributed.{Path(inspect.getfile(function)).stem}", function.__name__)
     ends, processes = [], []
     for rank in range(n):
-        ours, theirs = ctx.Pipe()
-        p = ctx.Process(target=_child, args=(rank, n, world.port, function, args, env, theirs), daemon=True)
+        ours, theirs = ctx.Pipe(duplex=False)
+        p = ctx.Process(target=_child, args=(rank, n, store.port, where, args, env, theirs), daemon=True)
         p.start()
         theirs.close()
         ends.append(ours)
         processes.append(p)
-    out: list[Any] = []
     try:
-        for rank, end in enumerate(ends):
-            if not end.poll(seconds):
-                raise TimeoutError(f"rank {rank} of {n} has not answered in {seconds} s")
-            try:
-                ok, value = end.recv()
-            except EOFError:
-                ok, value = False, ("died", "the process ended without a word", "")
-            out.append(value if ok else Left(*value))
+        return [_answer(end, rank, seconds) for rank, end in enumerate(ends)]
     finally:
         for p in processes:
             p.kill()
             p.join()
-    return out
+
+
+def _answer(end: Any, rank: int, seconds: float) -> Any:
+    if not end.poll(seconds):
+        raise TimeoutError(f"rank {rank} has not answered in {seconds} s")
+    try:
+        ok, value = torch.load(io.BytesIO(end.recv_bytes()), weights_only=False)
+    except EOFError:
+        return Left("died", "the process ended without a word")
+    return value if ok else Left(*value)
 
 
 def alike(results: list[Any]) -> list[Any]:

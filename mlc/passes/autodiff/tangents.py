@@ -82,6 +82,9 @@ class Pusher:
         """Tangents of one equation's results."""
         if isinstance(e.op, Stop) or not any(v in self.tan for v in e.inputs):
             return
+        if e.communicates:
+            where = f" (line {e.loc.line})" if e.loc is not None else ""
+            raise NotForward(f"tangents of one process's meta-parameters do not go through a collective{where}")
         if self.k == 1 or isinstance(e.op, Alias | Index | Custom) or e.impure:
             push_eqn(self.b, e, self.tan)
         elif isinstance(e.op, SafeSqrt):
