@@ -14,7 +14,7 @@ from mlc.compiled.call import Call, Node, leaf
 from mlc.compiled.entry import Entry, fits, generator_states, given_back, iterable
 from mlc.compiled.growth import longer, open_loops, planned_again
 from mlc.compiled.report import Report
-from mlc.compiled.together import agreed, averages, check_stages, mark, plan_together
+from mlc.compiled.together import agreed, averages, check_stages, mark, plan_together, world_now
 from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
@@ -75,6 +75,8 @@ class CompiledFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the loop; the result has the structure that the function returns."""
         drawn: dict[Path, list[Any]] = {}
+        if self.circle is not None and not self.circle.stands:
+            self.circle = None
         for entry, roots in self._agreed(self._find(args, kwargs)):
             if entry.loops and self.circle is None:
                 self._fit(entry, roots)
@@ -203,7 +205,7 @@ class CompiledFunction:
             roots = walks.get(entry.found)
             if roots is None:
                 roots = walks[entry.found] = walk(self.fn, args, kwargs, entry.found)
-            if left and fits(entry, roots):
+            if left and entry.world == world_now() and fits(entry, roots):
                 left -= 1
                 yield entry, roots
 
@@ -229,7 +231,8 @@ class CompiledFunction:
         key = digest(program)
         before = self._planned.get(key)
         have = before is not None and not before.smaller
-        if before is not None and (circle.all(have) if circle is not None else have):
+        have = have if circle is None else circle.all(have)  # all of them ask, whatever they have
+        if before is not None and have:
             plan, executor = before.plan, Executor(stages_for(program, before.plan), before.plan.backend)
         else:
             say("planning")
@@ -245,6 +248,7 @@ class CompiledFunction:
         lengths.update({p: len(b) for p, b in roots.batches.items() if p not in {s.path for s in rec.sources}})
         entry = Entry(seen.key, seen.found, seen.ignored, rec, program, plan, executor, lengths)
         entry.loops = open_loops(program) if rec.reusable else {}
+        entry.world = world_now()
         entry.averages = averages(rec, self.options.get("mesh"))
         self._planned[key] = entry
         return entry

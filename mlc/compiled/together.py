@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mlc.errors import CommunicationError, MlcError
@@ -23,7 +24,7 @@ from mlc.trace.capture import Recording
 if TYPE_CHECKING:
     from mlc.compiled.entry import Entry
 
-__all__ = ["agreed", "averages", "check_stages", "mark", "mesh_groups", "plan_together"]
+__all__ = ["agreed", "averages", "check_stages", "mark", "mesh_groups", "plan_together", "world_now"]
 
 
 def agreed(circle: Circle | None, do: Callable[[], Any]) -> Any:
@@ -106,6 +107,12 @@ def mark(entry: Entry | None, lengths: Sequence[int]) -> int:
     for region in (entry.executor.stages.forward, entry.executor.stages.backward):
         said += [] if region is None else [text for text, _ in sequence(region)]
     return fingerprint(said) or 1
+
+
+def world_now() -> tuple[int, int] | None:
+    """The rank of this process and the number of processes; None without ``torch.distributed``."""
+    there = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if there else None
 
 
 # ---- averages over processes

@@ -149,16 +149,19 @@ def groups(region: Region) -> tuple[str, ...]:
 def sequence(region: Region) -> list[tuple[str, Any]]:
     """What a region communicates, in order: a text that must be the same on every process, and the user's line.
 
-    The text names the operator, its literals, the type of the value and the loops around it.
+    The text names the operator, its literals, the type of the value, the loops around it, and its group by the order
+    in which groups are used: on another process the group beside this one has another name.
     """
-    return [(f"{around}{_said(e)}", e.loc) for e, around in _within(region)]
+    order: dict[str, int] = {}
+    return [(f"{around}{_said(e, order)}", e.loc) for e, around in _within(region)]
 
 
-def _said(e: Eqn) -> str:
+def _said(e: Eqn, order: dict[str, int]) -> str:
     assert isinstance(e.op, OpOverload)
     x = e.args[0]
     assert type(x) is Var
-    rest = ", ".join(str(a) for a in e.args[1:])
+    role = order.setdefault(group_of(e), len(order))
+    rest = ", ".join([*map(str, e.args[1:-1]), f"group {role}"])
     return f"{e.op._schema.name.split('::')[1]}({type_text(x.type)}, {rest})"
 
 
