@@ -16,10 +16,10 @@ from mlc.ir.digest import digest
 from mlc.ir.literals import type_text
 from mlc.ir.program import Program
 from mlc.passes.cost.rates import Rates, rates, shared_rates
-from mlc.passes.planning.plan import Plan
 from mlc.runtime.circle import Circle, circle_of, same_sequence
 from mlc.runtime.collectives import group_ranks
 from mlc.trace.capture import Recording
+from mlc.view.plan import Plan
 
 if TYPE_CHECKING:
     from mlc.compiled.entry import Entry
@@ -53,7 +53,7 @@ def agreed(circle: Circle | None, do: Callable[[], Any]) -> Any:
 
 
 def plan_together(circle: Circle | None, program: Program, make: Callable[[], Plan], on: torch.device,
-                  build: Callable[[Plan], Any]) -> tuple[Plan, Any]:  # fmt: skip
+                  build: Callable[[Plan], Any], passes: Any = None) -> tuple[Plan, Any]:  # fmt: skip
     """A plan, and what is built from it: made by the first process of a circle, and used by all.
 
     Plans follow from measured rates of a device and from its free memory, which differ from process to process; so
@@ -83,7 +83,7 @@ def plan_together(circle: Circle | None, program: Program, make: Callable[[], Pl
             raise CommunicationError(f"the first process found no plan: {text[1:]}", loc=program.loc)
         if found is None:
             own = {**json.loads(text), "program": digest(program)}
-            found = Plan.model_validate(own).bind(program)
+            found = Plan.model_validate(own).bind(program, passes)
         return found, build(found)
 
 

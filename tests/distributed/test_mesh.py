@@ -79,7 +79,9 @@ def _pairs(rank: int, n: int) -> Any:
     for t in range(2):  # the same in one process: both parts of a batch at once
         alone, model = models()[1], models(t)[0]
         halves = [batches(2 * p + t, 4) for p in range(2)]
-        data = [tuple(torch.cat(z) for z in zip(a, b, strict=True)) for a, b in zip(*(h[0] for h in halves), strict=True)]
+        data = [
+            tuple(torch.cat(z) for z in zip(a, b, strict=True)) for a, b in zip(*(h[0] for h in halves), strict=True)
+        ]
         opt_loss = mlc.compile(_sgd)(model, alone, data, [h[1] for h in halves])
         opt_loss.backward()
         for m, p in zip(want, alone.parameters(), strict=True):
