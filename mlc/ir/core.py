@@ -324,11 +324,6 @@ class Eqn:
         """Whether it must run exactly once, in order."""
         return isinstance(self.op, Primitive) and self.op.impure
 
-    @property
-    def communicates(self) -> bool:
-        """Whether other processes have a part in it (:mod:`mlc.ir.collectives`): never computed again."""
-        return isinstance(self.op, OpOverload) and self.op.namespace == "mlc"
-
     def with_(self, **changes: Any) -> Eqn:
         """A copy with some fields replaced."""
         return replace(self, **changes)

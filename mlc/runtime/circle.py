@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mlc.errors import CommunicationError
+from mlc.ir.communication.sequence import fingerprint
 
 __all__ = ["Circle", "circle_of", "patience", "same_sequence"]
 
@@ -117,15 +118,13 @@ def same_sequence(circle: Circle, said: Sequence[tuple[str, Any]], of: str, loc:
 
     Args:
         circle: The processes.
-        said: From :func:`mlc.ir.collectives.sequence`.
+        said: From :func:`mlc.ir.communication.sequence.sequence`.
         of: What it is the sequence of.
         loc: The user's function, where no line of it is to blame.
 
     Raises:
         CommunicationError: on every process, naming the first place where two of them differ.
     """
-    from mlc.ir.collectives import fingerprint
-
     mine = [text for text, _ in said]
     if circle.alike(fingerprint(mine)):
         return

@@ -2,7 +2,7 @@
 
 Each call returns when its result may be read (on a GPU: by the current stream).  A mean is a sum divided by the number
 of processes on every backend, as ``DistributedDataParallel`` takes it.  Operands need not be contiguous; results are
-laid out as the operators say (:mod:`mlc.ir.collectives`).
+laid out as the operators say (:mod:`mlc.ir.communication.collectives`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mlc.errors import CommunicationError
-from mlc.ir.collectives import LIBRARY
+from mlc.ir.communication.collectives import LIBRARY
 
 __all__ = ["REDUCTIONS", "group_named", "group_ranks"]
 

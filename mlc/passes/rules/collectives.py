@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.ir.collectives import LIBRARY, NAMESPACE, operator
+from mlc.ir.communication.collectives import LIBRARY, NAMESPACE, operator
 
 __all__ = ["EXTREMES", "LINEAR"]
 

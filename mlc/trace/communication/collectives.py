@@ -2,8 +2,8 @@
 
 Whatever a loop calls (``dist.all_reduce``, a functional collective, a module that communicates) reaches the dispatcher
 as one operator of the namespaces ``c10d`` or ``_c10d_functional``.  It is run, and recorded, as the functional
-operators of :mod:`mlc.ir.collectives`; an in-place collective then writes its result, like any other in-place operator.
-Handles of ``async_op=True`` are complete when they are given out.
+operators of :mod:`mlc.ir.communication.collectives`; an in-place collective then writes its result, like any other
+in-place operator.  Handles of ``async_op=True`` are complete when they are given out.
 
 What PyTorch's autograd does not follow stays so for the loop's own gradients: ``dist.all_gather`` of something that
 requires grad gives constants, as there.  ``dist.all_reduce`` of a tensor *in* PyTorch's graph is worse, its backward
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mlc.errors import CaptureError
-from mlc.ir.collectives import operator
+from mlc.ir.communication.collectives import operator
 from mlc.ir.literals import type_text
 from mlc.ir.types import TensorType
 from mlc.runtime.collectives import REDUCTIONS, group_named

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mlc.errors import CaptureError
-from mlc.ir.collectives import operator
+from mlc.ir.communication.collectives import operator
 from mlc.ir.core import Var
 from mlc.ir.types import TensorType
 from mlc.trace.communication.collectives import described, reduction, roll, run_collective

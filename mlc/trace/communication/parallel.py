@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from mlc.errors import CaptureError
-from mlc.ir.collectives import operator
+from mlc.ir.communication.collectives import operator
 from mlc.ir.literals import type_text
 from mlc.ir.types import TensorType
 from mlc.trace.communication.collectives import roll
