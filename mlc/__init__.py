@@ -20,6 +20,7 @@ from mlc.draw import draw
 from mlc.errors import (
     BudgetError,
     CaptureError,
+    CommunicationError,
     DifferentiationError,
     LoweringWarning,
     MemoryWarning,
@@ -50,6 +51,7 @@ __all__ = [
     "BudgetError",
     "CaptureError",
     "CheckReport",
+    "CommunicationError",
     "CompiledFunction",
     "DifferentiationError",
     "Level",

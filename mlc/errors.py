@@ -11,6 +11,7 @@ from typing import Any
 __all__ = [
     "BudgetError",
     "CaptureError",
+    "CommunicationError",
     "DifferentiationError",
     "LoweringWarning",
     "MemoryWarning",
@@ -53,6 +54,10 @@ class MlcError(Exception):
 
 class CaptureError(MlcError):
     """The loop could not be traced: something in it cannot be represented exactly."""
+
+
+class CommunicationError(MlcError):
+    """Processes do not do the same: their programs differ, one has failed, or one did not come in time."""
 
 
 class DifferentiationError(MlcError):

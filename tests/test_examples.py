@@ -17,6 +17,7 @@ COMPILED = {
     "learning_rates": "validate_after_training",
     "maml_sine": "loss_after_adapting",
     "distillation": "loss_after_training",
+    "ddp_reweighting": "validate_after_training",  # on several processes: tests/distributed/test_script.py
     "language_model": "validate_after_training",
 }
 

@@ -17,6 +17,7 @@ from mlc.check.limitations import customs, cutting, precision, through_updates
 from mlc.check.recorded import Began, Frozen, Recorded, Start, Watched
 from mlc.check.report import CheckReport, Difference, MetaError, Tolerances, best_pair, relative, worst
 from mlc.check.sandbox import Sandbox
+from mlc.compiled.together import in_one_process
 from mlc.errors import DifferentiationError, MlcError
 from mlc.ir.core import Random
 from mlc.trace.capture import Recording, Ref
@@ -58,6 +59,8 @@ class Examination:
         cf = Watched(fn, options)
         outs = self._called(cf, args, kwargs)
         program = cf.program
+        if program is not None:
+            in_one_process(program)
         assert program is not None and cf.start is not None
         self.rec: Recording = program.binding
         self.start: Start = cf.start

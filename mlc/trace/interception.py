@@ -22,6 +22,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import BackwardHook
 
 from mlc.errors import CaptureError
+from mlc.trace.communication.collectives import FUNCTIONAL, followed
+from mlc.trace.communication.functions import MODULE, differentiable
+from mlc.trace.communication.parallel import patches
 from mlc.trace.customs import apply_custom
 from mlc.trace.gradients.grads import get_grad, put_grad
 from mlc.trace.gradients.hooks import Hooks
@@ -327,6 +330,10 @@ def intercepted(ob: Observer) -> Iterator[tuple[Active, Gradients]]:
     def custom(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if not active():
             return apply(cls, *args, **kwargs)
+        if cls.__module__ == MODULE:
+            return differentiable(ob, cls, apply, args)
+        if cls.__name__.startswith(FUNCTIONAL):
+            return followed(ob, functools.partial(apply, cls, *args, **kwargs))
         if cls is torch.utils.checkpoint.CheckpointFunction:
             return _reentrant(ob, *args)
         if cls.__name__ == "BackwardHookFunction" and not ob.nested:
@@ -346,6 +353,8 @@ def intercepted(ob: Observer) -> Iterator[tuple[Active, Gradients]]:
         put(Tensor, "grad", _grad(ob, active))
         put(Tensor, "data", _data(ob, active))
         put(Tensor, "__deepcopy__", _deepcopy(ob, active))
+        for owner, name, value in patches(ob, active) if torch.distributed.is_available() else ():
+            put(owner, name, value)
         for make in (_texts, _bulk, _zero_grad, _retained, _files, _recomputed, _optimized, _lengths, packed):
             for owner, name, value in make(ob, active):
                 put(owner, name, value)

@@ -18,6 +18,7 @@ from mlc.errors import CaptureError
 from mlc.ir.core import Var
 from mlc.ir.types import Loc
 from mlc.trace.capture import Effect, Recording, Ref, arg_names, place_of
+from mlc.trace.communication.rollcall import rollcall
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
 from mlc.trace.gradients.dropped import dropped_ways
 from mlc.trace.gradients.grads import put_grad
@@ -117,9 +118,17 @@ def observe(
     generators = [g for g in roots.objects.values() if isinstance(g, torch.Generator)]
     ob = Observer(roots.tensors, list(roots.at.values()), generators)
     sources = Sources(ob, roots)
+    ob.roll = rollcall(getattr(fn, "__qualname__", type(fn).__name__))
     try:
-        return _observed(fn, args, kwargs, roots, ob, sources, world)
+        seen = _observed(fn, args, kwargs, roots, ob, sources, world)
+        if ob.roll is not None:
+            ob.roll.end()
+            seen.recording.circle = ob.roll.circle
+            seen.recording.averaged = ob.parallel.averaged()
+        return seen
     except BaseException as e:
+        if ob.roll is not None:
+            ob.roll.failed(e)
         for saved in ob.flags:
             restore_flags(saved)
         _undo(ob, world)
@@ -169,6 +178,8 @@ def _observed(
             sources.check_random()
             ob.sites.end()
             _refuse_hooks_of_nodes(ob, reads)
+            ob.parallel.end()
+            _refuse_unseen(ob)
             if ob.refusal is not None:
                 raise ob.refusal
             with ob.pause():
@@ -205,6 +216,15 @@ def _refuse_hooks_of_nodes(ob: Observer, reads: Reads) -> None:
             loc=Loc(code.co_filename, line, code.co_name),
             advice="put it on the tensor instead: t.register_hook(...)",
         )
+
+
+def _refuse_unseen(ob: Observer) -> None:
+    """Processes communicated in a backward pass, by other code than what is recorded."""
+    if ob.unseen and not ob.parallel.seen:
+        ob.refusal = ob.refusal or CaptureError(
+            "processes communicate in the backward pass, unseen", loc=ob.unseen[0],
+            advice="let gradients be averaged by DistributedDataParallel, or by all_reduce after backward()",
+        )  # fmt: skip
 
 
 def _user_modules(fn: object) -> list[dict[str, Any]]:

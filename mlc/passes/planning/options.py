@@ -30,9 +30,11 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_flows(options.get("flows"))
     check_levers(options.get("levers"))
     check_passes(options.get("passes"))
-    for name in ("precision", "mesh"):
-        if options.get(name) is not None:
-            raise PlanError(f"{name}={options[name]!r} is not supported yet", advice=f"leave {name} out")
+    if options.get("precision") is not None:
+        raise PlanError(f"precision={options['precision']!r} is not supported yet", advice="leave precision out")
+    mesh = options.get("mesh")
+    if mesh is not None and not (hasattr(mesh, "get_group") and hasattr(mesh, "ndim")):
+        raise PlanError(f"mesh={mesh!r}", advice="give a torch.distributed.device_mesh.DeviceMesh")
     parse_memory(options.get("memory"))
 
 

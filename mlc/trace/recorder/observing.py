@@ -24,6 +24,7 @@ from mlc.ir.core import Var
 from mlc.ir.trees import each_tensor
 from mlc.ir.types import Loc, TensorType
 from mlc.record.memories import Layout, Memories, layout_of
+from mlc.trace.communication.parallel import Parallel
 from mlc.trace.python.reads import Reads
 from mlc.trace.recorder.randomness import RandomWatch, key_of
 from mlc.trace.recorder.snapshots import Snapshots
@@ -79,6 +80,8 @@ class Observing(Tracer):
         self.rebound: dict[int, Tensor] = {}  # tensors whose .data was set
         self.watchers: list[GradWatcher] = []  # told where .grad is read and set, in this order
         self.reads: Reads | None = None
+        self.parallel = Parallel(self)
+        self.unseen: list[Loc | None] = []  # where processes communicated unrecorded
         self.ended = False
         self.linked = False  # whether Python took any number of a tensor
         self.in_hook = False  # a backward hook runs
