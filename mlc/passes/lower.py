@@ -23,6 +23,8 @@ from mlc.passes.loops import map_bodies, nested_gradients
 from mlc.passes.memory import Footprint, region_peak, root_of
 from mlc.passes.offload import offload
 from mlc.passes.phases import in_phases
+from mlc.passes.precision.casts import Twins
+from mlc.passes.precision.store import Storage, stored
 from mlc.passes.remat import AGAIN, Trade, rematerialise
 from mlc.passes.residuals import keep_residuals
 from mlc.passes.reverse import active_vars, outermost
@@ -87,6 +89,7 @@ class Joint:
         cotangents: Output positions that have a cotangent input.
         gradients: Input positions that have a hypergradient.
         handed: Results that become the user's and live on.
+        storage: In which dtypes its loops emit what their adjoints read; None: as it is computed.
     """
 
     region: Region
@@ -95,6 +98,7 @@ class Joint:
     cotangents: tuple[int, ...]
     gradients: tuple[int, ...]
     handed: frozenset[int] = frozenset()
+    storage: Storage | None = None
 
 
 def differentiate(program: Program, policy: Policy) -> Joint | Stages:
@@ -142,6 +146,8 @@ def _decided(joint: Joint | Stages, levers: Levers, refused: Callable[[Refused],
         return _finished(joint, levers, Meter(device_of(joint.forward)), refused)
     meter = Meter(device_of(joint.region))
     region = _kept(joint.region, levers, meter, 1)
+    if joint.storage is not None:
+        region = stored(region, joint.storage)
     forward, backward, saved = _cut(replace(joint, region=region), levers.price, meter)
     stages = Stages(forward, backward, joint.n_results, saved, joint.cotangents, joint.gradients, joint.handed)
     return _finished(stages, levers, meter, refused)
@@ -230,7 +236,10 @@ def _joint(program: Program, policy: Policy, reverse_over: frozenset[Eqn]
     env = {v: b.input(v.type, n.name) for v, n in zip(region.inputs, program.inputs, strict=True)}
     inputs = [env[v] for v in region.inputs]
     metas = [i for i in program.metas]
-    tape = Tape(b, region, env, policy, reverse_over=reverse_over)
+    twins: Twins = {}
+    if policy.casts is not None:
+        region, twins = policy.casts.whole(region, program.n_outputs)
+    tape = Tape(b, region, env, policy, reverse_over=reverse_over, twins=twins)
     outs = [env[v] for v in region.outputs]
     passing = outermost(policy.stop)
     active = active_vars(tape.eqns, [inputs[i] for i in metas], through_stops=passing)

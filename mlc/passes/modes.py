@@ -13,11 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlc.errors import PlanError
-from mlc.ir.core import Eqn, Loop
-from mlc.ir.program import Level, Program
+from mlc.ir.core import Eqn
+from mlc.ir.program import Program
 from mlc.passes.adjoint import Policy
 from mlc.passes.forward import NotForward
 from mlc.passes.lower import Joint, Stages, differentiate
+from mlc.passes.precision.casts import casts_of, equations
+from mlc.passes.precision.policy import Resolved
+from mlc.passes.precision.store import storage_of
 
 __all__ = ["MODES", "Modes", "check_flows", "differentiated", "resolve"]
 
@@ -104,33 +107,27 @@ def _subject(name: Any, levels: set[str], metas: set[str]) -> str:
     return source
 
 
-def differentiated(program: Program, modes: Modes, policy: Policy) -> tuple[Joint | Stages, str, str]:
-    """The program differentiated under these modes.
+def differentiated(program: Program, modes: Modes, policy: Policy, precision: Resolved | None = None
+                   ) -> tuple[Joint | Stages, str, str]:  # fmt: skip
+    """The program differentiated under these modes and in these dtypes.
 
     Returns:
         What :func:`mlc.passes.lower.finish` takes, the mode that was used, and why it is not the one asked for
         (empty when it is).
     """
-    policy = replace(policy, mode=modes.mode, reverse=_gradients(program, modes))
+    precision = precision or Resolved()
+    casts = casts_of(program, precision)
+    policy = replace(policy, mode=modes.mode, reverse=_gradients(program, modes), casts=casts)
     try:
-        return differentiate(program, policy), modes.mode, ""
-    except NotForward as why:
-        return differentiate(program, replace(policy, mode="mixed")), "mixed", str(why)
+        made, used, why = differentiate(program, policy), modes.mode, ""
+    except NotForward as e:
+        made, used, why = differentiate(program, replace(policy, mode="mixed")), "mixed", str(e)
+    if isinstance(made, Joint):
+        made = replace(made, storage=storage_of(program, precision, made.region))
+    return made, used, why
 
 
 def _gradients(program: Program, modes: Modes) -> frozenset[Eqn]:
     """Gradient equations of the levels that go in reverse."""
     chosen = [x for x in program.levels if modes.levels.get(x.name) == "reverse"]
-    return frozenset(e for level in chosen for e in _equations(program, level))
-
-
-def _equations(program: Program, level: Level) -> list[Eqn]:
-    found = []
-    for path in level.at:
-        eqns = program.region.eqns
-        for i in path[:-1]:
-            op = eqns[i].op
-            assert isinstance(op, Loop)
-            eqns = op.body.eqns
-        found.append(eqns[path[-1]])
-    return found
+    return frozenset(e for level in chosen for e in equations(program, level))

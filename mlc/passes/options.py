@@ -12,6 +12,7 @@ import torch
 
 from mlc.errors import PlanError
 from mlc.passes.modes import check_flows
+from mlc.passes.precision.policy import check_precision
 
 __all__ = ["check_levers", "check_options", "free_memory", "parse_memory", "planning"]
 
@@ -40,9 +41,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise PlanError(f"backend={options['backend']!r}", advice='use "auto", "interpreter" or "inductor"')
     check_flows(options.get("flows"))
     check_levers(options.get("levers"))
-    for name in ("precision", "mesh"):
-        if options.get(name) is not None:
-            raise PlanError(f"{name}={options[name]!r} is not supported yet", advice=f"leave {name} out")
+    check_precision(options.get("precision"))
+    if options.get("mesh") is not None:
+        raise PlanError(f"mesh={options['mesh']!r} is not supported yet", advice="leave mesh out")
     parse_memory(options.get("memory"))
 
 

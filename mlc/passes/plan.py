@@ -15,6 +15,7 @@ from mlc.passes.adjoint import Policy
 from mlc.passes.explain import explain
 from mlc.passes.lower import Joint, Levers, Stages, finish
 from mlc.passes.modes import Modes, differentiated
+from mlc.passes.precision.policy import Resolved
 from mlc.passes.rivals import Formulas, Rivals, formulas_of
 
 __all__ = ["VERSION", "Decision", "Plan", "joint_of", "stages_for"]
@@ -51,6 +52,7 @@ class Plan(Shown, BaseModel):
         slots: Sets of states kept per loop, the others replayed; None: all of them.
         parts: Micro-batches, where examples are independent.
         offload: Bytes of an element from which on what loops keep for their adjoint rests on the host; None: nothing.
+        precision: In which dtypes levels and flows compute and store; None: exact.
         decisions: Every decision with its reason.
         peak_bytes: Predicted peak of what a call allocates beyond its inputs, bytes.
         host_bytes: Predicted bytes that rest on the host beside them.
@@ -70,6 +72,7 @@ class Plan(Shown, BaseModel):
     slots: int | None = Field(default=None, ge=1)
     parts: int = Field(default=1, ge=1)
     offload: int | None = Field(default=None, ge=1)
+    precision: Resolved | None = None
     decisions: tuple[Decision, ...] = ()
     peak_bytes: int = 0
     host_bytes: int = 0
@@ -192,4 +195,4 @@ def stages_for(program: Program, plan: Plan) -> Stages:
 
 def joint_of(program: Program, plan: Plan) -> Joint | Stages:
     """The program differentiated as a plan says, before anything is decided about memory."""
-    return differentiated(program, Modes(plan.mode, plan.flows), Policy(plan.mode, plan.stop))[0]
+    return differentiated(program, Modes(plan.mode, plan.flows), Policy(plan.mode, plan.stop), plan.precision)[0]

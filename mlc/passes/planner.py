@@ -21,6 +21,7 @@ from mlc.passes.explain import size_text, time_text
 from mlc.passes.modes import Modes, differentiated, resolve
 from mlc.passes.options import check_options, free_memory, parse_memory
 from mlc.passes.plan import Decision, Plan
+from mlc.passes.precision import policy as told
 from mlc.passes.rivals import Rivals
 from mlc.passes.search import Candidate, Search, front, thrift
 
@@ -48,7 +49,7 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
     check_options({**given, "levers": levers})
     wanted = parse_memory(memory)
     with _no_collection():
-        planner = _Planner(program, flows, stop_gradient)
+        planner = _Planner(program, flows, stop_gradient, precision)
         if wanted == "min":
             chosen = min((s.frugal() for s in planner.searches), key=thrift)
         else:
@@ -93,8 +94,9 @@ def sweep(program: Program, *, backend: str = "auto", stop_gradient: str = "all"
 class _Planner:
     """Searches of a program, one per mode that may be used."""
 
-    def __init__(self, program: Program, flows: Any, stop: str) -> None:
+    def __init__(self, program: Program, flows: Any, stop: str, precision: Any = None) -> None:
         self.program = program
+        self.precision = told.resolve(program, precision)
         self.stop = stop
         self.asked = resolve(program, flows)
         self.fallbacks: dict[str, str] = {}
@@ -102,11 +104,11 @@ class _Planner:
         self.why_not = ""
         self.searches: list[Search] = []
         modes = self.asked or Modes("mixed")
-        joint, used, self.why_not = differentiated(program, modes, Policy("mixed", stop, self._note))
+        joint, used, self.why_not = differentiated(program, modes, Policy("mixed", stop, self._note), self.precision)
         self.modes = Modes(used, modes.levels if used == modes.mode else {})
         self.searches.append(Search(used, joint))
         if self.asked is None and 0 < count(program) <= FEW and legal(program, Policy("forward", stop)) is None:
-            joint, used, why = differentiated(program, Modes("forward"), Policy("forward", stop))
+            joint, used, why = differentiated(program, Modes("forward"), Policy("forward", stop), self.precision)
             if not why:
                 self.searches.append(Search(used, joint))
 
@@ -147,7 +149,7 @@ class _Planner:
             backend=how,
             price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts, offload=c.levers.offload,
             decisions=(*self._modes(c), *self._levers(c, budget), lowering), peak_bytes=c.peak, seconds=seconds,
-            host_bytes=c.transfers.bytes,
+            host_bytes=c.transfers.bytes, precision=self.precision if self.precision else None,
         ).bind(self.program)  # fmt: skip
         made._stages = c.stages
         made._rivals = Rivals(c, self.searches, _LEFT)
