@@ -111,5 +111,6 @@ def _check(level: Level, e: Eqn) -> None:
             raise PlanError(
                 f"precision names {level.name}, which trains {str(t.dtype).removeprefix('torch.')} values: a policy is "
                 "over float32 master values",
-                loc=e.loc or level.loc, advice=f"leave {level.name} out, or make its parameters float32 (model.float())",
+                loc=e.loc or level.loc,
+                advice=f"leave {level.name} out, or make its parameters float32 (model.float())",
             )  # fmt: skip

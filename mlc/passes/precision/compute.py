@@ -20,7 +20,7 @@ from mlc.ir.core import Alias, Eqn, Grad, Loop, Primitive, Random, Region, Stop,
 from mlc.ir.inplace import schema_of
 from mlc.ir.types import TensorType
 from mlc.passes.precision.ops import Role, role_of
-from mlc.passes.retype import shared
+from mlc.record.retype import shared
 
 __all__ = ["TAG", "Casting", "cast", "losses_of", "slice_of"]
 

@@ -13,7 +13,7 @@ import torch
 from mlc.ir.builder import contiguous
 from mlc.ir.core import Eqn, Var, aten
 from mlc.ir.types import TensorType
-from mlc.passes.retype import shared
+from mlc.record.retype import shared
 
 __all__ = ["LEAST", "ROW", "dequantised", "quantised", "rows"]
 

@@ -11,20 +11,21 @@ integers and small values stay as they are.  The pass comes after it was decided
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from mlc.ir.builder import dce
 from mlc.ir.core import Eqn, Loop, Random, Region, Var, aten
+from mlc.ir.lowered.storage import Storage
 from mlc.ir.program import Level, Program
 from mlc.ir.types import TensorType
-from mlc.passes.memory import rebuilt_of
+from mlc.passes.cost.memory import rebuilt_of
 from mlc.passes.precision import rows
 from mlc.passes.precision.policy import Resolved, dtype_of
-from mlc.passes.retype import shared
+from mlc.record.retype import shared
 
-__all__ = ["Storage", "narrowly", "storage_of", "stored"]
+__all__ = ["dtype_for", "narrowly", "storage_of", "stored"]
 
 _CAST = aten("_to_copy")
 
@@ -32,36 +33,25 @@ TAG = "store"
 _LEAST = 64  # elements: below, a cast costs more than the bytes are worth
 
 
-@dataclass(frozen=True)
-class Storage:
-    """Where values are saved, and how.
+def dtype_for(storage: Storage, label: str, v: Var, carried: bool) -> torch.dtype | None:
+    """In which dtype a loop stores a value of its body; None: as it is.
 
-    Attributes:
-        kinds: dtype by kind for each loop, by its label.
-        gradients: Values of loop bodies that are inner gradients.
+    Args:
+        storage: What a policy says.
+        label: Of the loop.
+        v: The value.
+        carried: Whether it is a carry as a trip found it.
     """
-
-    kinds: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    gradients: frozenset[Var] = frozenset()
-
-    def dtype(self, label: str, v: Var, carried: bool) -> torch.dtype | None:
-        """In which dtype a loop stores a value of its body; None: as it is."""
-        t = v.type
-        wide = isinstance(t, TensorType) and t.dtype in (torch.float32, torch.bfloat16) and t.numel >= _LEAST
-        if not wide or label not in self.kinds:
-            return None
-        kind = "states" if carried else "gradients" if v in self.gradients else "residuals"
-        dtype = dtype_of(self.kinds[label].get(kind))
-        assert isinstance(t, TensorType)
-        if dtype is torch.int8 and t.numel < rows.LEAST:
-            dtype = torch.bfloat16
-        return None if dtype is None or dtype.itemsize >= t.dtype.itemsize else dtype
-
-    def bytes(self, label: str, v: Var) -> float:
-        """What of a value's bytes is stored, as a fraction, where it is emitted as a residual or gradient."""
-        dtype = self.dtype(label, v, False)
-        assert isinstance(v.type, TensorType) or dtype is None
-        return 1.0 if dtype is None else dtype.itemsize / v.type.dtype.itemsize  # type: ignore[union-attr]
+    t = v.type
+    if label not in storage.kinds or not isinstance(t, TensorType) or t.numel < _LEAST:
+        return None
+    if t.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    kind = "states" if carried else "gradients" if v in storage.gradients else "residuals"
+    dtype = dtype_of(storage.kinds[label].get(kind))
+    if dtype is torch.int8 and t.numel < rows.LEAST:
+        dtype = torch.bfloat16
+    return None if dtype is None or dtype.itemsize >= t.dtype.itemsize else dtype
 
 
 def storage_of(program: Program, policy: Resolved, joint: Region) -> Storage | None:
@@ -133,7 +123,7 @@ def _narrowed(region: Region, at: int, storage: Storage) -> Region:
     for j, (out, v) in enumerate(zip(e.outs[op.n_carry :], op.body.outputs[op.n_carry :], strict=True)):
         if not _plain(region, out) or (op.replay is not None and v in rebuilt_of(op)) or _drawn(op, v):
             continue
-        dtype = storage.dtype(op.label, v, v in op.body.inputs[: op.n_carry])
+        dtype = dtype_for(storage, op.label, v, v in op.body.inputs[: op.n_carry])
         form = None if dtype is None else narrowly(v, dtype)
         if form is not None:
             forms[j] = form

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import torch
 
-from mlc.ir.core import Eqn, Grad, Loop, Region, Var, aten, map_vars
+from mlc.ir.core import Eqn, Grad, Loop, Region, Var, aten
 from mlc.ir.types import TensorType
 from mlc.passes.precision.compute import TAG
-from mlc.passes.retype import shared
+from mlc.record.retype import shared
 
 __all__ = ["widen_updates"]
 
