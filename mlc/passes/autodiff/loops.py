@@ -151,8 +151,8 @@ def _adjoint_body(p: _Parts, carried: list[int], consts: list[int], seqs: list[i
     env.update(states)
     saved = {v: b.input(v.type) for v in keep}
     ct_emit = {i: b.input(elem_type(cts[p.emitted[i]].type)) for i in given}
-    source = p.op.body if policy.casts is None else policy.casts.product(p.op.body)
-    tape = Tape(b, source, env, policy, saved=saved, reverse_over=reverse_over)
+    body = p.op.body if policy.casts is None else policy.casts.product(p.op.body)
+    tape = Tape(b, body, env, policy, saved=saved, reverse_over=reverse_over)
     seeds: dict[Var, Var] = {}
     for i, c in zip(carried, ct_carry, strict=True):
         seeds[env[p.next[i]]] = b.add(seeds.get(env[p.next[i]]), c)

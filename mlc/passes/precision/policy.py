@@ -79,10 +79,10 @@ class Precision:
 def _kind(kind: Any, dtype: Any) -> Any:
     if kind not in KINDS:
         raise PlanError(f"precision: store names {kind!r}", advice="there are " + ", ".join(KINDS))
-    if kind == "states" and _name(dtype) == "int8":
+    if kind != "residuals" and _name(dtype) == "int8":
         raise PlanError(
-            'precision: store={"states": "int8"}: a second moment spans more than 8 bits hold',
-            advice='use "bf16" for states, "int8" for residuals',
+            f'precision: store={{{kind!r}: "int8"}}: small elements of a row become zero, and Adam divides by them',
+            advice=f'use "bf16" for {kind}, "int8" for residuals',
         )
     return dtype
 

@@ -1,12 +1,14 @@
 """Eight bits per element: rows of integers with one float32 scale each.
 
-A row is as many of the last elements, in the order of a contiguous layout, as make at least ``ROW`` of them and divide
-the tensor; its scale is its largest magnitude over 127, and an element the nearest multiple of it (symmetric absmax
-quantisation, Dettmers et al. 2022).  The error of an element is at most half a scale.  A row of zeros stays zero; one
-with an infinity or NaN comes back as NaN: its scale is one.
+A row is as many of the last dimensions, as they lie in memory, as make at least ``ROW`` elements; its scale is its
+largest magnitude over 127, and an element the nearest multiple of it (symmetric absmax quantisation, Dettmers et al.
+2022).  The error of an element is at most half a scale.  Minus infinity, which masked attention scores are, has a code
+of its own; a row with a NaN or plus infinity comes back as NaN: never as numbers.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -20,6 +22,7 @@ __all__ = ["LEAST", "ROW", "dequantised", "quantised", "rows"]
 ROW = 64
 LEAST = 1024  # elements from which on it pays
 _LEVELS = 127.0
+_MASKED = -128  # the code of minus infinity
 _TINY = 1e-38  # no scale is smaller: it would not be a normal number, and dividing by it gives infinities
 
 
@@ -70,11 +73,13 @@ def quantised(v: Var, tag: str) -> tuple[list[Eqn], Var, Var] | None:
     x = emit("view", (x, [n, width]))
     if t.dtype != torch.float32:
         x = emit("_to_copy", (x,), dtype=torch.float32)
+    masked = emit("eq", (x, -math.inf), "Scalar")
+    x = emit("masked_fill", (x, masked, 0.0), "Scalar")
     largest = emit("amax", (emit("abs", (x,)), [1], True))
     scale = emit("clamp_min", (emit("div", (largest, _LEVELS), "Scalar"), _TINY))
     steps = emit("round", (emit("div", (x, scale), "Tensor"),))
-    q = emit("_to_copy", (emit("nan_to_num", (steps, 0.0, 0.0, 0.0)),), dtype=torch.int8)
-    return emit.eqns, q, scale
+    steps = emit("masked_fill", (emit("nan_to_num", (steps, 0.0, 0.0, 0.0)), masked, _MASKED), "Scalar")
+    return emit.eqns, emit("_to_copy", (steps,), dtype=torch.int8), scale
 
 
 def _permuted(t: TensorType, order: list[int]) -> TensorType:
@@ -90,6 +95,7 @@ def dequantised(q: Var, scale: Var, out: Var, tag: str) -> list[Eqn]:
     assert order is not None
     emit = _Emitter(tag)
     x = emit("mul", (emit("_to_copy", (q,), dtype=torch.float32), scale), "Tensor")
+    x = emit("masked_fill", (x, emit("eq", (q, _MASKED), "Scalar"), -math.inf), "Scalar")
     if t.dtype != torch.float32:
         x = emit("_to_copy", (x,), dtype=t.dtype)
     x = emit("view", (x, list(_permuted(t, order).shape)))

@@ -2,8 +2,8 @@
 
 Three kinds of values are saved per trip: *states* (the carries as a trip found them), *gradients* (inner gradients,
 which replay the updates) and *residuals* (other values of the step that the adjoint had better not compute again).
-Each may be kept in bfloat16, residuals and gradients also as int8 with a scale per row
-(:mod:`mlc.passes.precision.rows`).  States that are kept sparsely stay float32: every replay starts from one, and the
+Each may be kept in bfloat16; residuals also as int8 with a scale per row (:mod:`mlc.passes.precision.rows`), those of
+the loss: what an update computes (a second moment, a root of it) spans more than eight bits, and is divided by.  States that are kept sparsely stay float32: every replay starts from one, and the
 others are not stored at all.  Only sequences that nothing but loops reads, element by element, are touched; draws,
 integers and small values stay as they are.  The pass comes after it was decided what is emitted.  O(equations).
 """
@@ -67,7 +67,8 @@ def storage_of(program: Program, policy: Resolved, joint: Region) -> Storage | N
         wanted = policy.store.get(level.name)
         for loop in _loops(program, level) if wanted else ():
             assert wanted is not None
-            kinds[loop.label] = _widest(kinds[loop.label], wanted) if loop.label in kinds else dict(wanted)
+            mine: dict[str, str] = {str(k): str(v) for k, v in wanted.items()}
+            kinds[loop.label] = _both(kinds[loop.label], mine) if loop.label in kinds else mine
     if not kinds:
         return None
     emitted = frozenset(
@@ -79,16 +80,16 @@ def storage_of(program: Program, policy: Resolved, joint: Region) -> Storage | N
 def _loops(program: Program, level: Level) -> Iterator[Loop]:
     """The loops whose bodies take a level's gradients."""
     for path in level.at:
-        eqns = program.region.eqns
+        eqns, loop = program.region.eqns, None
         for i in path[:-1]:
-            op = eqns[i].op
-            assert isinstance(op, Loop)
-            eqns = op.body.eqns
-        if len(path) > 1:
-            yield op
+            loop = eqns[i].op
+            assert isinstance(loop, Loop)
+            eqns = loop.body.eqns
+        if loop is not None:
+            yield loop
 
 
-def _widest(a: Mapping[str, str], b: Mapping[str, str]) -> dict[str, str]:
+def _both(a: Mapping[str, str], b: Mapping[str, str]) -> dict[str, str]:
     """What two levels in one loop both allow."""
     return {k: a[k] if a[k] == b[k] else "bf16" for k in a if k in b}
 
@@ -120,10 +121,13 @@ def _narrowed(region: Region, at: int, storage: Storage) -> Region:
     op = e.op
     assert isinstance(op, Loop)
     forms: dict[int, _Form] = {}
+    updates = _updates(op, storage)
     for j, (out, v) in enumerate(zip(e.outs[op.n_carry :], op.body.outputs[op.n_carry :], strict=True)):
         if not _plain(region, out) or (op.replay is not None and v in rebuilt_of(op)) or _drawn(op, v):
             continue
         dtype = dtype_for(storage, op.label, v, v in op.body.inputs[: op.n_carry])
+        if dtype is torch.int8 and v in updates:
+            dtype = None
         form = None if dtype is None else narrowly(v, dtype)
         if form is not None:
             forms[j] = form
@@ -132,6 +136,15 @@ def _narrowed(region: Region, at: int, storage: Storage) -> Region:
     forward, instead = _emitting(e, forms)
     eqns = [forward if i == at else _reading(x, instead) for i, x in enumerate(region.eqns)]
     return Region(region.inputs, tuple(eqns), region.outputs, region.names)
+
+
+def _updates(op: Loop, storage: Storage) -> set[Var]:
+    """Values of a body that an update computes: second moments are divided by, and must not become zero."""
+    found: set[Var] = set()
+    for e in op.body.eqns:
+        if e.tag == "update" or any(v in found or v in storage.gradients for v in e.inputs):
+            found.update(e.outs)
+    return found
 
 
 def _plain(region: Region, seq: Var) -> bool:
