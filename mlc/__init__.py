@@ -26,11 +26,13 @@ from mlc.errors import (
     MlcError,
     MlcWarning,
     PlanError,
+    PrecisionWarning,
     VerifyError,
 )
 from mlc.ir.program import Program
 from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
 from mlc.passes.planning.plan import Plan
+from mlc.passes.precision.policy import Precision
 from mlc.runtime.interpreter.recording import recording
 from mlc.trace.clone import clone
 from mlc.trace.levels import level
@@ -49,6 +51,8 @@ __all__ = [
     "MlcWarning",
     "Plan",
     "PlanError",
+    "Precision",
+    "PrecisionWarning",
     "Program",
     "VerifyError",
     "check",

@@ -11,17 +11,16 @@ import torch
 from torch.utils import _pytree as pytree
 
 from mlc.compiled.call import Call, Node, leaf
-from mlc.compiled.entry import Entry, fits, generator_states, given_back, iterable
+from mlc.compiled.entry import Entry, executor_of, fits, generator_states, given_back, iterable
 from mlc.compiled.growth import longer, open_loops, planned_again
 from mlc.compiled.report import Report
-from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError
+from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError, PrecisionWarning
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
 from mlc.passes.planning.options import check_options, planning
-from mlc.passes.planning.plan import Plan, stages_for
+from mlc.passes.planning.plan import Plan
 from mlc.passes.planning.planner import make_plan
 from mlc.progress import progress
-from mlc.runtime.call import Executor
 from mlc.runtime.interpreter.feeds import Stale
 from mlc.trace.build import build_program
 from mlc.trace.observe import Observation, observe
@@ -111,6 +110,8 @@ class CompiledFunction:
                 raise
         for w in entry.program.warnings:
             warnings.warn(MlcWarning(w), stacklevel=3)
+        if entry.cost is not None and not entry.cost.ok:
+            warnings.warn(PrecisionWarning(entry.cost.warning), stacklevel=3)
         if seen.recording.reusable:
             self._entries.insert(0, entry)
             del self._entries[_MOST:]
@@ -161,7 +162,7 @@ class CompiledFunction:
         )
         if made is not None:
             entry.program, entry.plan, needed = made
-            entry.executor = Executor(stages_for(entry.program, entry.plan), entry.plan.backend)
+            entry.executor = executor_of(entry.program, entry.plan)
             entry.loops = open_loops(entry.program)
             what = ", ".join(f"{n} trips ({place.split('/')[-1]})" for (place, _), n in more.items())
             warnings.warn(
@@ -180,7 +181,7 @@ class CompiledFunction:
             entry.plan = make_plan(entry.program, **{**planning(self.options), "memory": max(budget, 1)})
         except BudgetError as why:
             entry.plan = make_plan(entry.program, **{**planning(self.options), "memory": why.least})
-        entry.executor = Executor(stages_for(entry.program, entry.plan), entry.plan.backend)
+        entry.executor = executor_of(entry.program, entry.plan)
         entry.smaller = True
         warnings.warn(
             MemoryWarning(
@@ -210,11 +211,11 @@ class CompiledFunction:
         key = digest(program)
         before = self._planned.get(key)
         if before is not None and not before.smaller:
-            plan, executor = before.plan, Executor(stages_for(program, before.plan), before.plan.backend)
+            plan, executor = before.plan, executor_of(program, before.plan)
         else:
             say("planning")
             plan = make_plan(program, **planning(self.options))
-            executor = Executor(stages_for(program, plan), plan.backend)
+            executor = executor_of(program, plan)
         lengths = {
             s.path: len(s.object) for s in rec.sources
             if s.path is not None and hasattr(s.object, "__len__") and not s.generic
@@ -271,7 +272,10 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             meta-parameters through the loops: memory does not grow with the number of steps). Or a dict of these by
             name of a level (``"L1"``), meta-parameter (``"lr"``) or flow (``"lr -> L1"``) as ``plan.explain()`` prints
             them. ``"forward"`` falls back to ``"mixed"`` where an operator cannot go forward; the plan says why.
-        precision: Reserved; must be None (exact: the precision of the program).
+        precision: None (exact: the precision of the program), or what may compute and be saved in fewer bits, over
+            float32 master values: ``"bf16"``, ``"tf32"``, :class:`mlc.Precision`, or a dict of these by name of a level
+            (``"L1"``) or flow (``"L1 -> L0"``). Results are approximate then; the first call measures how much, and
+            warns (:class:`mlc.PrecisionWarning`); see ``docs/precision.md``.
         mesh: Reserved; must be None (one device).
         levers: Decisions about memory that are not the planner's but yours, whatever the budget: ``"price"`` (seconds
             that keeping a byte is worth, float; 0 keeps all that saves time), ``"slots"`` (sets of states kept per

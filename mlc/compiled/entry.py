@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mlc.compiled.growth import Counts
+from mlc.compiled.precise import PrecisionCost
 from mlc.ir.program import Program
 from mlc.passes.formulas.tripcounts import Group
-from mlc.passes.planning.plan import Plan
+from mlc.passes.planning.plan import Plan, stages_for
 from mlc.runtime.call import Executor
 from mlc.runtime.interpreter.feeds import Drawer
 from mlc.trace.capture import Recording
@@ -21,7 +22,7 @@ from mlc.trace.python.inputs import Path, Roots
 from mlc.trace.python.reads import Found
 from mlc.trace.recorder.tracer import External
 
-__all__ = ["Entry", "fits", "generator_states", "given_back", "inputs_of", "iterable"]
+__all__ = ["Entry", "executor_of", "fits", "generator_states", "given_back", "inputs_of", "iterable"]
 
 
 @dataclass
@@ -41,6 +42,13 @@ class Entry:
     smaller: bool = False  # planned again because memory was refused
     loops: dict[int, Group] = field(default_factory=dict)  # open ones, by the iterable that they run over
     fitting: Counts = field(default_factory=dict)  # trips that were found to fit
+    cost: PrecisionCost | None = None  # of its precision policy, as measured at the recorded call
+
+
+def executor_of(program: Program, plan: Plan) -> Executor:
+    """A plan, ready to run."""
+    matmul = plan.precision.matmul if plan.precision is not None else ""
+    return Executor(stages_for(program, plan), plan.backend, matmul)
 
 
 def iterable(entry: Entry, roots: Roots, source: int) -> Any:

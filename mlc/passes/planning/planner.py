@@ -23,6 +23,7 @@ from mlc.passes.planning.options import check_options, free_memory
 from mlc.passes.planning.plan import Decision, Plan
 from mlc.passes.planning.search import Candidate, Search, front, thrift
 from mlc.passes.precision import policy as told
+from mlc.passes.precision.effects import effects
 from mlc.units import parse_memory, size_text, time_text
 
 __all__ = ["FEW", "budget_of", "make_plan", "sweep", "usable"]
@@ -148,12 +149,20 @@ class _Planner:
             flows=dict(self.modes.levels) if c.mode == self.modes.mode else {},
             backend=how,
             price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts, offload=c.levers.offload,
-            decisions=(*self._modes(c), *self._levers(c, budget), lowering), peak_bytes=c.peak, seconds=seconds,
+            decisions=(*self._modes(c), *self._levers(c, budget), *self._dtypes(c), lowering),
+            peak_bytes=c.peak, seconds=seconds,
             host_bytes=c.transfers.bytes, precision=self.precision if self.precision else None,
         ).bind(self.program)  # fmt: skip
         made._stages = c.stages
         made._rivals = Rivals(c, self.searches, _LEFT)
         return made
+
+    def _dtypes(self, c: Candidate) -> list[Decision]:
+        """What the precision policy came to."""
+        return [
+            Decision(subject=x.subject, choice=x.choice, reason=x.reason, bytes=x.bytes)
+            for x in effects(self.program, self.precision, c.stages, c.mode)
+        ]
 
     def _backend(self, c: Candidate, asked: str) -> tuple[str, float, Decision]:
         """How regions are lowered, the predicted seconds of a call then, and why."""

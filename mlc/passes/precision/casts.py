@@ -11,11 +11,12 @@ from mlc.errors import PlanError
 from mlc.ir.core import Eqn, Grad, Loop, Region, Var
 from mlc.ir.program import Level, Program
 from mlc.ir.types import TensorType
-from mlc.passes.precision.compute import Casting, cast, losses_of
+from mlc.passes.precision.compute import Casting, cast, losses_of, slice_of
+from mlc.passes.precision.ops import Role, role_of
 from mlc.passes.precision.policy import Resolved, dtype_of
 from mlc.passes.precision.update import widen_updates
 
-__all__ = ["Casts", "Twins", "casts_of"]
+__all__ = ["Casts", "Twins", "casts_of", "equations", "narrow_products"]
 
 Twins = dict[Eqn, tuple[Var, ...]]
 
@@ -62,6 +63,45 @@ class Casts:
         return widen_updates(found, self.updates), losses
 
 
+def narrow_products(program: Program, level: Level, casts: Casts | None) -> tuple[int, int]:
+    """How many matrix products and convolutions of a level's losses are narrow, and how many there are."""
+    outermost = not level.at
+    if outermost:
+        made = {v: e for e in program.region.eqns for v in e.outs}
+        outer = Casting(tuple(program.region.outputs[: program.n_outputs]), frozenset(), None)
+        slices = [(program.region, slice_of(made, outer))]
+    else:
+        slices = []
+        for region, e in _places(program, level):
+            made = {v: x for x in region.eqns for v in x.outs}
+            slices.append((region, slice_of(made, losses_of(e, None))))
+    total = narrow = 0
+    for region, chosen in slices:
+        whole = region is program.region
+        cast_ = (
+            region if casts is None else casts.whole(region, program.n_outputs)[0] if whole else casts.values(region)
+        )
+        wide = {x for x in cast_.eqns}
+        heavy = [x for x in chosen if role_of(x.op) is Role.NARROW]
+        total += len(heavy)
+        narrow += sum(x not in wide for x in heavy)
+    return narrow, total
+
+
+def _places(program: Program, level: Level) -> list[tuple[Region, Eqn]]:
+    """The gradients of a level with the regions that they stand in."""
+    found = []
+    for path in level.at:
+        region = program.region
+        for i in path[:-1]:
+            op = region.eqns[i].op
+            assert isinstance(op, Loop)
+            region = op.body
+        if isinstance(region.eqns[path[-1]].op, Grad):
+            found.append((region, region.eqns[path[-1]]))
+    return found
+
+
 def _castings(region: Region, dtypes: dict[Eqn, torch.dtype]) -> list[Casting]:
     return [losses_of(e, dtypes.get(e)) for e in region.eqns if isinstance(e.op, Grad)]
 
@@ -90,21 +130,12 @@ def casts_of(program: Program, policy: Resolved) -> Casts | None:
 
 def equations(program: Program, level: Level) -> Sequence[Eqn]:
     """The gradients of a level."""
-    found = []
-    for path in level.at:
-        eqns = program.region.eqns
-        for i in path[:-1]:
-            op = eqns[i].op
-            assert isinstance(op, Loop)
-            eqns = op.body.eqns
-        found.append(eqns[path[-1]])
-    return found
+    return [e for _, e in _places(program, level)]
 
 
 def _check(level: Level, e: Eqn) -> None:
     op = e.op
-    if not isinstance(op, Grad):
-        return
+    assert isinstance(op, Grad)
     for v in e.args[op.n_loss : op.n_loss + op.n_wrt]:
         t = v.type
         if isinstance(t, TensorType) and t.is_float and t.dtype != torch.float32:

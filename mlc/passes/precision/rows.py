@@ -20,7 +20,7 @@ from mlc.record.retype import shared
 __all__ = ["LEAST", "ROW", "dequantised", "quantised", "rows"]
 
 ROW = 64
-LEAST = 1024  # elements from which on it pays
+LEAST = 256  # elements from which on it pays
 _LEVELS = 127.0
 _MASKED = -128  # the code of minus infinity
 _TINY = 1e-38  # no scale is smaller: it would not be a normal number, and dividing by it gives infinities

@@ -3,9 +3,10 @@
 Three kinds of values are saved per trip: *states* (the carries as a trip found them), *gradients* (inner gradients,
 which replay the updates) and *residuals* (other values of the step that the adjoint had better not compute again).
 Each may be kept in bfloat16; residuals also as int8 with a scale per row (:mod:`mlc.passes.precision.rows`), those of
-the loss: what an update computes (a second moment, a root of it) spans more than eight bits, and is divided by.  States that are kept sparsely stay float32: every replay starts from one, and the
-others are not stored at all.  Only sequences that nothing but loops reads, element by element, are touched; draws,
-integers and small values stay as they are.  The pass comes after it was decided what is emitted.  O(equations).
+the loss: what an update computes (a second moment, a root of it) spans more than eight bits, and is divided by.  States
+that are kept sparsely stay float32: every replay starts from one, and the others are not stored at all.  Only sequences
+that nothing but loops reads, element by element, are touched; draws, integers and small values stay as they are.  The
+pass comes after it was decided what is emitted.  O(equations).
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from mlc.ir.builder import dce
 from mlc.ir.core import Eqn, Loop, Random, Region, Var, aten
 from mlc.ir.lowered.storage import Storage
 from mlc.ir.program import Level, Program
-from mlc.ir.types import TensorType
+from mlc.ir.types import TensorType, nbytes
 from mlc.passes.cost.memory import rebuilt_of
 from mlc.passes.precision import rows
 from mlc.passes.precision.policy import Resolved, dtype_of
 from mlc.record.retype import shared
 
-__all__ = ["dtype_for", "narrowly", "storage_of", "stored"]
+__all__ = ["dtype_for", "labels", "narrowly", "saved_bytes", "storage_of", "stored"]
 
 _CAST = aten("_to_copy")
 
@@ -77,16 +78,22 @@ def storage_of(program: Program, policy: Resolved, joint: Region) -> Storage | N
     return Storage(kinds, emitted)
 
 
+def labels(program: Program, level: Level) -> tuple[str, ...]:
+    """The labels of a level's loops."""
+    return tuple(dict.fromkeys(loop.label for loop in _loops(program, level)))
+
+
 def _loops(program: Program, level: Level) -> Iterator[Loop]:
     """The loops whose bodies take a level's gradients."""
     for path in level.at:
-        eqns, loop = program.region.eqns, None
+        eqns = program.region.eqns
+        found: list[Loop] = []
         for i in path[:-1]:
-            loop = eqns[i].op
-            assert isinstance(loop, Loop)
-            eqns = loop.body.eqns
-        if loop is not None:
-            yield loop
+            op = eqns[i].op
+            assert isinstance(op, Loop)
+            found.append(op)
+            eqns = op.body.eqns
+        yield from found[-1:]
 
 
 def _both(a: Mapping[str, str], b: Mapping[str, str]) -> dict[str, str]:
@@ -145,6 +152,30 @@ def _updates(op: Loop, storage: Storage) -> set[Var]:
         if e.tag == "update" or any(v in found or v in storage.gradients for v in e.inputs):
             found.update(e.outs)
     return found
+
+
+def saved_bytes(region: Region) -> dict[str, tuple[int, int]]:
+    """For each loop by label, bytes of all trips that narrow emissions would take as they were computed, and take."""
+    found: dict[str, tuple[int, int]] = {}
+    for e in region.walk():
+        op = e.op
+        if not isinstance(op, Loop):
+            continue
+        made = {v: x for x in op.body.eqns if x.tag == TAG for v in x.outs}
+        emitted = dict.fromkeys(v for v in op.body.outputs[op.n_carry :] if v in made)
+        sources: dict[Var, None] = {}
+        todo, seen = list(emitted), set[Var]()
+        while todo:
+            v = todo.pop()
+            if v in made and v not in seen:
+                seen.add(v)
+                todo.extend(made[v].inputs)
+            elif v not in made:
+                sources[v] = None
+        before, after = found.get(op.label, (0, 0))
+        before += op.count * sum(nbytes(v.type) for v in sources)
+        found[op.label] = before, after + op.count * sum(nbytes(v.type) for v in emitted)
+    return {label: sizes for label, sizes in found.items() if sizes[1]}
 
 
 def _plain(region: Region, seq: Var) -> bool:
