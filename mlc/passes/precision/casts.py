@@ -77,11 +77,12 @@ def narrow_products(program: Program, level: Level, casts: Casts | None) -> tupl
             slices.append((region, slice_of(made, losses_of(e, None))))
     total = narrow = 0
     for region, chosen in slices:
-        whole = region is program.region
-        cast_ = (
-            region if casts is None else casts.whole(region, program.n_outputs)[0] if whole else casts.values(region)
-        )
-        wide = {x for x in cast_.eqns}
+        found = region
+        if casts is not None and region is program.region:
+            found, _ = casts.whole(region, program.n_outputs)
+        elif casts is not None:
+            found = casts.values(region)
+        wide = set(found.eqns)
         heavy = [x for x in chosen if role_of(x.op) is Role.NARROW]
         total += len(heavy)
         narrow += sum(x not in wide for x in heavy)
