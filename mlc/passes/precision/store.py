@@ -2,8 +2,8 @@
 
 Three kinds of values are saved per trip: *states* (the carries as a trip found them), *gradients* (inner gradients,
 which replay the updates) and *residuals* (other values of the step that the adjoint had better not compute again).
-Each may be kept in bfloat16; residuals also as int8 with a scale per row (:mod:`mlc.passes.precision.rows`), those of
-the loss: what an update computes (a second moment, a root of it) spans more than eight bits, and is divided by.  States
+Each may be kept in bfloat16; residuals also as int8 with a scale per row (:mod:`mlc.passes.precision.rows`).  Residuals
+of an update (moments, roots of them) stay as they are: the terms of an Adam step's derivative cancel only together.  States
 that are kept sparsely stay float32: every replay starts from one, and the others are not stored at all.  Only sequences
 that nothing but loops reads, element by element, are touched; draws, integers and small values stay as they are.  The
 pass comes after it was decided what is emitted.  O(equations).
@@ -133,7 +133,7 @@ def _narrowed(region: Region, at: int, storage: Storage) -> Region:
         if not _plain(region, out) or (op.replay is not None and v in rebuilt_of(op)) or _drawn(op, v):
             continue
         dtype = dtype_for(storage, op.label, v, v in op.body.inputs[: op.n_carry])
-        if dtype is torch.int8 and v in updates:
+        if v in updates:
             dtype = None
         form = None if dtype is None else narrowly(v, dtype)
         if form is not None:
@@ -146,7 +146,11 @@ def _narrowed(region: Region, at: int, storage: Storage) -> Region:
 
 
 def _updates(op: Loop, storage: Storage) -> set[Var]:
-    """Values of a body that an update computes: second moments are divided by, and must not become zero."""
+    """Values of a body that an update computes.
+
+    The two terms of the derivative of an Adam step nearly cancel; rounded apart from each other they do not, and what
+    is left is larger than the derivative by many orders of magnitude.
+    """
     found: set[Var] = set()
     for e in op.body.eqns:
         if e.tag == "update" or any(v in found or v in storage.gradients for v in e.inputs):
