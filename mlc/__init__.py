@@ -27,6 +27,7 @@ from mlc.errors import (
     MlcError,
     MlcWarning,
     PlanError,
+    PrecisionWarning,
     TrainingError,
     VerifyError,
 )
@@ -35,6 +36,7 @@ from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
 from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
 from mlc.passes.lowering.pipeline import PIPELINE
+from mlc.passes.precision.policy import Precision
 from mlc.runtime.interpreter.recording import recording
 from mlc.trace.clone import clone
 from mlc.trace.levels import level
@@ -62,6 +64,8 @@ __all__ = [
     "Pass",
     "Plan",
     "PlanError",
+    "Precision",
+    "PrecisionWarning",
     "Program",
     "Simultaneous",
     "Training",

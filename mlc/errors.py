@@ -18,6 +18,7 @@ __all__ = [
     "MlcError",
     "MlcWarning",
     "PlanError",
+    "PrecisionWarning",
     "TrainingError",
     "VerifyError",
 ]
@@ -94,6 +95,10 @@ class MlcWarning(UserWarning):
 
 class LoweringWarning(MlcWarning):
     """A part of the program runs slower than asked for: its compiled form failed, or failed its verification."""
+
+
+class PrecisionWarning(MlcWarning):
+    """A precision policy costs more than rounding: the hypergradient points elsewhere, or nobody could tell."""
 
 
 class MemoryWarning(MlcWarning):

@@ -14,6 +14,7 @@ import mlc
 from mlc.ir.builder import dce
 from mlc.ir.core import Eqn, Loop, Region, Var, aten
 from mlc.ir.lowered.contract import Context, Graphs, Levers, Modes, Pass, regions
+from mlc.ir.lowered.precision import Resolved
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.parse import parse
 from mlc.ir.text import print_region
@@ -24,6 +25,7 @@ from tests import golden
 
 # Levers under which every pass has something to do on the program of tests/goldens/passes/source.txt.
 LEVERS = Levers(price=1e-7, slots=2, parts=2, offload=1)
+POLICY = Resolved(store={"L1": {"residuals": "bf16", "gradients": "bf16"}})
 
 
 def source() -> mlc.Program:
@@ -34,9 +36,9 @@ def text(graphs: Graphs) -> str:
     return "\n".join(f"{name}:\n{print_region(region)}\n" for name, region in regions(graphs))
 
 
-def steps(levers: Levers = LEVERS, modes: Modes | None = None) -> list[Step]:
+def steps(levers: Levers = LEVERS, modes: Modes | None = None, precision: Resolved | None = POLICY) -> list[Step]:
     found: list[Step] = []
-    run(PIPELINE, source(), Context(modes or Modes(), levers=levers), [found.append])
+    run(PIPELINE, source(), Context(modes or Modes(), levers=levers, precision=precision), [found.append])
     return found
 
 
@@ -83,7 +85,7 @@ def test_passes_run_in_order_and_each_leaves_valid_graphs() -> None:
 
 
 def test_in_forward_mode_there_is_no_joint_graph() -> None:
-    found = steps(modes=Modes("forward"))
+    found = steps(modes=Modes("forward"), precision=None)
     assert isinstance(found[0].after, Stages)
     assert [s.of.name for s in found] == ["differentiate", "micro-batches", "rematerialise", "offload"]
 
@@ -91,8 +93,8 @@ def test_in_forward_mode_there_is_no_joint_graph() -> None:
 @pytest.mark.parametrize("name", [n for n in names(PIPELINE) if n != "cut" and n != "differentiate"])
 def test_a_pass_without_its_lever_changes_nothing_but_order(name: str) -> None:
     """Nothing is sparse, split or offloaded that no lever asks for."""
-    step = next(s for s in steps(Levers()) if s.of.name == name)
-    if name in ("states", "micro-batches", "offload"):
+    step = next(s for s in steps(Levers(), precision=None) if s.of.name == name)
+    if name in ("states", "store", "micro-batches", "offload"):
         assert step.after is step.before
     else:
         assert sum(_work(r) for _, r in regions(step.after)) <= sum(_work(r) for _, r in regions(step.before))
@@ -149,7 +151,7 @@ def test_the_verifier_names_the_pass_that_breaks_a_graph(name: str, how: str, mo
     monkeypatch.setenv("MLC_VERIFY", "1")
     broken = tuple(Breaks(p, how) if p.name == name else p for p in PIPELINE)
     with pytest.raises(mlc.VerifyError, match=f"after {name}"):
-        run(broken, source(), Context(levers=LEVERS))
+        run(broken, source(), Context(levers=LEVERS, precision=POLICY))
 
 
 def test_a_pass_that_changes_what_is_returned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +233,7 @@ def pipelines() -> Iterator[tuple[str, Any]]:
     by_name = {p.name: p for p in PIPELINE}
     yield "own pass added", (*PIPELINE[:1], SquareByProduct(), *PIPELINE[1:])
     yield "pass dropped", tuple(p for p in PIPELINE if p.name != "rematerialise")
-    yield "passes reordered", (*PIPELINE[:4], by_name["rematerialise"], by_name["micro-batches"], by_name["offload"])
+    yield "passes reordered", (*PIPELINE[:5], by_name["rematerialise"], by_name["micro-batches"], by_name["offload"])
     yield "least", (by_name["differentiate"], by_name["cut"])
 
 
