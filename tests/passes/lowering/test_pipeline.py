@@ -36,9 +36,9 @@ def text(graphs: Graphs) -> str:
     return "\n".join(f"{name}:\n{print_region(region)}\n" for name, region in regions(graphs))
 
 
-def steps(levers: Levers = LEVERS, modes: Modes | None = None, precision: Resolved | None = POLICY) -> list[Step]:
+def steps(levers: Levers = LEVERS, modes: Modes | None = None) -> list[Step]:
     found: list[Step] = []
-    run(PIPELINE, source(), Context(modes or Modes(), levers=levers, precision=precision), [found.append])
+    run(PIPELINE, source(), Context(modes or Modes(), levers=levers), [found.append])
     return found
 
 
