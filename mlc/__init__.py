@@ -26,19 +26,25 @@ from mlc.errors import (
     MlcError,
     MlcWarning,
     PlanError,
+    RootWarning,
+    SolverError,
+    SolverWarning,
     VerifyError,
 )
 from mlc.implicit.root import fixed_point, root
+from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
 from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
-from mlc.passes.planning.plan import Plan
+from mlc.passes.lowering.pipeline import PIPELINE
 from mlc.runtime.interpreter.recording import recording
 from mlc.trace.clone import clone
 from mlc.trace.levels import level
+from mlc.view.plan import Plan
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PIPELINE",
     "BudgetError",
     "CaptureError",
     "CheckReport",
@@ -48,9 +54,13 @@ __all__ = [
     "MemoryWarning",
     "MlcError",
     "MlcWarning",
+    "Pass",
     "Plan",
     "PlanError",
     "Program",
+    "RootWarning",
+    "SolverError",
+    "SolverWarning",
     "VerifyError",
     "check",
     "clone",

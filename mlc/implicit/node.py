@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from mlc.implicit.condition import Condition, Linear, Tensors, grads, stand_ins
+from mlc.implicit.linear.solve import Packing
 from mlc.implicit.log import Log
 from mlc.implicit.residual import check_distance
-from mlc.implicit.solve import Packing
 from mlc.implicit.system import Settings, solve_system
 
 __all__ = ["Spec", "pull", "rooted", "solution"]

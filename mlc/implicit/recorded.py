@@ -11,27 +11,26 @@ import functools
 import gc
 import time
 import types
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mlc.errors import CaptureError, MlcError
+from mlc.errors import CaptureError
 from mlc.implicit.answer import answer, pieces
 from mlc.implicit.calls import HOLE, Recorded, RegionCondition, RootCall, Solver
 from mlc.implicit.closed import UserCondition, caller, detached
+from mlc.implicit.conditioned import Conditioned
 from mlc.implicit.node import Spec, rooted
 from mlc.implicit.reading import Reading, noting
 from mlc.ir.builder import Builder
-from mlc.ir.core import Call, Eqn, Region, Var
+from mlc.ir.call import Call
+from mlc.ir.core import Eqn, Region, Var
 from mlc.ir.text import print_region
 from mlc.ir.types import TensorType
 from mlc.trace.numbers.links import Linked
-
-if TYPE_CHECKING:
-    from mlc.implicit.root import Root
 
 __all__ = ["record"]
 
@@ -39,7 +38,7 @@ _PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.
           types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # fmt: skip
 
 
-def record(ob: Any, root: Root, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def record(ob: Any, root: Conditioned, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a root while ``ob`` observes, and record it as one equation."""
     leaves, spec = pytree.tree_flatten((_plain(ob, args), _plain(ob, kwargs)))
     inputs = [t for t in leaves if isinstance(t, Tensor)]
@@ -92,7 +91,7 @@ def _constant(ob: Any, t: Tensor) -> Var:
     return ob._stop_at(v, None, None, tag="solver") if v.mask and v.type.is_float else v  # type: ignore[no-any-return]
 
 
-def _key(root: Root, solver: Solver, region: Region, parts: Any, own: bool) -> tuple[Any, ...]:
+def _key(root: Conditioned, solver: Solver, region: Region, parts: Any, own: bool) -> tuple[Any, ...]:
     """What makes two runs of one root the same node: in a loop they become one."""
     if own:
         return ("root", id(solver))
@@ -101,7 +100,7 @@ def _key(root: Root, solver: Solver, region: Region, parts: Any, own: bool) -> t
     return ("root", id(root), constants, repr(solver.spec), foreign, repr(parts), print_region(region))
 
 
-def _solve(ob: Any, root: Root, args: Any, kwargs: Any) -> tuple[list[Tensor], Any, list[Tensor]]:
+def _solve(ob: Any, root: Conditioned, args: Any, kwargs: Any) -> tuple[list[Tensor], Any, list[Tensor]]:
     """x, its structure, and the tensors that the solver reads by closure."""
     args, kwargs = detached((_plain(ob, args), _plain(ob, kwargs)))
     given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -170,22 +169,16 @@ def _cells(f: Any) -> list[tuple[Any, Any]]:
 class _Tracing:
     """Records the condition at the solution, as a region over x, the arguments, and what it reads besides."""
 
-    def __init__(self, ob: Any, root: Root, leaves: list[Any], spec: Any, x: list[Tensor], x_spec: Any) -> None:
+    def __init__(self, ob: Any, root: Conditioned, leaves: list[Any], spec: Any, x: list[Tensor], x_spec: Any) -> None:
         self.ob, self.root, self.leaves, self.spec, self.x, self.x_spec = ob, root, leaves, spec, x, x_spec
 
     def region(self) -> tuple[list[Var], Region]:
         """The values that it reads by closure, and the region: (x, arguments, these) -> F."""
         ob = self.ob
-        before = ob.builder, ob._stops, ob._views
         counts = self._counts()
-        ob.nested = True
-        ob.builder, ob._stops, ob._views = Builder(merge=False), dict(before[1]), dict(before[2])
-        try:
+        with ob.recording_apart():
             ins, outputs = self._run()
             eqns = tuple(ob.builder.eqns)
-        finally:
-            ob.builder, ob._stops, ob._views = before
-            ob.nested = False
         if self._counts() != counts:
             raise CaptureError(
                 f"{self.root.what} changes state, draws random numbers, takes a decision by a value or leaves torch, "
@@ -206,11 +199,8 @@ class _Tracing:
         points = [self._stand_in(t, True, ins) for t in self.x]
         given = [self._stand_in(t, t.requires_grad, ins) for t in self.leaves if isinstance(t, Tensor)]
         call = caller(self.root.optimality, self.leaves, self.spec, self.x_spec)
-        try:
-            with torch.enable_grad(), torch.autocast(points[0].device.type, enabled=False):
-                found = pieces(call(points, given), points, self.x_spec, self.root.what)
-        except MlcError:
-            raise
+        with torch.enable_grad(), torch.autocast(points[0].device.type, enabled=False):
+            found = pieces(call(points, given), points, self.x_spec, self.root.what)
         return ins, [ob.read(t, True) for t in found]
 
     def _stand_in(self, t: Tensor, differentiable: bool, ins: list[Var]) -> Tensor:

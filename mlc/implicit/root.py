@@ -18,49 +18,22 @@ from torch.utils import _pytree as pytree
 from mlc.errors import CaptureError, DifferentiationError, MlcError, PlanError
 from mlc.implicit.answer import answer, pieces
 from mlc.implicit.closed import UserCondition, caller, detached, name_of
-from mlc.implicit.log import Log
+from mlc.implicit.conditioned import Conditioned
 from mlc.implicit.node import Spec, rooted
-from mlc.implicit.solve import Solve
+from mlc.implicit.recorded import record
 from mlc.implicit.system import Settings
+from mlc.trace.recorder.observer import Observer
 from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["Root", "fixed_point", "root"]
 
 
-class Root:
-    """A solver whose answer can be differentiated; called like the solver.
-
-    Attributes:
-        solve: The user's solver.
-        optimality: The condition.
-        settings: How linear systems are solved.
-        last: The last linear solve of a gradient (:class:`~mlc.implicit.solve.Solve`): iterations, residual, curvature.
-    """
+class Root(Conditioned):
+    """A solver whose answer can be differentiated; called like the solver."""
 
     def __init__(self, solve: Callable[..., Any], optimality: Callable[..., Any], settings: Settings) -> None:
+        super().__init__(solve, optimality, settings)
         functools.update_wrapper(self, solve, updated=())
-        self.solve, self.optimality, self.settings = solve, optimality, settings
-        self.log = Log()
-
-    @property
-    def last(self) -> Solve | None:
-        """The last linear solve."""
-        return self.log.last
-
-    @property
-    def title(self) -> str:
-        """The solver's own name."""
-        return name_of(self.solve)
-
-    @property
-    def solver_name(self) -> str:
-        """The solver's name for messages."""
-        return f"the solver {self.title}"
-
-    @property
-    def what(self) -> str:
-        """The condition's name for messages."""
-        return f"the optimality condition {name_of(self.optimality)}"
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -101,12 +74,11 @@ class Root:
 
     def _recorded(self, tracer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Inside a compiled function."""
-        from mlc.implicit.recorded import record
-
-        if not tracer.real or tracer.nested:
+        real = isinstance(tracer, Observer)
+        if not real or tracer.nested:
             raise CaptureError(
-                "mlc.root while tracing without running" if not tracer.real else "mlc.root inside another condition",
-                loc=tracer.place(), advice="trace by running (the default)" if not tracer.real else
+                "mlc.root while tracing without running" if not real else "mlc.root inside another condition",
+                loc=tracer.place(), advice="trace by running (the default)" if not real else
                 "solve before, and pass the result as an argument",
             )  # fmt: skip
         try:

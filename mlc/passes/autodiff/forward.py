@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from mlc.ir.builder import Builder, contiguous_type
-from mlc.ir.core import Alias, Call, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Var, aten
+from mlc.ir.call import Call
+from mlc.ir.core import Alias, Custom, Eqn, Index, Pack, SafeSqrt, Stop, Var, aten
 from mlc.ir.types import SeqType, TensorType
-from mlc.passes.rules.recorded import NoRule, forward_rule
+from mlc.passes.autodiff.transpose import forward_rule
+from mlc.passes.rules.recorded import NoRule
 
-__all__ = ["NotForward", "pushforward"]
+__all__ = ["PUSH", "NotForward", "push_eqn", "pushforward"]
 
 
 class NotForward(NoRule):
@@ -48,6 +51,10 @@ def pushforward(
     return out
 
 
+# Forward rules of primitives with regions in them: filled where these rules are (:mod:`mlc.passes.autodiff.loops`).
+PUSH: dict[type[Any], Callable[[Builder, Eqn, dict[Var, Var]], None]] = {}
+
+
 def push_eqn(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     """Forward rule of one equation; enters tangents of its results into ``tan``."""
     op = e.op
@@ -57,10 +64,8 @@ def push_eqn(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
         return
     elif isinstance(op, SafeSqrt):
         tan[e.outs[0]] = _safe_sqrt(b, e, tan[e.args[0]])
-    elif isinstance(op, Loop):
-        from mlc.passes.autodiff.loops import push_loop
-
-        push_loop(b, e, tan)
+    elif type(op) in PUSH:
+        PUSH[type(op)](b, e, tan)
     elif isinstance(op, Pack):
         parts = tuple(tan[v] if v in tan else b.zero(v.type) for v in e.args)
         tan[e.outs[0]] = b.emit(Pack(), parts, (e.outs[0].type,))[0]

@@ -43,11 +43,14 @@ class Observing(Tracer):
         generators: Generators that a later call finds again.
     """
 
-    real = True
     rounds = True
 
-    def __init__(self, paths: dict[int, tuple[Any, ...]], tensors: Sequence[Tensor] = (),
-                 generators: Sequence[torch.Generator] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        paths: dict[int, tuple[Any, ...]],
+        tensors: Sequence[Tensor] = (),
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
         super().__init__(paths)
         self.memories = Memories()
         self.generators = {0, *map(key_of, generators)}
@@ -133,7 +136,7 @@ class Observing(Tracer):
     fake_of = twin
 
 
-def tensors_in(args: Any, kwargs: Any) -> list[Tensor]:
+def tensors_in(args: object, kwargs: object) -> list[Tensor]:
     """Tensors among the arguments of an operator."""
     found: list[Tensor] = []
     add: Callable[[Tensor], None] = found.append
