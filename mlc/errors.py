@@ -19,6 +19,9 @@ __all__ = [
     "MlcWarning",
     "PlanError",
     "PrecisionWarning",
+    "RootWarning",
+    "SolverError",
+    "SolverWarning",
     "TrainingError",
     "VerifyError",
 ]
@@ -89,8 +92,20 @@ class VerifyError(MlcError):
     """An internal invariant of the IR does not hold (a bug in a pass, or an edited program text)."""
 
 
+class SolverError(MlcError):
+    """A linear system cannot be solved: NaN or infinity in it, or a setting out of range."""
+
+
 class MlcWarning(UserWarning):
-    """Base class of all warnings that mlc gives on purpose; results are right nevertheless."""
+    """Base class of all warnings that mlc gives on purpose; results are right nevertheless, but for the two below."""
+
+
+class SolverWarning(MlcWarning):
+    """A linear system was not solved to its tolerance, or is not what the solver assumes: the gradient is inexact."""
+
+
+class RootWarning(MlcWarning):
+    """An answer is plainly no root of its condition: an implicit gradient taken there is wrong."""
 
 
 class LoweringWarning(MlcWarning):

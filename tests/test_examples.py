@@ -19,6 +19,7 @@ COMPILED = {
     "distillation": "loss_after_training",
     "ddp_reweighting": "validate_after_training",  # on several processes: tests/distributed/test_script.py
     "language_model": "validate_after_training",
+    "sklearn_hyperparameters": "loss_after_fitting",
 }
 
 TRAININGS = ("reweighting_levels", "architecture", "ignoring")
@@ -134,3 +135,8 @@ def test_language_model_learns_which_sources_help() -> None:
     assert weights["docstrings"] > 0.5
     assert weights["shuffled"] < 0.15
     assert weights["tables"] < 0.15
+
+
+def test_scales_of_pixels_are_better_than_one_for_all() -> None:
+    result = load("sklearn_hyperparameters").main(outer_steps=20)
+    assert result["learned scales"]["loss"] < 0.93 * result["one scale"]["loss"]
