@@ -49,12 +49,12 @@ TOGETHER = {
 MODULES = {p.relative_to(ROOT / "mlc").with_suffix("") for p in (ROOT / "mlc").rglob("*.py") if p.stem[:2] != "__"}
 
 
-def test_of(module: Path) -> Path:
+def file_of(module: Path) -> Path:
     return ROOT / "tests" / module.parent / f"test_{module.name}.py"
 
 
 def test_every_module_has_a_test_of_its_name_or_is_listed() -> None:
-    without = {m.as_posix() for m in MODULES if not test_of(m).exists()}
+    without = {m.as_posix() for m in MODULES if not file_of(m).exists()}
     assert without - WITHOUT == set(), "new modules need a test of their name"
     assert WITHOUT - without == set(), "these have one now, or are gone: take them off the list"
 

@@ -132,3 +132,20 @@ def test_steps_by_hand_behind_a_detach_are_counted_with_the_first() -> None:
     program = mlc.trace(loop, nn.Linear(4, 3), nn.Parameter(torch.zeros(())), batches, batches[0])
     (attack,) = [x for x in program.levels if x.optimizer == "manual"]
     assert (attack.trips, attack.depth) == (3, 2) and len(attack.at) == 2
+
+
+def test_a_flow_that_is_cut_carries_nothing() -> None:
+    """Of two meta-parameters of a loss one enters detached: its flow is there, and its stop, but no derivative."""
+
+    def cut(model, a, b, batches):
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        for x in batches:
+            opt.zero_grad()
+            ((model(x) * a).sin() * b.detach()).sum().backward()
+            opt.step()
+        return model(batches[0]).sum()
+
+    a, b = (nn.Parameter(torch.ones(())) for _ in range(2))
+    p = mlc.trace(cut, nn.Linear(3, 1), a, b, [torch.rand(4, 3) for _ in range(3)])
+    assert {"value a -> L1 (loss)", "[value b -> L1 (loss)]"} <= set(flows(p))
+    assert [f.source for f in stops(p)] == ["b"]
