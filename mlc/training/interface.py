@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from mlc.training.level import Level
@@ -27,9 +27,9 @@ class Trained(Protocol):
         snapshots: Takes its state.
     """
 
-    levels: Sequence[Level]
-    callbacks: Sequence[Callable[[Any], None]]
-    loggers: Sequence[Logger]
+    levels: list[Level]
+    callbacks: list[Callable[[Any], None]]
+    loggers: list[Logger]
     step: int
     until: int
     stopped: str | None

@@ -20,7 +20,7 @@ def options_of(levels: Sequence[Level], memory: Any, precision: Any, mesh: Any) 
     own = {x.name: x.precision for x in levels if x.precision is not None}
     if own and precision is not None:
         own = {**{x.name: precision for x in levels}, **own}
-    return compile(_nothing, memory=memory, precision=own or precision, mesh=mesh).options
+    return compile(memory=memory, precision=own or precision, mesh=mesh)(_nothing).options
 
 
 def _nothing() -> None:
