@@ -29,6 +29,7 @@ from mlc.errors import (
     TrainingError,
     VerifyError,
 )
+from mlc.implicit.root import fixed_point, root
 from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
 from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
@@ -44,8 +45,8 @@ from mlc.view.plan import Plan
 __version__ = "0.1.0"
 
 __all__ = [
-    "Alternating",
     "PIPELINE",
+    "Alternating",
     "BudgetError",
     "CaptureError",
     "CheckReport",
@@ -68,8 +69,10 @@ __all__ = [
     "clone",
     "compile",
     "draw",
+    "fixed_point",
     "level",
     "plan",
     "recording",
+    "root",
     "trace",
 ]
