@@ -62,13 +62,13 @@ class Training:
         _check_mode()
         self.levels = flat(levels)
         self._check_apart()
-        callbacks = [callbacks] if callable(callbacks) else list(callbacks)
-        for f in callbacks:
+        self.callbacks: list[Callable[[Any], None]] = [callbacks] if callable(callbacks) else list(callbacks)
+        for f in self.callbacks:
             if not callable(f) or isinstance(f, type):
                 raise TrainingError(
                     f"callbacks contain {f!r}", advice="functions of an event, or objects with __call__"
                 )
-        self.callbacks, self.loggers = callbacks, loggers(logger)
+        self.loggers = loggers(logger)
         options = options_of(self.levels, memory, precision, mesh)
         readings = {x: read(x, self.levels) for x in self.levels}
         self.blocks = arrange(levels, list(readings.values()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from mlc.training.level import Level
@@ -24,6 +24,9 @@ class Trained(Protocol):
         snapshots: Takes its state.
     """
 
+    levels: list[Level]
+    callbacks: list[Callable[[Any], None]]
+    loggers: list[Logger]
     step: int
     until: int
     stopped: str | None

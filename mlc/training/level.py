@@ -92,6 +92,9 @@ class Level:
             )
         self.scheduler = self._scheduler(scheduler)
         self.clip = self._clip(clip)
+        if isinstance(response, (str, type, int, float)):
+            given = response.__name__ if isinstance(response, type) else repr(response)
+            raise self.refuse(f"response={given}", 'a response: mlc.Implicit("cg"), mlc.Truncated(5), ...')
         self.response = response
         self.precision = precision
 

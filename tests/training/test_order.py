@@ -37,7 +37,7 @@ def test_three_uppers_stand_side_by_side() -> None:
 
 def test_a_response_puts_an_upper_level_below() -> None:
     p = two_uppers()
-    training = mlc.Training([p.level("w"), p.level("s", response="anything"), p.level("t")])
+    training = mlc.Training([p.level("w"), p.level("s", response=object()), p.level("t")])
     assert [h.name for h in training.blocks[-1].heads] == ["t"]
 
 
@@ -131,7 +131,7 @@ def test_a_list_in_the_list() -> None:
 
 def test_responses_that_cannot_apply() -> None:
     p = bilevel()
-    refused("level 'u': a response cannot apply", lambda: mlc.Training([p.level("w"), p.level("u", response="x")]))
+    refused("level 'u': a response cannot apply", lambda: mlc.Training([p.level("w"), p.level("u", response=object())]))
 
 
 def test_options_where_they_mean_nothing() -> None:
@@ -162,6 +162,8 @@ def test_options_where_they_mean_nothing() -> None:
         ({"scheduler": 3}, "scheduler is a int"),
         ({"scheduler": lambda o: 3}, "scheduler function returned a int"),
         ({"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}, "ReduceLROnPlateau"),
+        ({"response": "cg"}, "response='cg'"),
+        ({"response": Problem}, "response=Problem"),
         ({"optimizer": 3}, "optimizer is a int"),
         ({"optimizer": lambda p: 3}, "optimizer function returned a int"),
         ({"optimizer": lambda p: torch.optim.LBFGS(p)}, "LBFGS"),
