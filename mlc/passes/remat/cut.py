@@ -82,8 +82,12 @@ def _prices(inputs: Sequence[Var], before: Sequence[Eqn], price: float, meter: M
         return price * resident(v.type)
 
     def redo(e: Eqn) -> float | None:
-        once = e.impure or is_collective(e) or isinstance(e.op, Loop)
-        if once or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)):
+        if (
+            e.once
+            or is_collective(e)
+            or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs))
+            or isinstance(e.op, Loop)
+        ):
             return None
         return meter(e).seconds
 

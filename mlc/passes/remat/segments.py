@@ -110,8 +110,12 @@ def _once(region: Region, at: int, price: float, cut: int, meter: Meter) -> Regi
         return region
 
     def redo(e: Eqn) -> float | None:
-        once = e.impure or is_collective(e) or isinstance(e.op, Loop)
-        if once or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)):
+        if (
+            e.once
+            or is_collective(e)
+            or isinstance(e.op, Loop)
+            or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs))
+        ):
             return None
         return meter(e).seconds
 
