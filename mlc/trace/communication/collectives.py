@@ -150,7 +150,7 @@ def _untracked(*tensors: Tensor) -> Any:
 
 def _within_graph(ob: Any, t: Tensor, name: str, *rest: Any, group: Any) -> None:
     """An in-place collective of a tensor that PyTorch's graph goes through."""
-    if not ob.real:
+    if not ob.runs:
         raise CaptureError(
             f"an in-place {name} of a tensor that requires grad, in a trace without running", loc=ob.place(),
             advice=f"use torch.distributed.nn.functional.{name}, or trace for real (fake=False)",

@@ -45,6 +45,7 @@ class Observing(Tracer):
     """
 
     rounds = True
+    runs = True
 
     def __init__(
         self,
