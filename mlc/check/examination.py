@@ -59,9 +59,8 @@ class Examination:
         cf = Watched(fn, options)
         outs = self._called(cf, args, kwargs)
         program = cf.program
-        if program is not None:
-            in_one_process(program)
         assert program is not None and cf.start is not None
+        in_one_process(program)
         self.rec: Recording = program.binding
         self.start: Start = cf.start
         self.picks = list(program.metas)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mlc.errors import CommunicationError, MlcError
+from mlc.errors import CommunicationError, MlcError, PlanError
 from mlc.ir.communication.collectives import operator
 from mlc.ir.communication.sequence import communicates, fingerprint, sequence
 from mlc.ir.digest import digest
@@ -120,7 +120,13 @@ def world_now() -> tuple[int, int] | None:
 
 
 def mesh_groups(mesh: Any) -> list[Any]:
-    """One group for each dimension of a mesh."""
+    """One group for each dimension of a mesh.
+
+    Raises:
+        PlanError: where this process is not in it.
+    """
+    if mesh is not None and mesh.get_coordinate() is None:
+        raise PlanError("this process is not in the mesh", advice="compile without mesh= on processes outside of it")
     return [mesh.get_group(d) for d in range(mesh.ndim)] if mesh is not None else []
 
 

@@ -16,6 +16,9 @@ class Trained(Protocol):
     """A :class:`~mlc.training.engine.Training`, as far as it is run.
 
     Attributes:
+        levels: Bottom to top.
+        callbacks: Functions of an event.
+        loggers: Where values go.
         step: Outer steps done so far.
         until: The outer step at which the run so far was to end.
         stopped: Why the last run ended before its time, or None.
@@ -33,18 +36,6 @@ class Trained(Protocol):
     validates: bool
     warned: bool
     snapshots: Snapshots
-
-    @property
-    def levels(self) -> Sequence[Level]:
-        """Bottom to top."""
-
-    @property
-    def callbacks(self) -> Sequence[Callable[[Any], None]]:
-        """Functions of an event."""
-
-    @property
-    def loggers(self) -> Sequence[Logger]:
-        """Where values go."""
 
     @property
     def recordings(self) -> int:

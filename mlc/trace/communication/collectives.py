@@ -150,13 +150,16 @@ def _untracked(*tensors: Tensor) -> Any:
 
 def _within_graph(ob: Any, t: Tensor, name: str, *rest: Any, group: Any) -> None:
     """An in-place collective of a tensor that PyTorch's graph goes through."""
-    if ob.real:
-        ob.will_write(t)
+    if not ob.runs:
+        raise CaptureError(
+            f"an in-place {name} of a tensor that requires grad, in a trace without running", loc=ob.place(),
+            advice=f"use torch.distributed.nn.functional.{name}, or trace for real (fake=False)",
+        )  # fmt: skip
+    ob.will_write(t)
     roll(ob, group, described(name, t, *rest))
-    (new,) = ob._emit(operator(name), (ob.read(t, True), *rest, group.group_name), (TensorType.of(ob.twin(t)),))
-    if ob.real:
-        with ob.pause(), torch.no_grad():
-            t.copy_(operator(name)(t, *rest, group.group_name))
+    (new,) = ob.emit(operator(name), (ob.read(t, True), *rest, group.group_name), (TensorType.of(ob.twin(t)),))
+    with ob.pause(), torch.no_grad():
+        t.copy_(operator(name)(t, *rest, group.group_name))
     ob.write(t, new)
     ob.opaque[new] = ob.place()
 

@@ -139,17 +139,17 @@ def _followed(ob: Any, c: _Call, run: Callable[[], Any]) -> Any:
     plain = TensorType(x.dtype, tuple(shape), _contiguous(shape), x.device)
     value: Var = values[0]
     if c.rows:
-        (value,) = ob._emit(_A.stack.default, (list(values),), (plain,))
+        (value,) = ob.emit(_A.stack.default, (list(values),), (plain,))
     n = len(outs)
     whole = (n, *outs[0].shape) if c.rows else tuple(outs[0].shape)
     made = TensorType(x.dtype, whole, _contiguous(whole), x.device)
     if (not c.rows and c.name == "all_reduce") or c.name == "broadcast":
         made = plain if isinstance(value.type, TensorType) and value.type.stride == plain.stride else value.type  # type: ignore[assignment]
-    (y,) = ob._emit(operator(c.name), (value, *c.rest, c.group.group_name), (made,))
+    (y,) = ob.emit(operator(c.name), (value, *c.rest, c.group.group_name), (made,))
     for i, t in enumerate(outs):
         v = y
         if c.rows:
-            (v,) = ob._emit(_A.select.int, (y, 0, i), (TensorType.of(t),))
+            (v,) = ob.emit(_A.select.int, (y, 0, i), (TensorType.of(t),))
         ob.bind(t, v)
     return out
 

@@ -24,7 +24,7 @@ from mlc.ir.types import TensorType
 from mlc.trace.communication.collectives import roll
 from mlc.trace.gradients.grads import get_grad
 
-__all__ = ["Parallel", "patches"]
+__all__ = ["Parallel", "patches", "without_running"]
 
 
 class Parallel:
@@ -34,7 +34,7 @@ class Parallel:
         self.observer = observer
         self.seen: dict[int, Any] = {}
         self.armed: dict[int, Any] = {}  # those whose gradients the next backward() averages
-        self._first: dict[int, Any] = {}  # where a module's first gradients were taken, if they were not averaged
+        self._first: dict[int, Any] = {}  # where a module's first gradients were taken, if nothing averaged them
 
     def forward(self, ddp: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In the place of ``DistributedDataParallel.forward``."""
@@ -92,9 +92,12 @@ class Parallel:
             hit = [p for p in params if id(p) in reached]
             if not hit:
                 continue
-            self._first.setdefault(key, None if key in self.armed else self.observer.place())
             if self.armed.pop(key, None) is None:
+                self._first.setdefault(key, (self.observer.place(), _state(params)))
                 continue
+            first = self._first.setdefault(key, None)
+            if first is not None and first[1] == _state(params):  # all the gradients so far are averaged now
+                self._first[key] = None
             self._average(ddp, params, {id(p) for p in hit}, create_graph)
 
     def _average(self, ddp: Any, params: list[nn.Parameter], hit: set[int], create_graph: bool) -> None:
@@ -140,11 +143,11 @@ class Parallel:
                 ``no_sync()`` or not, as the last forward pass of this one asked for it and no backward came.
         """
         for key, ddp in self.seen.items():
-            where = self._first.get(key)
-            if where is not None and (key in self.armed or self.observer.unseen):
+            first = self._first.get(key)
+            if first is not None and (key in self.armed or self.observer.unseen):
                 raise CaptureError(
                     "the first gradients of a call are taken under no_sync(), but a forward pass before them, outside "
-                    "of it, has no backward yet: PyTorch averages these", loc=where,
+                    "of it, has no backward yet: PyTorch averages these", loc=first[0],
                     advice="run that forward pass (the validation of the call before) on the module inside: "
                     f"{type(ddp).__name__}.module(...)",
                 )  # fmt: skip
@@ -158,6 +161,11 @@ def _managed(ddp: Any) -> list[nn.Parameter]:
     """Parameters that the reducer sees, in its order."""
     ignored = ddp.parameters_to_ignore
     return [p for n, p in ddp.module.named_parameters() if p.requires_grad and n not in ignored]
+
+
+def _state(params: list[nn.Parameter]) -> list[Any]:
+    """What is different when parameters were updated, or their gradients set anew."""
+    return [(p._version, id(get_grad(p))) for p in params]
 
 
 def _types(ts: list[Any]) -> str:
@@ -197,6 +205,23 @@ def patches(ob: Any, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any
     functional: Any = torch.distributed._functional_collectives
     wrap = functional._maybe_wrap_tensor
     yield functional, "_maybe_wrap_tensor", lambda t: t if active() else wrap(t)  # it is complete already
+
+
+def without_running(ob: Any, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any]]:
+    """What is replaced while a function is traced on fake tensors: the reducer's part is not seen there."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    forward: Any = DistributedDataParallel.forward
+
+    def refuse(self: Any, *inputs: Any, **kwargs: Any) -> Any:
+        if active():
+            raise CaptureError(
+                "DistributedDataParallel in a trace without running", loc=ob.place(),
+                advice="trace it for real (fake=False), or the module inside of it (module.module)",
+            )  # fmt: skip
+        return forward(self, *inputs, **kwargs)
+
+    yield DistributedDataParallel, "forward", refuse
 
 
 def _objects(ob: Any, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any]]:

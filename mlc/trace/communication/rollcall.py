@@ -14,7 +14,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -24,7 +23,7 @@ from mlc.ir.types import Loc
 
 __all__ = ["RollCall", "rollcall", "timeout"]
 
-_POLL = timedelta(seconds=1)
+_LOOK = 0.5  # seconds after which those that do not come are looked for
 _END = "the end of the call"
 _COUNTS: Counter[str] = Counter()  # roll calls so far, by group: the same number on all of its processes
 _RECORDINGS: Counter[str] = Counter()  # recordings so far, by function
@@ -85,20 +84,22 @@ class RollCall:
         """What every process wrote for this turn."""
         store = _store()
         keys = [_key(name, _COUNTS[name], r) for r in ranks]
-        until = time.monotonic() + timeout()
-        while True:
-            try:
-                store.wait(keys, _POLL)
-                break
-            except RuntimeError as e:  # of the store: not there yet
+        began = time.monotonic()
+        pause, looked = 1e-4, began
+        while not store.check(keys):
+            now = time.monotonic()
+            if now - looked > _LOOK:
+                looked = now
                 missing = [r for r, k in zip(ranks, keys, strict=True) if not store.check([k])]
                 self._look_for(name, missing, what, loc)
-                if time.monotonic() > until:
+                if missing and now - began > timeout():
                     raise CommunicationError(
                         f"{what} waited {timeout():.0f} s for rank{'s' * (len(missing) > 1)} "
                         f"{', '.join(map(str, missing))}", loc=loc,
                         advice="look at those processes; MLC_TIMEOUT sets the seconds to wait",
-                    ) from e  # fmt: skip
+                    )  # fmt: skip
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
         return [json.loads(store.get(k)) for k in keys]
 
     def _look_for(self, name: str, missing: Sequence[int], what: str, loc: Loc | None) -> None:

@@ -56,6 +56,7 @@ class Observing(Tracer):
     """
 
     rounds = True
+    runs = True
 
     def __init__(
         self,

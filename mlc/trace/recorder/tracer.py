@@ -31,6 +31,7 @@ class Tracer(Recorder):
     """Records one call of the user's function."""
 
     current: ClassVar[Tracer | None] = None
+    runs = False  # whether the function really runs meanwhile
     stops = True
 
     def __init__(self, paths: dict[int, tuple[Any, ...]]) -> None:
