@@ -41,13 +41,18 @@ class Observer(AsData):
     # ---- dispatch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.paused or func.namespace == "prim":
+        space = func.namespace
+        if self.paused or space == "prim":
             return func(*args, **(kwargs or {}))
+        quiet = space == "aten" and self.reads is not None and self.reads.pause()  # others may be the user's Python
         try:
             return super().__torch_dispatch__(func, types, args, kwargs)
         except CaptureError as e:
             self.refusal = self.refusal or e
             raise
+        finally:
+            if quiet:
+                self.reads.resume()
 
     def dispatch(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
         """Run one operator and record it."""

@@ -7,9 +7,11 @@ identity and its fake twin takes part instead, so modules and optimizers need no
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, ClassVar
@@ -369,6 +371,10 @@ class Tracer(Recorder):
 
     def after_item(self, key: tuple[int, int, int], before: Any) -> None:
         """An iterable of the user's ran: item ``key[2]`` of its iteration ``key[1]`` (-1: the iteration began)."""
+
+    def unnoticed(self) -> AbstractContextManager[None]:
+        """While an iterable of the user's runs: what draws data does so again at later calls, and is not looked at."""
+        return contextlib.nullcontext()
 
     def seed(self, value: int) -> None:
         """``torch.manual_seed`` in the loop."""
