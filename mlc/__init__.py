@@ -30,8 +30,8 @@ from mlc.errors import (
 )
 from mlc.ir.program import Program
 from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
-from mlc.passes.plan import Plan
-from mlc.runtime.recording import recording
+from mlc.passes.planning.plan import Plan
+from mlc.runtime.interpreter.recording import recording
 from mlc.trace.clone import clone
 from mlc.trace.levels import level
 
