@@ -19,7 +19,7 @@ from mlc.ir.core import Var
 from mlc.ir.types import Loc
 from mlc.trace.capture import Effect, Recording, Ref, arg_names, place_of
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
-from mlc.trace.gradients.dropped import dropped_ways
+from mlc.trace.gradients.dropped import dropped_ways, unstepped
 from mlc.trace.gradients.grads import put_grad
 from mlc.trace.interception import intercepted
 from mlc.trace.iterables import Sources, loader_patches, substitute, swapped
@@ -259,6 +259,9 @@ class _Finish:
         leaves, spec = pytree.tree_flatten(out)
         out_leaves = [self.output(x) for x in leaves]
         n_outputs = len(self.results)
+        optimizers = [o for o in self.roots.objects.values() if isinstance(o, torch.optim.Optimizer)]
+        names = {i: place(path, arg_names(fn)) for i, path in self.roots.tensors.items()}
+        warned = unstepped(ob.initial_grads.values(), optimizers, self.trained, names)
         effects = self.effects(fn, found)
         texts = [*leaves, *(x for e in effects for x in parts(e.value))]
         self.texts = ob.linked and any(isinstance(x, str) for x in texts)
@@ -274,7 +277,7 @@ class _Finish:
         ]  # fmt: skip
         given = self.results[:n_outputs]
         ends = [v for v, x in zip(given, self.reals, strict=False) if isinstance(x, Tensor) and x.requires_grad]
-        warned = [*dropped_ways(ob.gradients, _needed(ob, given)), *ob.gradients.hooks.unheard(ends)]
+        warned += [*dropped_ways(ob.gradients, _needed(ob, given)), *ob.gradients.hooks.unheard(ends)]
         generators = [g for g in self.roots.objects.values() if isinstance(g, torch.Generator)]
         return Recording(
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,
