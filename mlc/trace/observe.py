@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from mlc.errors import CaptureError
 from mlc.ir.core import Var
 from mlc.ir.types import Loc
-from mlc.trace.capture import Effect, Recording, Ref, arg_names, place_of
+from mlc.trace.capture import Effect, Recording, Ref, arg_names, path_name, place_of
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
 from mlc.trace.gradients.dropped import dropped_ways, unstepped
 from mlc.trace.gradients.grads import put_grad
@@ -259,8 +259,8 @@ class _Finish:
         leaves, spec = pytree.tree_flatten(out)
         out_leaves = [self.output(x) for x in leaves]
         n_outputs = len(self.results)
-        optimizers = [o for o in self.roots.objects.values() if isinstance(o, torch.optim.Optimizer)]
-        names = {i: place(path, arg_names(fn)) for i, path in self.roots.tensors.items()}
+        optimizers = list(self.roots.optimizers.values())
+        names = {i: path_name(path, arg_names(fn)) for i, path in self.roots.tensors.items()}
         warned = unstepped(ob.initial_grads.values(), optimizers, self.trained, names)
         effects = self.effects(fn, found)
         texts = [*leaves, *(x for e in effects for x in parts(e.value))]

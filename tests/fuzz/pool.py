@@ -20,7 +20,6 @@ from typing import Any
 
 from tests.fuzz.verdict import Verdict
 
-
 PATIENCE = 10  # seconds of the clock for each that a program may compute
 
 

@@ -57,9 +57,9 @@ def unstepped(before: Iterable[tuple[Tensor, Tensor | None]], optimizers: Sequen
         return []
     which = ", ".join(names[id(t)] for t in left[:3]) + ", ..." * (len(left) > 3)
     return [
-        f"backward() gives a gradient to {which}, which {type(held[id(left[0])]).__name__} is never told to use: what a "
-        "loop does not update is a meta-parameter, and its .grad is left as it was before the call. To accumulate over "
-        "calls, let the compiled function run up to the step"
+        f"backward() gives a gradient to {which}, which {type(held[id(left[0])]).__name__} is never told to use: what "
+        "a loop does not update is a meta-parameter, and its .grad is left as it was before the call. To accumulate "
+        "over calls, let the compiled function run up to the step"
     ]
 
 
