@@ -9,34 +9,16 @@ with the number of elements.  All are exact; an operator that cannot go forward 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlc.errors import PlanError
-from mlc.ir.core import Eqn, Loop
-from mlc.ir.lowered.stages import Joint, Stages
-from mlc.ir.program import Level, Program
-from mlc.passes.autodiff.adjoint import Policy
-from mlc.passes.autodiff.forward import NotForward
-from mlc.passes.lowering.lower import differentiate
+from mlc.ir.lowered.contract import Modes
+from mlc.ir.program import Program
 
-__all__ = ["MODES", "Modes", "check_flows", "differentiated", "resolve"]
+__all__ = ["MODES", "check_flows", "resolve"]
 
 MODES = ("mixed", "reverse", "forward")
 _USE = 'use "mixed", "reverse" or "forward", or a dict from names of levels or meta-parameters to these'
-
-
-@dataclass(frozen=True)
-class Modes:
-    """What ``flows`` means for one program.
-
-    Attributes:
-        mode: Of the whole program.
-        levels: Modes of the inner gradients of single levels, where they differ from it.
-    """
-
-    mode: str
-    levels: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_flows(flows: Any) -> None:
@@ -103,35 +85,3 @@ def _subject(name: Any, levels: set[str], metas: set[str]) -> str:
             advice="there are " + ", ".join(sorted(levels) + sorted(metas)),
         )
     return source
-
-
-def differentiated(program: Program, modes: Modes, policy: Policy) -> tuple[Joint | Stages, str, str]:
-    """The program differentiated under these modes.
-
-    Returns:
-        What :func:`mlc.passes.lowering.lower.finish` takes, the mode that was used, and why it is not the one asked for
-        (empty when it is).
-    """
-    policy = replace(policy, mode=modes.mode, reverse=_gradients(program, modes))
-    try:
-        return differentiate(program, policy), modes.mode, ""
-    except NotForward as why:
-        return differentiate(program, replace(policy, mode="mixed")), "mixed", str(why)
-
-
-def _gradients(program: Program, modes: Modes) -> frozenset[Eqn]:
-    """Gradient equations of the levels that go in reverse."""
-    chosen = [x for x in program.levels if modes.levels.get(x.name) == "reverse"]
-    return frozenset(e for level in chosen for e in _equations(program, level))
-
-
-def _equations(program: Program, level: Level) -> list[Eqn]:
-    found = []
-    for path in level.at:
-        eqns = program.region.eqns
-        for i in path[:-1]:
-            op = eqns[i].op
-            assert isinstance(op, Loop)
-            eqns = op.body.eqns
-        found.append(eqns[path[-1]])
-    return found
