@@ -112,7 +112,7 @@ def judged(spec: Spec, *, folder: Path | None = None, depth: int = 0) -> Verdict
         folder: Where its file is written.
         depth: 0: values and the gradient; 1: also two other plans and the relations between runs; 2: all plans.
     """
-    began = time.perf_counter()
+    began = time.process_time()
     verdict = Verdict(spec.seed, "ok", spec=spec.dump())
     with quiet():
         try:
@@ -124,7 +124,7 @@ def judged(spec: Spec, *, folder: Path | None = None, depth: int = 0) -> Verdict
             verdict.kind, verdict.oracle, verdict.detail = "broken", "eager", f"{type(e).__name__}: {e}"
             return verdict
         attempt(verdict, program, [left for left, _ in expected], depth)
-    verdict.seconds = time.perf_counter() - began
+    verdict.seconds = time.process_time() - began
     return verdict
 
 

@@ -34,11 +34,7 @@ def chosen(seed: int, every: bool, size: int) -> list[str]:
 def replanned(program: Program, compiled: Any, options: dict[str, Any]) -> Any:
     """A compiled function with other options, that uses what another one recorded wherever its guards hold."""
     import mlc
-    from mlc.compiled.compiled import planning
-    from mlc.passes.planning.plan import stages_for
-    from mlc.passes.planning.planner import make_plan
-    from mlc.runtime.call import Executor
-    from mlc.trace.build import build_program
+    from mlc.compiled.compiled import Executor, build_program, make_plan, planning, stages_for
 
     other = mlc.compile(program.train, **options)
     for entry in compiled._entries:
