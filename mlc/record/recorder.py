@@ -51,14 +51,23 @@ def _kind(func: object) -> tuple[Any, Schema, Any]:
 
 
 class Recorder(Values, TorchDispatchMode):
-    """Records what runs under it."""
+    """Records what runs under it.
 
-    def __init__(self, *, merge: bool = False, fake_mode: FakeTensorMode | None = None) -> None:
+    Args:
+        merge: Whether equal equations are recorded once.
+        fake_mode: Of the fake tensors.
+        like: A recorder in the same mode, under the same default dtype: what it knows of results' types is shared.
+    """
+
+    def __init__(self, *, merge: bool = False, fake_mode: FakeTensorMode | None = None, like: Recorder | None = None
+                 ) -> None:  # fmt: skip
         TorchDispatchMode.__init__(self)
         Values.__init__(self, merge=merge, fake_mode=fake_mode)
         self.safe_sqrt = False
         self._results: dict[Any, tuple[bool, list[Result]]] = {}
         self._pure: dict[Any, TensorType | None] = {}
+        if like is not None:
+            self.fakes, self._results, self._pure = like.fakes, like._results, like._pure
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -16,27 +16,9 @@ from mlc.passes.autodiff.reverse import dependence, outermost
 from mlc.passes.levels.flows import find_levels
 from mlc.passes.rolling.apart import apart
 from mlc.passes.rolling.roll import roll
-from mlc.trace.capture import Recording
+from mlc.trace.capture import Recording, path_name
 
 __all__ = ["build_program"]
-
-
-def path_name(path: Sequence[Any] | None) -> str:
-    """Readable form of a path: ``model.0.weight``, ``batches[3][0]``."""
-    if path is None:
-        return "constant"
-    parts = [p for p in path if p not in ("args", "fn", "closure", "globals", "self")]
-    if path[0] == "globals":
-        parts = parts[1:]
-    out = ""
-    for p in parts:
-        s = str(p)
-        out += (
-            f"[{p}]"
-            if isinstance(p, int) and out
-            else (s if s.startswith(".") and out else ("." if out else "") + s.lstrip("."))
-        )
-    return out or "input"
 
 
 def build_program(rec: Recording, stop: str = "all") -> Program:
@@ -73,10 +55,7 @@ def _guards(rec: Recording) -> tuple[str, ...]:
 def _name(rec: Recording, path: Any, i: int) -> str:
     if path is None:
         return f"constant{i}"
-    names = rec.arg_names
-    if path[0] == "args" and isinstance(path[1], int) and path[1] < len(names):
-        path = ("args", names[path[1]], *path[2:])
-    return path_name(path)
+    return path_name(path, rec.arg_names)
 
 
 def _role(e: Any) -> str:

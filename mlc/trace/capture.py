@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -243,6 +243,24 @@ def place_of(fn: object) -> Loc | None:
     """Where a function is defined."""
     code = _code_of(fn)
     return Loc(code.co_filename, code.co_firstlineno, code.co_name) if code is not None else None
+
+
+def path_name(path: Sequence[Any], parameters: Sequence[str] = ()) -> str:
+    """Readable form of a path: ``model.0.weight``, ``batches[3][0]``; ``parameters``: of the function."""
+    if path[0] == "args" and isinstance(path[1], int) and path[1] < len(parameters):
+        path = ("args", parameters[path[1]], *path[2:])
+    parts = [p for p in path if p not in ("args", "fn", "closure", "globals", "self")]
+    if path[0] == "globals":
+        parts = parts[1:]
+    out = ""
+    for p in parts:
+        s = str(p)
+        out += (
+            f"[{p}]"
+            if isinstance(p, int) and out
+            else (s if s.startswith(".") and out else ("." if out else "") + s.lstrip("."))
+        )
+    return out or "input"
 
 
 def arg_names(fn: object) -> tuple[str, ...]:

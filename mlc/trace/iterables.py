@@ -114,7 +114,7 @@ class Sources:
         src.visits.append(([], False))
         self.check_random()
         before = self.tracer.before_item()
-        with _disable_current_modes():
+        with _disable_current_modes(), self.tracer.unnoticed():
             it = make()
         self._random = _python_random()
         self.tracer.after_item((source, visit, -1), before)
@@ -128,7 +128,7 @@ class Sources:
             before = self.tracer.before_item()
             key = (source, visit, len(items))
             try:
-                with _disable_current_modes():
+                with _disable_current_modes(), self.tracer.unnoticed():
                     item = next(it)
             except StopIteration:
                 self._random = _python_random()

@@ -18,8 +18,8 @@ HEAD = '''"""A generated training program: {title}"""
 {imports}
 
 {classes}
-def make(seed):
-    """Arguments, and the meta-parameters among them, from a seed."""
+def make(seed, near=0.0):
+    """Arguments, and the meta-parameters among them, from a seed; ``near``: how far inputs are moved."""
     torch.manual_seed(seed)
 {make}
     args = {{{args}}}

@@ -66,7 +66,12 @@ for _name, _line in CLIPS.items():
     EXTRAS.put(_name, lambda d, line=_line: d.grads.append(line), takes="grads", fits=grads, weight=0.7)
 
 
-@EXTRAS.add(takes="step zero", fits=lambda spec: stepping(spec))
+def steps_twice(spec: Spec) -> bool:
+    """What no step updates counts as a meta-parameter, unless the optimizer is made inside."""
+    return stepping(spec) and (spec.place == "inside" or spec.steps - (spec.data == "split_randomly") >= 2)
+
+
+@EXTRAS.add(takes="step zero", fits=steps_twice)
 def accumulate(d: Draft) -> None:
     k = d.counter()
     d.zero = []

@@ -110,6 +110,7 @@ def draft_of(spec: Spec) -> Draft:
         f"xs, ys = {examples.format((total, *d.shape))}, {kind.format(n=total)}",
         f"ns = torch.arange({total})",
         f"val = {examples.format((5, *d.shape))}, {kind.format(n=5)}",
+        *(["xs, val = xs + near * xs.sin(), (val[0] + near * val[0].sin(), val[1])"] if floats(spec) else []),
         "meta = {}",
     ]
     for piece in pieces(spec)[1:]:

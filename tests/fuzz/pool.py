@@ -1,5 +1,8 @@
 """Programs judged in worker processes with a time limit each: a worker that hangs is replaced, a result is a line.
 
+The limit is of the processor's time, so that a verdict does not depend on what else the machine does; a worker that
+rests is given ten times as much of the clock's.
+
 `resume` skips what is in the file already, so that a long run can be stopped at any moment and continued.
 """
 
@@ -8,6 +11,7 @@ from __future__ import annotations
 import json
 import multiprocessing as mp
 import queue
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +20,11 @@ from typing import Any
 
 from tests.fuzz.verdict import Verdict
 
+PATIENCE = 10  # seconds of the clock for each that a program may compute
 
-def work(todo: Any, done: Any, thorough: int, folder: Path) -> None:
-    """A worker: judge until told to stop; every `thorough`th program by all oracles."""
+
+def work(todo: Any, done: Any, thorough: int, folder: Path, limit: float) -> None:
+    """A worker: judge until told to stop, or until a program takes too long; every `thorough`th by all oracles."""
     import torch
 
     from tests.fuzz.generate import spec_of
@@ -26,6 +32,7 @@ def work(todo: Any, done: Any, thorough: int, folder: Path) -> None:
 
     torch.set_num_threads(1)
     while (seed := todo.get()) is not None:
+        signal.setitimer(signal.ITIMER_PROF, limit)  # ends the process
         done.put(judged(spec_of(seed), folder=folder, depth=int(bool(thorough) and seed % thorough == 0)))
 
 
@@ -40,9 +47,9 @@ class Worker:
     since: float = 0.0
 
 
-def started(context: Any, thorough: int, folder: Path) -> Worker:
+def started(context: Any, thorough: int, folder: Path, limit: float) -> Worker:
     todo, done = context.Queue(), context.Queue()
-    process = context.Process(target=work, args=(todo, done, thorough, folder), daemon=True)
+    process = context.Process(target=work, args=(todo, done, thorough, folder, limit), daemon=True)
     process.start()
     return Worker(process, todo, done)
 
@@ -60,13 +67,13 @@ def run(
     Args:
         seeds: Which programs.
         processes: Workers, at most two.
-        limit: Seconds for one program; more is "slow".
+        limit: Seconds of the processor for one program; more is "slow".
         thorough: Every how many programs all oracles are asked; 0: never.
         folder: Where the files of the programs go.
     """
     context = mp.get_context("spawn")
     waiting = list(reversed(seeds))
-    workers = [started(context, thorough, folder) for _ in range(min(processes, 2, len(seeds)))]
+    workers = [started(context, thorough, folder, limit) for _ in range(min(processes, 2, len(seeds)))]
     try:
         while waiting or any(w.seed is not None for w in workers):
             for i, w in enumerate(workers):
@@ -79,7 +86,7 @@ def run(
                 w.seed = None
                 if found.kind == "slow" or not w.process.is_alive():
                     stopped(w)
-                    workers[i] = started(context, thorough, folder)
+                    workers[i] = started(context, thorough, folder, limit)
                 yield found
     finally:
         for w in workers:
@@ -97,7 +104,10 @@ def poll(w: Worker, limit: float) -> Verdict | None:
     except queue.Empty:
         pass
     took = time.monotonic() - w.since
-    if not w.process.is_alive():
+    ended = not w.process.is_alive()
+    if took > PATIENCE * limit or (ended and w.process.exitcode == -signal.SIGPROF):
+        return Verdict(w.seed, "slow", "time", f"more than {limit:.0f} s", seconds=took, spec=spec_of(w.seed).dump())
+    if ended:
         return Verdict(
             w.seed,
             "raw",
@@ -106,8 +116,6 @@ def poll(w: Worker, limit: float) -> Verdict | None:
             seconds=took,
             spec=spec_of(w.seed).dump(),
         )
-    if took > limit:
-        return Verdict(w.seed, "slow", "time", f"more than {limit:.0f} s", seconds=took, spec=spec_of(w.seed).dump())
     return None
 
 

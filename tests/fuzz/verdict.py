@@ -21,7 +21,7 @@ class Verdict:
         detail: What differs, or the message.
         line: Of the program's text, where mlc names one.
         expected: For a refusal: the reason in the table of refusals, or "".
-        seconds: What the judgement took.
+        seconds: Of the processor, that the judgement took.
         spec: The program, as JSON.
     """
 

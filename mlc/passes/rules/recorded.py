@@ -51,6 +51,7 @@ class Rule:
 
 
 _CACHE: dict[Any, Rule | NoRule] = {}
+_LIKE: dict[torch.dtype, Recorder] = {}
 _MODE: FakeTensorMode | None = None
 
 
@@ -60,6 +61,14 @@ def fake_mode() -> FakeTensorMode:
     if _MODE is None:
         _MODE = FakeTensorMode(allow_non_fake_inputs=False)
     return _MODE
+
+
+def _like() -> Recorder:
+    """A recorder that knows the types of all results met so far, under this default dtype."""
+    dtype = torch.get_default_dtype()
+    if dtype not in _LIKE:
+        _LIKE[dtype] = Recorder(merge=True, fake_mode=fake_mode())
+    return _LIKE[dtype]
 
 
 def signature(e: Eqn) -> Any:
@@ -226,7 +235,7 @@ class _RuleTape:
     """Fakes for one equation's inputs, results and the (co)tangents."""
 
     def __init__(self, e: Eqn, active: tuple[bool, ...], extra: Sequence[Type]) -> None:
-        self.rec = Recorder(merge=True, fake_mode=fake_mode())
+        self.rec = Recorder(merge=True, fake_mode=fake_mode(), like=_like())
         self.e = e
         b = self.rec.builder
         self.ins = [self._fake(b.input(v.type), a) for v, a in zip(e.inputs, active, strict=True)]

@@ -1,15 +1,18 @@
-"""Gradients that stop at a training, as in PyTorch, though more was there: what to warn of."""
+"""Gradients that stop at a training, as in PyTorch, though more was there, or that no step uses: what to warn of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
 
 from mlc.ir.core import Eqn, Grad, Stop, Var
 from mlc.trace.gradients.grads import get_grad
 from mlc.trace.gradients.store import GradientStore
 
-__all__ = ["dropped_ways"]
+__all__ = ["dropped_ways", "unstepped"]
 
 
 def dropped_ways(gradients: GradientStore, live: set[Var]) -> list[str]:
@@ -32,6 +35,30 @@ def dropped_ways(gradients: GradientStore, live: set[Var]) -> list[str]:
                 f'`with mlc.level("inner"):`; to keep this meaning without a warning, detach what was trained'
             ] = None
     return list(found)
+
+
+def unstepped(before: Iterable[tuple[Tensor, Tensor | None]], optimizers: Sequence[Optimizer],
+              trained: Callable[[Tensor], bool], names: Mapping[int, str]) -> list[str]:  # fmt: skip
+    """Warnings: an optimizer's parameters that ``backward()`` gave gradients, and that the loop never updates.
+
+    They count as meta-parameters, whose ``.grad`` is left alone; a loop that accumulates over several calls means more.
+
+    Args:
+        before: Tensors whose ``.grad`` the run set, and what it was.
+        optimizers: Those that the function read.
+        trained: Whether a tensor counts as trained by the loop.
+        names: Of the user's tensors, by identity.
+    """
+    held = {id(p): o for o in optimizers for g in o.param_groups for p in g["params"]}
+    left = [t for t, g in before if id(t) in held and not trained(t) and get_grad(t) is not None and id(t) in names]
+    if not left:
+        return []
+    which = ", ".join(names[id(t)] for t in left[:3]) + ", ..." * (len(left) > 3)
+    return [
+        f"backward() gives a gradient to {which}, which {type(held[id(left[0])]).__name__} is never told to use: what "
+        "a loop does not update is a meta-parameter, and its .grad is left as it was before the call. To accumulate "
+        "over calls, let the compiled function run up to the step"
+    ]
 
 
 def _update_between(gradients: GradientStore, losses: Sequence[Var], bit: int, depth: int) -> Any:

@@ -159,11 +159,18 @@ def _holds(x: Any) -> bool:
     return issubclass(kind, Linked) or (issubclass(kind, (tuple, frozenset)) and any(_holds(y) for y in x))
 
 
+_LEFT = (Linked, types.FrameType, types.GeneratorType, types.CoroutineType, type)
+
+
 def _sweep() -> None:
-    """Replace numbers in all objects that hold one: what no walk from the user's names would reach."""
-    skipped = (Linked, tuple, frozenset, types.FrameType, types.GeneratorType, types.CoroutineType, type)
-    holders = [
-        x for x in gc.get_objects() if not issubclass(type(x), skipped) and any(_holds(y) for y in gc.get_referents(x))
-    ]
-    for x in holders:
+    """Replace numbers that are over in all objects that hold one: what no walk from the user's names would reach."""
+    inner: list[Any] = [n for ref in list(living.values()) if (n := ref()) is not None and n.ledger is None]
+    holders: dict[int, Any] = {}
+    seen = set(map(id, inner))
+    while inner:  # numbers, then tuples of these, then tuples of such tuples
+        found = [x for x in gc.get_referrers(*inner) if x is not inner and x is not holders]
+        holders.update((id(x), x) for x in found if not issubclass(type(x), (*_LEFT, tuple, frozenset)))
+        inner = [x for x in found if issubclass(type(x), (tuple, frozenset)) and id(x) not in seen]
+        seen.update(map(id, inner))
+    for x in holders.values():
         _replace(x, lambda y: settle(y) if _holds(y) else y)

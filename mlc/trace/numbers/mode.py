@@ -36,26 +36,35 @@ class NumberMode(TorchFunctionMode):
         super().__init__()
         self.ledger = ledger
 
-    def __torch_function__(self, func: object, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.ledger is None or isinstance(func, types.FunctionType):
-            return self._call(func, types_, args, kwargs)
-        for name in _SCALARS & kwargs.keys():
-            scale = kwargs[name]
-            if isinstance(scale, Tensor) and scale.dim() == 0 and not scale.is_complex():
-                kwargs = {**kwargs, name: take(scale, self.ledger)}
+        if isinstance(func, types.FunctionType):
+            return enter(func, types_, args, kwargs, self)
+        if self.ledger is None:
+            return answer(func, types_, args, kwargs, self) if _concerned(func, args, kwargs) else func(*args, **kwargs)
+        reads = self.ledger.reads
+        quiet = reads is not None and reads.pause()
+        try:
+            if not _SCALARS.isdisjoint(kwargs):
+                kwargs = {k: take(v, self.ledger) if k in _SCALARS and _scale(v) else v for k, v in kwargs.items()}
+            concerned = _concerned(func, args, kwargs)
+        finally:
+            if reads is not None and quiet:
+                reads.resume()
         before, self.ledger.inside = self.ledger.inside, getattr(func, "__name__", "") not in _CONVERSIONS
         try:
-            return self._call(func, types_, args, kwargs)
+            return answer(func, types_, args, kwargs, self) if concerned else func(*args, **kwargs)
         finally:
             self.ledger.inside = before
 
-    def _call(self, func: Any, types_: Any, args: Any, kwargs: Any) -> Any:
-        if isinstance(func, types.FunctionType):
-            return enter(func, types_, args, kwargs, self)
-        if (living and found((args, kwargs))) or (func in DATA and _has_tensors(args, kwargs)):
-            return answer(func, types_, args, kwargs, self)
-        return func(*args, **kwargs)
+
+def _concerned(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a call has numbers, or makes a tensor of tensors in a list."""
+    return bool((living and found((args, kwargs))) or (func in DATA and _has_tensors(args, kwargs)))
+
+
+def _scale(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dim() == 0 and not x.is_complex()
 
 
 def _has_tensors(args: Any, kwargs: Any) -> bool:

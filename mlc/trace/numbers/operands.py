@@ -26,14 +26,20 @@ class NoTensor(Exception):
     """This operator cannot take a tensor here."""
 
 
+_NONE = set(map(id, (Tensor, torch.nn.Parameter, int, float, bool, str, type(None), torch.dtype, torch.device)))
+# most arguments' types; by identity, since the class of a number equals float
+
+
 def found(x: object) -> bool:
     """Whether an argument has a number, or a stand-in for a class, in it."""
+    if id(type(x)) in _NONE:
+        return False
     if isinstance(x, (Linked, StandIn)):
         return True
     if isinstance(x, (list, tuple)):
-        return any(found(y) for y in x)
+        return any([found(y) for y in x if id(type(y)) not in _NONE])
     if isinstance(x, dict):
-        return any(found(y) for y in x.values())
+        return any([found(y) for y in x.values() if id(type(y)) not in _NONE])
     return isinstance(x, slice) and (found(x.start) or found(x.stop) or found(x.step))
 
 

@@ -14,6 +14,7 @@ import gc
 import sys
 import types
 from collections.abc import Callable
+from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any
 
@@ -53,6 +54,8 @@ class Reads:
         self._outer: Any = None
         self._event: Any = None
         self._frozen = False
+        self._thread = 0
+        self._pauses = 0
         self._made: set[int] | None = None
         self.hooked_nodes: list[tuple[CodeType, int]] = []  # where hooks were put on nodes of PyTorch's graph
 
@@ -62,19 +65,32 @@ class Reads:
             self._frozen = True
         self._outer = sys.getprofile()
         self._event = self._profile()
+        self._thread = get_ident()
         sys.setprofile(self._event)
         return self
 
-    def pause(self) -> None:
-        """Let code run unnoticed (the recorder's own, under every operator): that doubles the speed of a recording."""
-        sys.setprofile(None)
+    def pause(self) -> bool:
+        """Let code run unnoticed (the recorder's own, under every operator): that doubles the speed of a recording.
+
+        Returns:
+            Whether :meth:`resume` is to be called, once for each pause: not on other threads, and not after the end.
+        """
+        if get_ident() != self._thread:
+            return False
+        if not self._pauses:
+            sys.setprofile(None)
+        self._pauses += 1
+        return True
 
     def resume(self) -> None:
-        """Notice again; only between entering and leaving, and where ``pause`` was called."""
-        sys.setprofile(self._event)
+        """Notice again, when all pauses are over."""
+        self._pauses -= 1
+        if not self._pauses:
+            sys.setprofile(self._event)
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
+        self._thread = self._pauses = 0
         if self._frozen:
             self._made = set(map(id, gc.get_objects()))
             gc.unfreeze()

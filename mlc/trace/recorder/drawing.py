@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,9 +51,7 @@ class Drawing(Placing):
             self.draw_tensor(t, v)
 
     def before_item(self) -> Any:
-        """As :meth:`Tracer.before_item`: what draws data does so again at later calls, and is not looked at."""
-        if self.reads is not None:
-            self.reads.pause()
+        """As :meth:`Tracer.before_item`."""
         with self.pause():
             return self.random.continues(None), torch.get_rng_state()
 
@@ -64,8 +63,16 @@ class Drawing(Placing):
         """As :meth:`Tracer.after_item`: an iterable that draws moves the generator as it does at a later call."""
         with self.pause():
             self._moved(key, *before)
-        if self.reads is not None:
-            self.reads.resume()
+
+    @contextlib.contextmanager
+    def unnoticed(self) -> Iterator[None]:
+        """As :meth:`Tracer.unnoticed`."""
+        paused = self.reads is not None and self.reads.pause()
+        try:
+            yield
+        finally:
+            if self.reads is not None and paused:
+                self.reads.resume()
 
     def _moved(self, key: tuple[int, int, int], continues: bool, state: Tensor) -> None:
         now = torch.get_rng_state()

@@ -45,10 +45,12 @@ class Observer(AsData):
     # ---- dispatch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.paused or func.namespace == "prim":
-            if func.namespace == "c10d":
+        space = func.namespace
+        if self.paused or space == "prim":
+            if space == "c10d":
                 self.unseen_communication()
             return func(*args, **(kwargs or {}))
+        quiet = space == "aten" and self.reads is not None and self.reads.pause()  # others may be the user's Python
         try:
             if types:
                 refuse_sharded(self, types)
@@ -56,6 +58,9 @@ class Observer(AsData):
         except CaptureError as e:
             self.refusal = self.refusal or e
             raise
+        finally:
+            if self.reads is not None and quiet:
+                self.reads.resume()
 
     def dispatch(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
         """Run one operator and record it."""

@@ -7,10 +7,12 @@ What a tensor of the user's is, and what a gradient, differs between its two kin
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -124,6 +126,10 @@ class Tracer(Recorder):
 
     def after_item(self, key: tuple[int, int, int], before: object) -> None:
         """An iterable of the user's ran: item ``key[2]`` of its iteration ``key[1]`` (-1: the iteration began)."""
+
+    def unnoticed(self) -> AbstractContextManager[None]:
+        """While an iterable of the user's runs: what draws data does so again at later calls, and is not looked at."""
+        return contextlib.nullcontext()
 
     def seed(self, value: int) -> None:
         """``torch.manual_seed`` in the loop."""

@@ -55,3 +55,21 @@ def test_players_in_turn_are_not() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mlc.compile(game)(nn.Linear(4, 4), nn.Linear(4, 1), torch.tensor(0.1, requires_grad=True)).backward()
+
+
+def accumulated(model: nn.Module, opt: torch.optim.Optimizer, w: Tensor, step: bool) -> Tensor:
+    (w * F.mse_loss(model(X), Y)).backward()
+    if step:
+        opt.step()
+    return w * F.mse_loss(model(X), Y)
+
+
+def test_gradients_that_no_step_uses_are_told_of() -> None:
+    model, w = nn.Linear(4, 1), torch.ones((), requires_grad=True)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = mlc.compile(accumulated)
+    with pytest.warns(mlc.MlcWarning, match="gradient to model.weight, model.bias, which SGD is never told to use"):
+        run(model, opt, w, False)
+    assert model.weight.grad is None
+    run(model, opt, w, True)  # no warning: warnings are errors here
+    assert model.weight.grad is not None

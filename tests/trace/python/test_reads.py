@@ -3,6 +3,7 @@
 import cProfile
 import functools
 import sys
+import threading
 import types
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import mlc
 from mlc.trace.python.inputs import walk
 from mlc.trace.python.names import names
 from mlc.trace.python.reads import Reads
@@ -286,3 +288,57 @@ def test_walks_are_cheap_to_compare() -> None:
     net = nn.Sequential(*[nn.Linear(2, 2) for _ in range(3)])
     w = watch(lambda: net(torch.ones(2)).sum())
     assert w.found == watch(w.fn).found and hash(w.found) == hash(watch(w.fn).found)
+
+
+def test_the_recorder_runs_unnoticed_and_the_users_code_does_not():
+    noticed: set[tuple[str, str]] = set()
+    running = False
+
+    def profiler(frame: types.FrameType, what: str, arg: Any) -> None:
+        nonlocal running
+        if what == "return" and frame.f_code.co_name == "loop":
+            running = False
+        if what == "call" and (running or frame.f_code.co_name == "loop"):
+            running = True
+            noticed.add((Path(frame.f_code.co_filename).name, frame.f_code.co_name))
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+            return 2 * g
+
+    def loop(p: torch.Tensor, lr: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            (g,) = torch.autograd.grad(Double.apply(p).square().sum(), p)
+            p = p - lr * g
+        return p.sum()
+
+    run = mlc.compile(loop)
+    sys.setprofile(profiler)
+    try:
+        run(torch.ones(2, requires_grad=True), torch.tensor(0.1, requires_grad=True))
+    finally:
+        sys.setprofile(None)
+    here = Path(__file__).name
+    assert {(here, "loop"), (here, "forward"), (here, "backward")} <= noticed
+    assert ("observer.py", "__torch_dispatch__") in noticed
+    assert ("recorder.py", "_plain") not in noticed
+
+
+def test_pauses_nest_and_end_with_the_run():
+    with Reads() as reads:
+        assert reads.pause() and reads.pause()
+        reads.resume()
+        assert sys.getprofile() is None
+        reads.resume()
+        assert sys.getprofile() is not None
+        other: list[bool] = []
+        thread = threading.Thread(target=lambda: other.append(reads.pause()))
+        thread.start()
+        thread.join()
+        assert other == [False]
+    assert not reads.pause() and sys.getprofile() is None
