@@ -3,10 +3,10 @@
 Three kinds of values are saved per trip: *states* (the carries as a trip found them), *gradients* (inner gradients,
 which replay the updates) and *residuals* (other values of the step that the adjoint had better not compute again).
 Each may be kept in bfloat16; residuals also as int8 with a scale per row (:mod:`mlc.passes.precision.rows`).  Residuals
-of an update (moments, roots of them) stay as they are: the terms of an Adam step's derivative cancel only together.  States
-that are kept sparsely stay float32: every replay starts from one, and the others are not stored at all.  Only sequences
-that nothing but loops reads, element by element, are touched; draws, integers and small values stay as they are.  The
-pass comes after it was decided what is emitted.  O(equations).
+of an update (moments, roots of them) stay as they are: the terms of an Adam step's derivative cancel only together.
+States that are kept sparsely stay float32: every replay starts from one, and the others are not stored at all.  Only
+sequences that nothing but loops reads, element by element, are touched; draws, integers and small values stay as they
+are.  The pass comes after it was decided what is emitted.  O(equations).
 """
 
 from __future__ import annotations
