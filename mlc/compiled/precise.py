@@ -18,12 +18,12 @@ from torch import Tensor
 
 from mlc.errors import BudgetError
 from mlc.ir.program import Program
-from mlc.passes.lowering.lower import finish
-from mlc.passes.planning.plan import Decision, Plan, joint_of
-from mlc.passes.planning.planner import make_plan
-from mlc.passes.planning.search import peak_bytes
+from mlc.passes.cost.memory import peak_bytes
+from mlc.passes.planning.plan import Decision
+from mlc.passes.planning.planned import stages_of_plan
 from mlc.runtime.call import Executor, Run
 from mlc.units import size_text
+from mlc.view.plan import Plan, make_plan, stages_for
 
 __all__ = ["Exact", "PrecisionCost", "compare_with", "cost_of", "differs", "run_exact", "with_cost"]
 
@@ -87,10 +87,10 @@ def exact_executor(program: Program, plan: Plan, options: dict[str, Any]) -> Exe
         BudgetError: when no exact plan fits.
     """
     exact = plan.model_copy(update={"precision": None})
-    stages = finish(joint_of(program, exact), plan.levers)
+    stages = stages_of_plan(program, exact, plan.pipeline)
     if plan.memory is not None and peak_bytes(stages) > plan.memory:
         made = make_plan(program, **{**options, "precision": None, "levers": None, "memory": plan.memory})
-        stages = finish(joint_of(program, made), made.levers)
+        stages = stages_for(program, made)
     return Executor(stages)
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mlc.runtime.call import Run
 from mlc.runtime.interpreter.recording import Recording, Span, current
 from mlc.shown import Shown
 from mlc.units import size_text, time_text
 from mlc.view.page import Measured
-
-if TYPE_CHECKING:
-    from mlc.passes.planning.plan import Plan
-    from mlc.runtime.call import Run
+from mlc.view.plan import Plan
 
 __all__ = ["Report"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 from mlc.errors import PlanError
 from mlc.trace.recorder.tracer import Tracer
@@ -13,7 +12,7 @@ __all__ = ["level"]
 
 
 @contextlib.contextmanager
-def level(name: str, response: Any = None) -> Iterator[None]:
+def level(name: str, response: object = None) -> Iterator[None]:
     """Name the level that the training inside makes, and let gradients taken outside of it go through it.
 
     A gradient that the loop itself takes (``loss.backward()`` of an outer problem inside the compiled function) stops

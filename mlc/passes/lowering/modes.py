@@ -9,37 +9,16 @@ with the number of elements.  All are exact; an operator that cannot go forward 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlc.errors import PlanError
-from mlc.ir.core import Eqn
-from mlc.ir.lowered.stages import Joint, Stages
+from mlc.ir.lowered.contract import Modes
 from mlc.ir.program import Program
-from mlc.passes.autodiff.adjoint import Policy
-from mlc.passes.autodiff.forward import NotForward
-from mlc.passes.lowering.lower import differentiate
-from mlc.passes.precision.casts import casts_of, equations
-from mlc.passes.precision.policy import Resolved
-from mlc.passes.precision.store import storage_of
 
-__all__ = ["MODES", "Modes", "check_flows", "differentiated", "resolve"]
+__all__ = ["MODES", "check_flows", "resolve"]
 
 MODES = ("mixed", "reverse", "forward")
 _USE = 'use "mixed", "reverse" or "forward", or a dict from names of levels or meta-parameters to these'
-
-
-@dataclass(frozen=True)
-class Modes:
-    """What ``flows`` means for one program.
-
-    Attributes:
-        mode: Of the whole program.
-        levels: Modes of the inner gradients of single levels, where they differ from it.
-    """
-
-    mode: str
-    levels: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_flows(flows: Any) -> None:
@@ -106,29 +85,3 @@ def _subject(name: Any, levels: set[str], metas: set[str]) -> str:
             advice="there are " + ", ".join(sorted(levels) + sorted(metas)),
         )
     return source
-
-
-def differentiated(program: Program, modes: Modes, policy: Policy, precision: Resolved | None = None
-                   ) -> tuple[Joint | Stages, str, str]:  # fmt: skip
-    """The program differentiated under these modes and in these dtypes.
-
-    Returns:
-        What :func:`mlc.passes.lowering.lower.finish` takes, the mode that was used, and why it is not the one asked for
-        (empty when it is).
-    """
-    precision = precision or Resolved()
-    casts = casts_of(program, precision)
-    policy = replace(policy, mode=modes.mode, reverse=_gradients(program, modes), casts=casts)
-    try:
-        made, used, why = differentiate(program, policy), modes.mode, ""
-    except NotForward as e:
-        made, used, why = differentiate(program, replace(policy, mode="mixed")), "mixed", str(e)
-    if isinstance(made, Joint):
-        made = replace(made, storage=storage_of(program, precision, made.region))
-    return made, used, why
-
-
-def _gradients(program: Program, modes: Modes) -> frozenset[Eqn]:
-    """Gradient equations of the levels that go in reverse."""
-    chosen = [x for x in program.levels if modes.levels.get(x.name) == "reverse"]
-    return frozenset(e for level in chosen for e in equations(program, level))

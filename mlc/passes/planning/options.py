@@ -11,6 +11,7 @@ import torch
 
 from mlc.errors import PlanError
 from mlc.passes.lowering.modes import check_flows
+from mlc.passes.lowering.pipeline import check_passes
 from mlc.passes.precision.policy import check_precision
 from mlc.units import parse_memory
 
@@ -29,6 +30,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise PlanError(f"backend={options['backend']!r}", advice='use "auto", "interpreter" or "inductor"')
     check_flows(options.get("flows"))
     check_levers(options.get("levers"))
+    check_passes(options.get("passes"))
     check_precision(options.get("precision"))
     if options.get("mesh") is not None:
         raise PlanError(f"mesh={options['mesh']!r} is not supported yet", advice="leave mesh out")

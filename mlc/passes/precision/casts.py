@@ -9,11 +9,12 @@ import torch
 
 from mlc.errors import PlanError
 from mlc.ir.core import Eqn, Grad, Loop, Region, Var
+from mlc.ir.lowered.dtypes import Resolved
 from mlc.ir.program import Level, Program
 from mlc.ir.types import TensorType
 from mlc.passes.precision.compute import Casting, cast, losses_of, slice_of
 from mlc.passes.precision.ops import Role, role_of
-from mlc.passes.precision.policy import Resolved, dtype_of
+from mlc.passes.precision.policy import dtype_of
 from mlc.passes.precision.update import widen_updates
 
 __all__ = ["Casts", "Twins", "casts_of", "equations", "narrow_products"]

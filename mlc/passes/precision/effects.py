@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlc.ir.lowered.dtypes import Resolved
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Level, Program
 from mlc.passes.cost.equations import device_of
 from mlc.passes.precision.casts import Casts, casts_of, narrow_products
-from mlc.passes.precision.policy import Resolved
 from mlc.passes.precision.store import labels, saved_bytes
 from mlc.units import size_text
 

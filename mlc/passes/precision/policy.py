@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from mlc.errors import PlanError
+from mlc.ir.lowered.dtypes import Resolved
 from mlc.ir.program import Program
 
 __all__ = ["KINDS", "Precision", "Resolved", "check_precision", "dtype_of", "resolve"]
@@ -109,36 +109,6 @@ def _named(dtype: Any, allowed: tuple[str, ...], what: str) -> str | None:
 def dtype_of(name: str | None) -> torch.dtype | None:
     """The torch dtype of a name; None for None and for float32, which is what is there."""
     return {"bf16": torch.bfloat16, "int8": torch.int8, "float64": torch.float64}.get(name or "")
-
-
-class Resolved(BaseModel):
-    """A policy for one program, by names of its levels; what is not named is exact.
-
-    Attributes:
-        compute: dtype of levels' losses and their gradients.
-        product: dtype of the second-order products of levels (the flows from what they trained).
-        store: dtype by kind of what levels' steps save for the sweep back.
-        update: dtype of levels' updates.
-        matmul: ``"tf32"`` where products of float32 values on CUDA are taken in TensorFloat-32; else "".
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    compute: dict[str, Literal["bf16"]] = Field(default_factory=dict)
-    product: dict[str, Literal["bf16"]] = Field(default_factory=dict)
-    store: dict[str, dict[Literal["states", "gradients", "residuals"], Literal["bf16", "int8"]]] = Field(
-        default_factory=dict
-    )
-    update: dict[str, Literal["float64"]] = Field(default_factory=dict)
-    matmul: Literal["", "tf32"] = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.compute or self.product or self.store or self.update or self.matmul)
-
-    @property
-    def rewrites(self) -> bool:
-        """Whether it changes graphs (TensorFloat-32 does not)."""
-        return bool(self.compute or self.product or self.store or self.update)
 
 
 def check_precision(precision: Any) -> None:

@@ -13,25 +13,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from mlc.ir.builder import dce
 from mlc.ir.core import Eqn, Loop, Random, Region, Var, aten
+from mlc.ir.lowered.contract import Context, Graphs
+from mlc.ir.lowered.dtypes import Resolved
+from mlc.ir.lowered.stages import Joint
 from mlc.ir.lowered.storage import Storage
 from mlc.ir.program import Level, Program
 from mlc.ir.types import TensorType, nbytes
 from mlc.passes.cost.memory import rebuilt_of
 from mlc.passes.precision import rows
-from mlc.passes.precision.policy import Resolved, dtype_of
+from mlc.passes.precision.policy import dtype_of
 from mlc.record.retype import shared
 
-__all__ = ["dtype_for", "labels", "narrowly", "saved_bytes", "storage_of", "stored"]
+__all__ = ["Store", "dtype_for", "labels", "narrowly", "saved_bytes", "storage_of", "stored"]
 
 _CAST = aten("_to_copy")
 
 TAG = "store"
 _LEAST = 64  # elements: below, a cast costs more than the bytes are worth
+
+
+@dataclass(frozen=True)
+class Store:
+    """What loops emit for their adjoints in the storage dtypes of a policy (``joint -> joint``)."""
+
+    name: ClassVar[str] = "store"
+    takes: ClassVar[type[Joint]] = Joint
+    ensures: ClassVar[str] = "what a policy stores narrowly is cast where it is emitted, and back where it is read"
+
+    def apply(self, graphs: Graphs, context: Context) -> Graphs:
+        """As the differentiated program says (:class:`mlc.ir.lowered.storage.Storage`)."""
+        assert isinstance(graphs, Joint)
+        return graphs if graphs.storage is None else replace(graphs, region=stored(graphs.region, graphs.storage))
 
 
 def dtype_for(storage: Storage, label: str, v: Var, carried: bool) -> torch.dtype | None:

@@ -8,7 +8,7 @@ items and random numbers: a plain unroll (Maclaurin et al. 2015), used for the f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +18,12 @@ from mlc.ir.builder import dce
 from mlc.ir.core import Draw, Eqn, Region, Var
 from mlc.ir.types import TensorType
 from mlc.trace.gradients.unroll import Unroll
-
-if TYPE_CHECKING:
-    from mlc.trace.recorder.observer import Observer
+from mlc.trace.recorder.drawing import Drawing
 
 __all__ = ["evaluate"]
 
 
-def evaluate(observer: Observer, vs: Sequence[Var]) -> list[Tensor]:
+def evaluate(observer: Drawing, vs: Sequence[Var]) -> list[Tensor]:
     """The values of ``vs``, which the last ``grad`` equation gave.
 
     Memory: every step up to here is kept while it runs, as by a plain unroll.
@@ -46,7 +44,7 @@ def evaluate(observer: Observer, vs: Sequence[Var]) -> list[Tensor]:
     return [_laid_out(observer, x, v) for x, v in zip(found, vs, strict=True)]
 
 
-def _laid_out(observer: Observer, found: Tensor, v: Var) -> Tensor:
+def _laid_out(observer: Drawing, found: Tensor, v: Var) -> Tensor:
     ty = v.type
     assert isinstance(ty, TensorType)
     with observer.pause(), torch.no_grad():
@@ -56,7 +54,7 @@ def _laid_out(observer: Observer, found: Tensor, v: Var) -> Tensor:
 class Replay(Unroll):
     """An unroll of the recording so far, on the items that were drawn."""
 
-    def __init__(self, observer: Observer, eqns: tuple[Eqn, ...], externals: Any) -> None:
+    def __init__(self, observer: Drawing, eqns: tuple[Eqn, ...], externals: Any) -> None:
         super().__init__(eqns, [x.var for x in externals])
         self._observer = observer
         self._drawn: dict[tuple[int, int], int] = {}
