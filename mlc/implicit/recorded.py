@@ -26,8 +26,8 @@ from mlc.implicit.conditioned import Conditioned
 from mlc.implicit.node import Spec, rooted
 from mlc.implicit.reading import Reading, noting
 from mlc.ir.builder import Builder
-from mlc.ir.call import Call
 from mlc.ir.core import Eqn, Region, Var
+from mlc.ir.opaque.call import Call
 from mlc.ir.text import print_region
 from mlc.ir.types import TensorType
 from mlc.trace.numbers.links import Linked

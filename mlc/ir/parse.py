@@ -22,7 +22,6 @@ from torch._ops import OpOverload
 
 from mlc.errors import VerifyError
 from mlc.ir.builder import contiguous
-from mlc.ir.call import Call
 from mlc.ir.core import (
     Custom,
     Draw,
@@ -40,6 +39,7 @@ from mlc.ir.core import (
     Var,
 )
 from mlc.ir.literals import DTYPES, FORMATS, Opaque
+from mlc.ir.opaque.call import Call
 from mlc.ir.program import Flow, Input, Level, Program
 from mlc.ir.text import WORDS
 from mlc.ir.types import Loc, SeqType, TensorType, Type

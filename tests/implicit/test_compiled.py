@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import mlc
 from mlc.errors import RootWarning
-from mlc.ir.call import Call
+from mlc.ir.opaque.call import Call
 from mlc.ir.parse import parse
 from tests.implicit.problems import (
     D,

@@ -17,7 +17,6 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mlc.ir.call import Call
 from mlc.ir.core import (
     Alias,
     Custom,
@@ -33,6 +32,7 @@ from mlc.ir.core import (
     Var,
     map_vars,
 )
+from mlc.ir.opaque.call import Call
 from mlc.ir.types import TensorType
 
 __all__ = [

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlc.ir.builder import dce
-from mlc.ir.call import once
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.lowered.contract import Context, Graphs
 from mlc.ir.lowered.stages import Joint, Stages
+from mlc.ir.opaque.call import once
 from mlc.ir.types import SeqType, resident
 from mlc.passes.cost.equations import Meter, device_of
 from mlc.passes.cost.memory import root_of

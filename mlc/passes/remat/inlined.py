@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mlc.ir.builder import renamed
-from mlc.ir.call import once
 from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.opaque.call import once
 from mlc.ir.types import SeqType
 from mlc.passes.remat.mincut import needed_for
 

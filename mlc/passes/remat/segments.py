@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlc.ir.builder import dce, renamed
-from mlc.ir.call import once
 from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.opaque.call import once
 from mlc.ir.types import SeqType, resident
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.memory import Footprint, root_of

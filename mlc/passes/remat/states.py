@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mlc.ir.builder import dce
-from mlc.ir.call import once
 from mlc.ir.core import Eqn, Loop, Region, Replay, Var
 from mlc.ir.lowered.slots import replayed_steps
+from mlc.ir.opaque.call import once
 from mlc.ir.types import SeqType, resident
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.memory import root_of

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.ir.call import Call
 from mlc.ir.core import (
     Alias,
     Custom,
@@ -30,6 +29,7 @@ from mlc.ir.core import (
     aten,
     map_vars,
 )
+from mlc.ir.opaque.call import Call
 from mlc.ir.types import TensorType
 from mlc.passes.rules import norms
 from mlc.runtime.interpreter.interpreter import run_random

@@ -1,0 +1,1 @@
+"""Primitives without equations: what a program runs as it is."""
