@@ -8,7 +8,11 @@ ROOT = Path(__file__).parents[1]
 WITHOUT = {
     "check/function", "check/generators", "check/limitations", "check/precision", "check/recorded", "check/sandbox",
     "cli/call", "cli/userfile", "compiled/call", "compiled/report", "compiled/underlying", "draw", "errors",
-    "ir/core", "ir/fx", "ir/inplace", "ir/levels/steps", "ir/levels/valuegraph", "ir/literals", "ir/loopview",
+    "implicit/answer", "implicit/calls", "implicit/closed", "implicit/condition", "implicit/conditioned",
+    "implicit/function", "implicit/linear/cg", "implicit/linear/dense", "implicit/linear/krylov",
+    "implicit/linear/neumann", "implicit/linear/nystrom", "implicit/linear/solve", "implicit/log", "implicit/node",
+    "implicit/reading", "implicit/recorded", "implicit/residual", "implicit/system", "implicit/watch", "ir/core",
+    "ir/fx", "ir/inplace", "ir/levels/steps", "ir/levels/valuegraph", "ir/literals", "ir/loopview",
     "ir/lowered/contract", "ir/lowered/nesting", "ir/lowered/slots", "ir/lowered/stages", "ir/parse", "ir/problem",
     "ir/program", "ir/trees", "ir/types", "notebook", "passes/autodiff/program", "passes/autodiff/tangents",
     "passes/autodiff/transpose", "passes/autodiff/vmapped", "passes/cost/rates", "passes/cost/storage",
@@ -44,6 +48,7 @@ TOGETHER = {
     "compiled/test_containers", "compiled/test_guards", "compiled/test_held", "compiled/test_saved",
     "compiled/test_wrong_in_pytorch", "passes/autodiff/test_random", "test_benchmarks", "test_docs", "test_docstrings",
     "test_examples", "test_goldens", "test_layout", "test_mirror",
+    "implicit/test_compiled", "implicit/test_errors", "implicit/test_fixed_point", "implicit/test_libraries",
 }  # fmt: skip
 
 MODULES = {p.relative_to(ROOT / "mlc").with_suffix("") for p in (ROOT / "mlc").rglob("*.py") if p.stem[:2] != "__"}

@@ -213,7 +213,7 @@ class _Printer:
         """Name of an operator and, for those of ours, what tells it from its default."""
         if not isinstance(op, Primitive):
             return str(op)
-        given = {f.name: getattr(op, f.name) for f in fields(op) if getattr(op, f.name) != f.default}
+        given = {f.name: getattr(op, f.name) for f in fields(op) if f.compare and getattr(op, f.name) != f.default}
         return WORDS.get(type(op), op.name) + self.attrs(**given)
 
     def loop(self, op: Loop, e: Eqn, pad: str) -> Iterator[str]:

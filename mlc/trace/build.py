@@ -210,7 +210,7 @@ def _diagnose(program: Program, stop: str, decided: object) -> tuple[tuple[str, 
     notes: list[str] = []
     lost: dict[str, list[str]] = {}
     for k, i in enumerate(metas):
-        cuts = [e for e, bits in cuts_of if bits >> k & 1]
+        cuts = [e for e, bits in cuts_of if bits >> k & 1 and e.tag != "solver"]  # which is no cut of the user's
         name = program.inputs[i].name
         if reached >> k & 1:
             notes += [f"one path of {name} is cut at {c.loc}" for c in cuts if c.loc is not None]

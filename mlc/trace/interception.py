@@ -123,6 +123,7 @@ def _bulk(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
         return numbers_of(t, ob) if active() and t.layout is torch.strided else _BASE.tolist(t)
 
     def escaping(original: Any) -> Any:
+        @functools.wraps(original)
         def run(t: Tensor, *args: Any, **kwargs: Any) -> Any:
             if active() and t.layout is torch.strided:
                 ob.lent(t)

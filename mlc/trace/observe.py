@@ -83,6 +83,7 @@ class Observation:
         self.observer.snapshots.clear()
         self.observer.memories.clear()
         self.observer.ended = True
+        self.observer.rehearsal.clear()
         self.reals = []
         self.out = None
         for src in self.recording.sources:

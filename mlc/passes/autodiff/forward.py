@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from mlc.ir.builder import Builder
-from mlc.ir.core import Alias, Custom, Eqn, Index, Pack, SafeSqrt, Stop, Var, aten
+from mlc.ir.builder import Builder, contiguous_type
+from mlc.ir.core import Alias, Call, Custom, Eqn, Index, Pack, SafeSqrt, Stop, Var, aten
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.autodiff.transpose import forward_rule
 from mlc.passes.rules.recorded import NoRule
@@ -74,6 +74,8 @@ def push_eqn(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
         tan[e.outs[0]] = b.emit(op, (seq,), (seq.type.elem,))[0]
     elif isinstance(op, Custom):
         raise NotForward(f"{op.title} is a custom autograd.Function: its backward is differentiated in reverse")
+    elif isinstance(op, Call):
+        _push_call(b, e, tan)
     else:
         _push_aten(b, e, tan)
 
@@ -86,6 +88,16 @@ def _safe_sqrt(b: Builder, e: Eqn, t: Var) -> Var:
     (half,) = b.emit(aten("mul", "Scalar"), (t, 0.5), (t.type,))
     (quotient,) = b.emit(aten("div", "Tensor"), (half, y), (ty,))
     return b.emit(aten("masked_fill", "Scalar"), (quotient, zero, 0), (ty,))[0]
+
+
+def _push_call(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
+    op = e.op
+    assert isinstance(op, Call)
+    which = tuple([v in tan and v.type.is_float for v in e.args])
+    derived = Call(f"push {op.title}", op.callee.pushed(which, len(e.outs)), op.seconds)
+    args = (*e.args, *e.outs, *[tan[v] for v, w in zip(e.args, which, strict=True) if w])
+    types = [contiguous_type(v.type) for v in e.outs]
+    tan.update(zip(e.outs, b.emit(derived, args, types, loc=e.loc, tag="tangent"), strict=True))
 
 
 def _push_aten(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:

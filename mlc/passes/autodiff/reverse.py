@@ -10,8 +10,8 @@ import torch
 from torch._ops import OpOverload
 
 from mlc.errors import DifferentiationError
-from mlc.ir.builder import Builder
-from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Var, aten
+from mlc.ir.builder import Builder, contiguous_type
+from mlc.ir.core import Alias, Call, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Var, aten
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.rules.recorded import NoRule, differentiable_outs, reverse_rule
 
@@ -192,6 +192,8 @@ def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passi
         _pull_index(b, e, cts, active)
     elif isinstance(op, Custom):
         _pull_custom(b, e, cts, active)
+    elif isinstance(op, Call):
+        _pull_call(b, e, cts, active)
     else:
         _pull_aten(b, e, cts, active)
 
@@ -242,6 +244,19 @@ def _pull_custom(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> N
             g = next(grads)
             if type(v) is Var:
                 add_cotangent(b, cts, v, g, active)
+
+
+def _pull_call(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:
+    op = e.op
+    assert isinstance(op, Call)
+    wanted = tuple([v in active and v.type.is_float for v in e.args])
+    given = tuple([v in cts for v in e.outs])
+    targets = [v for v, w in zip(e.args, wanted, strict=True) if w]
+    derived = Call(f"pull {op.title}", op.callee.pulled(wanted, given), op.seconds)
+    args = (*e.args, *e.outs, *[cts[v] for v in e.outs if v in cts])
+    types = [contiguous_type(v.type) for v in targets]
+    for v, ct in zip(targets, b.emit(derived, args, types, loc=e.loc, tag="backward"), strict=True):
+        add_cotangent(b, cts, v, ct, active)
 
 
 def _pull_aten(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:

@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 
 from mlc.ir.builder import Builder, contiguous_type
-from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt, Stop, Var, aten, map_vars
+from mlc.ir.core import Alias, Call, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt, Stop, Var, aten, map_vars
 from mlc.ir.loopview import LoopView
 from mlc.ir.types import SeqType, TensorType, Type
 from mlc.passes.autodiff.forward import NotForward, push_eqn
@@ -85,6 +85,8 @@ class Pusher:
             return
         if self.k == 1 or isinstance(e.op, Alias | Index | Custom) or e.impure:
             push_eqn(self.b, e, self.tan)
+        elif isinstance(e.op, Call):
+            raise NotForward(f"{e.op.title} runs as it is, with one tangent at a time")
         elif isinstance(e.op, SafeSqrt):
             self.tan[e.outs[0]] = self._safe_sqrt(e)
         elif isinstance(e.op, Pack):

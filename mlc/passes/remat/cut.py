@@ -81,7 +81,7 @@ def _prices(inputs: Sequence[Var], before: Sequence[Eqn], price: float, meter: M
         return price * resident(v.type)
 
     def redo(e: Eqn) -> float | None:
-        if e.impure or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)) or isinstance(e.op, Loop):
+        if e.once or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)) or isinstance(e.op, Loop):
             return None
         return meter(e).seconds
 

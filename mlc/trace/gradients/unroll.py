@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mlc.ir.core import (
     Alias,
+    Call,
     Custom,
     Draw,
     Eqn,
@@ -225,6 +226,8 @@ def _apply(e: Eqn, env: dict[Var, Any]) -> list[Tensor]:
     if isinstance(op, Custom):
         rule: Any = _Rule
         return _flat(rule.apply(op, *args))
+    if isinstance(op, Call):
+        return op.callee.connected(args)
     if isinstance(op, Random):
         with torch.no_grad():
             return run_random(op, args, kwargs)

@@ -43,7 +43,7 @@ _HUGE = 1000  # entries
 _DATA = {int, float, bool, str, bytes, complex, type(None), tuple}
 _OPEN = {"types", "collections", "dataclasses", "functools", "argparse", "array", "random", "__main__", "string", "abc"}
 _CLOSED = ("torch._C", "torch._dynamo", "torch._inductor", "torch._ops", "torch.autograd", "torch.backends",
-           "torch.cuda", "torch.fx", "torch.profiler", "_thread")  # fmt: skip
+           "mlc.implicit.log", "torch.cuda", "torch.fx", "torch.profiler", "_thread")  # fmt: skip
 _ALONE = (
     array.array, memoryview, weakref.ref, types.BuiltinFunctionType, types.GeneratorType, types.CoroutineType,
     types.FrameType, types.TracebackType, types.CodeType, types.CellType,

@@ -78,6 +78,7 @@ class Observing(Tracer):
         self.initial_grads: dict[int, tuple[Tensor, Tensor | None]] = {}
         self.random = RandomWatch()
         self.random_is_data = False
+        self.rehearsal: list[Any] = []  # what solvers gave (mlc.root), which comparing with the run does not run again
         self.draws: list[Any] = []  # results of the random operators so far
         self.redraws: Iterator[Any] | None = None  # what random operators give again, in a recomputation
         self.optimized: dict[int, Tensor] = {}  # given to an optimizer that the loop made
