@@ -190,15 +190,4 @@ FAULTS: list[Fault] = [
             ),
         ],
     ),
-    *table(
-        "passes.rules.losses",
-        "tests/passes/rules/test_losses.py",
-        [
-            (
-                "margin_of_the_label_counts",
-                "gap = gap.masked_fill(torch.zeros_like(rows, dtype=torch.bool).scatter(1, at, True), 0)",
-                "pass",
-            ),
-        ],
-    ),
 ]
