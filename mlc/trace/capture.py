@@ -93,6 +93,8 @@ class Recording:
     decisions: list[tuple[int, Any, str, Loc | None]] = field(default_factory=list)
     generators: list[torch.Generator] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    averaged: dict[int, str] = field(default_factory=dict)  # groups of parameters that are trained in parallel, by id
+    circle: tuple[int, ...] = ()  # ranks that the call communicates with
 
     @property
     def handed(self) -> frozenset[int]:

@@ -324,3 +324,31 @@ def test_a_sweep_prints_the_curve_and_writes_it(file: Path, tmp_path: Path) -> N
     assert len([x for x in text.splitlines() if "mixed" in x or "forward" in x]) == len(points)
     assert len(json.loads(run("plan", file, "--sweep", "--json").stdout)) == len(points)
     assert "curve is no .txt" in run("plan", file, "--sweep", "-o", tmp_path / "x.txt", code=1).output
+
+
+LEVELS = """
+import torch
+from torch import nn
+
+import mlc
+
+
+def example_training():
+    w, u = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+    sgd, data = torch.optim.SGD, [torch.ones(2, 3)]
+    inner = mlc.Level("inner", w, sgd([w], lr=0.1), lambda b: ((b @ (w - u)) ** 2).mean(), data, steps=2)
+    return mlc.Training([inner, mlc.Level("outer", u, sgd([u], lr=0.1), lambda: (w - 2).square().sum())])
+"""
+
+
+def test_a_file_of_levels(tmp_path: Path) -> None:
+    file = tmp_path / "levels.py"
+    file.write_text(LEVELS)
+    for command, said in (("explain", "plan for step_of_outer"), ("check", "step_of_outer: ok")):
+        result = CliRunner().invoke(app, [command, str(file)])
+        assert result.exit_code == 0, result.output
+        assert said in result.output
+    file.write_text(LEVELS.replace("return mlc.Training(", "return list("))
+    result = CliRunner().invoke(app, ["plan", str(file)])
+    assert result.exit_code != 0
+    assert "returns a list" in result.output

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, fx
 
 import mlc
-from mlc.ir import fx as ops
 from mlc.ir.core import Region
+from mlc.ir.lowered import fx as ops
 from mlc.ir.verify import verify
 from tests import programs
 

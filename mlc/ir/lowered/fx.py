@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mlc.ir.call import Call
 from mlc.ir.core import (
     Alias,
-    Call,
     Custom,
     Eqn,
     Grad,
