@@ -94,8 +94,8 @@ FAULTS: list[Fault] = [
         [
             (
                 "the_program_need_not_reproduce_the_run",
-                "if verify is not None:\n            compare",
-                "if False:\n            compare",
+                "if verify is not None:\n            self._reproduces",
+                "if False:\n            self._reproduces",
                 "tests/compiled/test_guards.py",
             ),
             (
