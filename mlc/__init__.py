@@ -31,6 +31,17 @@ from mlc.errors import (
 from mlc.ir.program import Program
 from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
 from mlc.passes.plan import Plan
+from mlc.passes.responses.response import (
+    Evolution,
+    FiniteDifference,
+    FirstOrder,
+    ForwardGradient,
+    FullyFirstOrder,
+    Implicit,
+    Response,
+    Truncated,
+    Unroll,
+)
 from mlc.runtime.recording import recording
 from mlc.trace.clone import clone
 from mlc.trace.levels import level
@@ -43,6 +54,12 @@ __all__ = [
     "CheckReport",
     "CompiledFunction",
     "DifferentiationError",
+    "Evolution",
+    "FiniteDifference",
+    "FirstOrder",
+    "ForwardGradient",
+    "FullyFirstOrder",
+    "Implicit",
     "LoweringWarning",
     "MemoryWarning",
     "MlcError",
@@ -50,6 +67,9 @@ __all__ = [
     "Plan",
     "PlanError",
     "Program",
+    "Response",
+    "Truncated",
+    "Unroll",
     "VerifyError",
     "check",
     "clone",
