@@ -206,7 +206,7 @@ class CompiledFunction:
         """A program and its plan; a plan made before for an equal program serves again."""
         rec = seen.recording
         roots = rec.roots
-        program = build_program(rec, self.options.get("stop_gradient", "all"))
+        program = build_program(rec, self.options.get("stop_gradient", "all"), self.options.get("flows"))
         key = digest(program)
         before = self._planned.get(key)
         if before is not None and not before.smaller:

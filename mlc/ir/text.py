@@ -151,7 +151,7 @@ class _Printer:
         for x in p.levels:
             what = self.attrs(
                 depth=x.depth, optimizer=x.optimizer, trips=x.trips, trains=x.trains, reads=x.reads,
-                state=x.state, at=x.at,
+                state=x.state, at=x.at, declared=x.declared or None, response=x.response or None,
             )  # fmt: skip
             yield f"level {json.dumps(x.name)} {what}{self.comment(x.loc)}"
         for f in p.flows:
@@ -206,7 +206,7 @@ class _Printer:
         elif isinstance(op, Grad):
             n = op.n_loss + op.n_wrt
             groups = (e.args[: op.n_loss], e.args[op.n_loss : n], e.args[n:])
-            attrs = self.attrs(depth=op.depth) if op.depth else ""
+            attrs = self.attrs(depth=op.depth or None, level=op.level or None)
             yield f"grad{attrs}({'; '.join(map(self.listed, groups))})"
         else:
             yield self.head(op) + self.call_args(e.args, e.kwargs)

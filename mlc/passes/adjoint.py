@@ -118,7 +118,7 @@ class Tape:
         """The stops that hold for a gradient taken here; under "inner" each hard one belongs to its first gradient."""
         stops = [e for e in _ancestors(self.b, losses, set()) if isinstance(e.op, Stop)]
         soft = {e for e in stops if e.op.level is not None and e.op.level <= depth}  # type: ignore[union-attr]
-        hard = {e for e in stops if not e.op.inner}  # type: ignore[union-attr]
+        hard = {e for e in stops if e.op.level is None}  # type: ignore[union-attr]
         if self.policy.stop == "inner":
             hard &= set(_ancestors(self.b, losses, set(wrt)))
             hard -= self.owned
@@ -133,7 +133,7 @@ class Tape:
         hard = {e for e in stops if not passes(e, "torch" if self.policy.stop == "torch" else "inner")}
         if self.policy.stop == "inner":
             hard -= self.owned
-        return frozenset(soft | hard)
+        return frozenset(soft | hard | {e for e in stops if e.op.always})  # type: ignore[union-attr]
 
     def pull(self, seeds: dict[Var, Var], wrt: Sequence[Var]) -> dict[Var, Var]:
         """Cotangents of ``wrt`` given those of results (all are values of the builder)."""

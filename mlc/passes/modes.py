@@ -13,16 +13,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlc.errors import PlanError
-from mlc.ir.core import Eqn, Loop
-from mlc.ir.program import Level, Program
+from mlc.ir.core import Eqn
+from mlc.ir.program import Program
 from mlc.passes.adjoint import Policy
 from mlc.passes.forward import NotForward
 from mlc.passes.lower import Joint, Stages, differentiate
+from mlc.passes.responses.respond import gradients_of, respond
+from mlc.passes.responses.response import Response
 
 __all__ = ["MODES", "Modes", "check_flows", "differentiated", "resolve"]
 
 MODES = ("mixed", "reverse", "forward")
-_USE = 'use "mixed", "reverse" or "forward", or a dict from names of levels or meta-parameters to these'
+_USE = (
+    'use "mixed", "reverse" or "forward", or a dict from names of levels or meta-parameters to these, or of levels to '
+    'responses such as mlc.Implicit("cg")'
+)
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,12 @@ class Modes:
     Attributes:
         mode: Of the whole program.
         levels: Modes of the inner gradients of single levels, where they differ from it.
+        responses: How the derivative of what a level trained is obtained, by name of the level, where it is not exact.
     """
 
     mode: str
     levels: Mapping[str, str] = field(default_factory=dict)
+    responses: Mapping[str, Response] = field(default_factory=dict)
 
 
 def check_flows(flows: Any) -> None:
@@ -49,8 +56,12 @@ def check_flows(flows: Any) -> None:
     if not isinstance(flows, Mapping):
         raise PlanError(f"flows={flows!r}", advice=_USE)
     for name, mode in flows.items():
-        if mode not in MODES:
-            raise PlanError(f"flows[{name!r}]={mode!r}", advice='a mode is "mixed", "reverse" or "forward"')
+        if not isinstance(mode, Response) and mode not in MODES:
+            given = f"{mode.__name__} without ()" if isinstance(mode, type) else repr(mode)
+            raise PlanError(
+                f"flows[{name!r}]={given}",
+                advice='a mode is "mixed", "reverse" or "forward", a response mlc.Implicit("cg"), for example',
+            )
 
 
 def resolve(program: Program, flows: Any) -> Modes | None:
@@ -69,9 +80,13 @@ def resolve(program: Program, flows: Any) -> Modes | None:
     check_flows(flows)
     if flows is None or isinstance(flows, str):
         return None if flows is None else Modes(flows)
+    flows = {name: mode for name, mode in flows.items() if not isinstance(mode, Response)}
+    if not flows:
+        return None
     levels = {x.name for x in program.levels[1:]}
     metas = {program.inputs[i].name for i in program.metas}
-    given = {_subject(name, levels, metas): mode for name, mode in flows.items()}
+    names = {x.declared: x.name for x in program.levels if x.declared}
+    given = {_subject(names.get(name, name), levels, metas): mode for name, mode in flows.items()}
     asked = {mode for name, mode in given.items() if name in metas} | {m for m in given.values() if m == "forward"}
     if "forward" in asked and asked & {"reverse", "mixed"}:
         raise PlanError(
@@ -105,13 +120,14 @@ def _subject(name: Any, levels: set[str], metas: set[str]) -> str:
 
 
 def differentiated(program: Program, modes: Modes, policy: Policy) -> tuple[Joint | Stages, str, str]:
-    """The program differentiated under these modes.
+    """The program differentiated under these modes and responses.
 
     Returns:
         What :func:`mlc.passes.lower.finish` takes, the mode that was used, and why it is not the one asked for
         (empty when it is).
     """
     policy = replace(policy, mode=modes.mode, reverse=_gradients(program, modes))
+    program = respond(program, modes.responses, policy)
     try:
         return differentiate(program, policy), modes.mode, ""
     except NotForward as why:
@@ -121,16 +137,4 @@ def differentiated(program: Program, modes: Modes, policy: Policy) -> tuple[Join
 def _gradients(program: Program, modes: Modes) -> frozenset[Eqn]:
     """Gradient equations of the levels that go in reverse."""
     chosen = [x for x in program.levels if modes.levels.get(x.name) == "reverse"]
-    return frozenset(e for level in chosen for e in _equations(program, level))
-
-
-def _equations(program: Program, level: Level) -> list[Eqn]:
-    found = []
-    for path in level.at:
-        eqns = program.region.eqns
-        for i in path[:-1]:
-            op = eqns[i].op
-            assert isinstance(op, Loop)
-            eqns = op.body.eqns
-        found.append(eqns[path[-1]])
-    return found
+    return frozenset(e for level in chosen for e in gradients_of(program, level))

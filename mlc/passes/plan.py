@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -15,6 +16,7 @@ from mlc.passes.adjoint import Policy
 from mlc.passes.explain import explain
 from mlc.passes.lower import Joint, Levers, Stages, finish
 from mlc.passes.modes import Modes, differentiated
+from mlc.passes.responses.response import read
 from mlc.passes.rivals import Formulas, Rivals, formulas_of
 
 __all__ = ["VERSION", "Decision", "Plan", "joint_of", "stages_for"]
@@ -45,6 +47,7 @@ class Plan(Shown, BaseModel):
         mode: ``"mixed"`` or ``"reverse"``: how inner gradients are differentiated; ``"forward"``: tangents of the
             meta-parameters go through the loops (see :mod:`mlc.passes.modes`).
         flows: Modes of single levels' gradients, where they differ from it.
+        responses: How the derivative of what a level trained is obtained, by name of the level, where not exactly.
         stop: Meaning of stops, ``"all"`` or ``"inner"``.
         backend: ``"interpreter"`` or ``"inductor"``.
         price: Seconds of a call that a byte of its peak was worth (see :class:`mlc.passes.lower.Levers`).
@@ -64,6 +67,7 @@ class Plan(Shown, BaseModel):
     memory: int | None = None
     mode: str = "mixed"
     flows: dict[str, str] = Field(default_factory=dict)
+    responses: dict[str, dict[str, Any]] = Field(default_factory=dict)
     stop: str = "all"
     backend: str = "interpreter"
     price: float = Field(default=0.0, ge=0)
@@ -105,6 +109,11 @@ class Plan(Shown, BaseModel):
     def levers(self) -> Levers:
         """What is kept and what is computed again."""
         return Levers(self.price, self.slots, self.parts, offload=self.offload)
+
+    @property
+    def modes(self) -> Modes:
+        """Which way derivatives go, and how each level responds."""
+        return Modes(self.mode, self.flows, {name: read(x) for name, x in self.responses.items()})
 
     @property
     def formulas(self) -> Formulas:
@@ -192,4 +201,4 @@ def stages_for(program: Program, plan: Plan) -> Stages:
 
 def joint_of(program: Program, plan: Plan) -> Joint | Stages:
     """The program differentiated as a plan says, before anything is decided about memory."""
-    return differentiated(program, Modes(plan.mode, plan.flows), Policy(plan.mode, plan.stop))[0]
+    return differentiated(program, plan.modes, Policy(plan.mode, plan.stop))[0]

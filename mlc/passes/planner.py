@@ -21,6 +21,8 @@ from mlc.passes.explain import size_text, time_text
 from mlc.passes.modes import Modes, differentiated, resolve
 from mlc.passes.options import check_options, free_memory, parse_memory
 from mlc.passes.plan import Decision, Plan
+from mlc.passes.responses.asked import asked, decided, needs_reverse, refuse_forward
+from mlc.passes.responses.response import written
 from mlc.passes.rivals import Rivals
 from mlc.passes.search import Candidate, Search, front, thrift
 
@@ -97,16 +99,20 @@ class _Planner:
         self.program = program
         self.stop = stop
         self.asked = resolve(program, flows)
+        self.responses = asked(program, flows)
         self.fallbacks: dict[str, str] = {}
         self.fixed: frozenset[str] = frozenset()
         self.why_not = ""
         self.searches: list[Search] = []
-        modes = self.asked or Modes("mixed")
+        modes = replace(self.asked or Modes("mixed"), responses=self.responses)
+        refuse_forward(modes)
         joint, used, self.why_not = differentiated(program, modes, Policy("mixed", stop, self._note))
-        self.modes = Modes(used, modes.levels if used == modes.mode else {})
+        self.modes = Modes(used, modes.levels if used == modes.mode else {}, self.responses)
         self.searches.append(Search(used, joint))
-        if self.asked is None and 0 < count(program) <= FEW and legal(program, Policy("forward", stop)) is None:
-            joint, used, why = differentiated(program, Modes("forward"), Policy("forward", stop))
+        if self.asked is None and not needs_reverse(self.responses) and 0 < count(program) <= FEW and legal(program, Policy("forward", stop)) is None:
+            joint, used, why = differentiated(
+                program, Modes("forward", responses=self.responses), Policy("forward", stop)
+            )
             if not why:
                 self.searches.append(Search(used, joint))
 
@@ -144,9 +150,10 @@ class _Planner:
         made = Plan(
             program=digest(self.program), memory=budget, mode=c.mode, stop=self.stop,
             flows=dict(self.modes.levels) if c.mode == self.modes.mode else {},
+            responses={name: written(r) for name, r in self.responses.items()},
             backend=how,
             price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts, offload=c.levers.offload,
-            decisions=(*self._modes(c), *self._levers(c, budget), lowering), peak_bytes=c.peak, seconds=seconds,
+            decisions=(*self._modes(c), *decided(self.program, self.responses), *self._levers(c, budget), lowering), peak_bytes=c.peak, seconds=seconds,
             host_bytes=c.transfers.bytes,
         ).bind(self.program)  # fmt: skip
         made._stages = c.stages

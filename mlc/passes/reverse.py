@@ -124,6 +124,8 @@ def loop_activity(e: Eqn, active: set[Var], through: Through) -> tuple[list[int]
 
 def passes(e: Eqn, through: Through) -> bool:
     """Whether a derivative passes a stop."""
+    if e.op.always:  # type: ignore[union-attr]
+        return False
     if isinstance(through, bool):
         return through
     if isinstance(through, Passing):

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from mlc.errors import CaptureError, MlcError
 from mlc.ir.core import Eqn, Var
 from mlc.ir.types import Loc
+from mlc.passes.responses.response import Response
 from mlc.trace.concrete import Guard
 from mlc.trace.environment import (
     current,
@@ -92,6 +93,7 @@ class Recording:
     decisions: list[tuple[int, Any, str, Loc | None]] = field(default_factory=list)
     generators: list[torch.Generator] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    responses: dict[str, Response | None] = field(default_factory=dict)
 
     @property
     def handed(self) -> frozenset[int]:
@@ -248,6 +250,7 @@ def _finish(tracer: Tracer, fn: Any, out: Any, roots: Roots, watch: Watch, sourc
         tracer.builder.eqns, list(tracer.externals.values()), results, n_outputs, spec, out_leaves, effects,
         sources.all, tracer.steps, roots, reusable, notes, tracer.guards, grad_guards,
         getattr(fn, "__name__", "program"), loc, tracer.stop_log, set(), arg_names(fn),
+        responses=tracer.responses,
     )  # fmt: skip
 
 

@@ -110,8 +110,10 @@ class Gradients:
         found = [t for t in more if ob._bit_of.get(ob.read(t, True), 0) & beyond]
         for t in found:
             ob.keep_grad(t)
-        (loc, site), depth = ob.locate(), ob.depth()
-        self.later.note([(t, [ob.read(t, True)]) for t in found], lambda vs: self.equation(pairs, vs, loc, site, depth))
+        (loc, site), depth, name = ob.locate(), ob.depth(), ob.level_name()
+        self.later.note(
+            [(t, [ob.read(t, True)]) for t in found], lambda vs: self.equation(pairs, vs, loc, site, depth, name)
+        )
 
     def _noted(self, t: Tensor) -> None:
         """``backward`` reads what ``.grad`` was before the call."""
@@ -156,16 +158,17 @@ class Gradients:
             pairs.append((ob.read(t, True), ob.read(s, False)))
         return pairs
 
-    def equation(self, pairs: list[tuple[Var, Var]], targets: Sequence[Var], loc: Loc | None, site: Any, depth: int
-                 ) -> list[Var]:  # fmt: skip
-        """One ``grad`` equation; its results."""
+    def equation(self, pairs: list[tuple[Var, Var]], targets: Sequence[Var], loc: Loc | None, site: Any, depth: int,
+                 level: str | None = None) -> list[Var]:  # fmt: skip
+        """One ``grad`` equation; its results.  ``level``: the declared level it is taken in (None: the open one)."""
         ob = self.observer
+        level = ob.level_name(depth) if level is None else level
         mask = 0
         for v, _ in pairs:
             mask |= v.mask
         outs = tuple(Var(v.type, mask) for v in targets)
         args = (*[v for v, _ in pairs], *targets, *[s for _, s in pairs])
-        eqn = Eqn(Grad(len(pairs), len(targets), depth), args, outs, (), loc, "grad", site)
+        eqn = Eqn(Grad(len(pairs), len(targets), depth, level), args, outs, (), loc, "grad", site)
         if targets:
             ob.builder.append(eqn)
             ob.grad_eqns.append(eqn)

@@ -280,6 +280,7 @@ class _Finish:
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,
             sources.all, ob.steps, self.roots, reusable, notes, [], grads, getattr(fn, "__name__", "program"),
             place_of(fn), ob.stop_log, set(), arg_names(fn), decisions, generators, warned,
+            ob.responses,
         )  # fmt: skip
 
     def place_externals(self) -> None:

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from mlc.errors import CaptureError
 from mlc.ir.core import Alias, Draw, Eqn, Grad, Seed, Var
 from mlc.ir.types import Loc, TensorType
+from mlc.passes.responses.response import Response
 from mlc.record.recorder import Handle, Recorder, Storage
 from mlc.record.views import IDENTITY_VIEWS
 from mlc.trace.concrete import Guard, concrete
@@ -85,6 +86,7 @@ class Tracer(Recorder):
         self.fused: set[int] = set()  # parameters of fused optimizers: their counts are float32 whatever the default
         self.farther = False  # whether some inner gradients go ways that PyTorch's graph does not have
         self.declared: list[str] = []  # names of the levels (:func:`mlc.level`) that are open
+        self.responses: dict[str, Response | None] = {}  # what was asked of levels there, by name
         self.decisions: list[tuple[Var, Any, str, Loc | None]] = []
         self._fakes: dict[int, FakeTensor] = {}
         self._by_storage: dict[int, External] = {}
@@ -93,6 +95,11 @@ class Tracer(Recorder):
     def depth(self) -> int:
         """How many declared levels (:func:`mlc.level`) are open."""
         return len(self.declared)
+
+    def level_name(self, depth: int | None = None) -> str:
+        """The name of the innermost declared level that is open, or of the one at this depth; empty without one."""
+        depth = len(self.declared) if depth is None else depth
+        return self.declared[depth - 1] if 0 < depth <= len(self.declared) else ""
 
     # ---- places
 
@@ -272,7 +279,7 @@ class Tracer(Recorder):
         outs = tuple(Var(v.type, mask) for v in live)
         n = len(pairs)
         eqn = Eqn(
-            Grad(n, len(live), depth),
+            Grad(n, len(live), depth, self.level_name()),
             (*[v for v, _ in pairs], *live, *[s for _, s in pairs]),
             outs,
             (),

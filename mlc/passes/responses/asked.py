@@ -1,0 +1,103 @@
+"""Which response each level has: what the code asked for with ``mlc.level``, and ``flows=``, which goes before it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mlc.errors import PlanError
+from mlc.ir.program import Level, Program
+from mlc.passes.modes import Modes
+from mlc.passes.plan import Decision
+from mlc.passes.responses.response import (
+    Evolution,
+    FiniteDifference,
+    FirstOrder,
+    ForwardGradient,
+    FullyFirstOrder,
+    Implicit,
+    Response,
+    Truncated,
+    read,
+)
+
+__all__ = ["asked", "counts_steps", "decided", "needs_reverse", "refuse_forward"]
+
+_WHY: dict[type[Response], str] = {
+    Truncated: "exact through the last steps, the state before them is a constant",
+    FirstOrder: "inner gradients are constants, the update is followed",
+    FiniteDifference: "every step, second-order products as differences of gradients",
+    Implicit: "a solve with the Hessian of the level's loss at its final point",
+    ForwardGradient: "directional derivatives along random tangents",
+    Evolution: "differences of results at random meta-parameters",
+    FullyFirstOrder: "a second run beside the first, no second derivatives",
+}
+_FORWARD = (Truncated, FirstOrder)  # what forward mode through the loops can do, too
+
+
+def asked(program: Program, flows: Any) -> dict[str, Response]:
+    """Responses of a program's levels, by name, those left out that are exact.
+
+    Args:
+        program: Its levels hold what the code asked for.
+        flows: As :func:`mlc.compile` takes it; names of levels, declared or as ``plan.explain()`` prints them.
+
+    Raises:
+        PlanError: for a name that is no level's.
+    """
+    found = {x.name: read(json.loads(x.response)) for x in program.levels if x.response}
+    if isinstance(flows, Mapping):
+        for name, response in flows.items():
+            if isinstance(response, Response):
+                found.update((x.name, response) for x in _named(program, name))
+    return {name: r for name, r in found.items() if not r.exact}
+
+
+def _named(program: Program, name: Any) -> list[Level]:
+    source = str(name).partition(" -> ")[0]
+    levels = [x for x in program.levels[1:] if source in (x.name, x.declared)]
+    if not levels:
+        known = dict.fromkeys(x.title for x in program.levels[1:])
+        raise PlanError(
+            f"flows gives a response to {name!r}, which is no level of this program",
+            advice="there are " + ", ".join(known) if known else "it has no level: nothing in it is trained",
+        )
+    return levels
+
+
+def counts_steps(program: Program, flows: Any) -> bool:
+    """Whether a response counts the steps of its level, which must be known then."""
+    return any(isinstance(r, Truncated) for r in asked(program, flows).values())
+
+
+def needs_reverse(responses: Mapping[str, Response]) -> bool:
+    """Whether forward mode through the loops is no way to these."""
+    return any(not isinstance(r, _FORWARD) for r in responses.values())
+
+
+def refuse_forward(modes: Modes) -> None:
+    """Refuse forward mode beside a response that is a rule of its own.
+
+    Raises:
+        PlanError: naming both.
+    """
+    if modes.mode == "forward" and needs_reverse(modes.responses):
+        name, r = next((n, r) for n, r in modes.responses.items() if not isinstance(r, _FORWARD))
+        raise PlanError(
+            f"flows asks for forward mode and level {name} for {r}",
+            advice=f"leave one of them out: {type(r).__name__} says itself which way its derivative goes",
+        )
+
+
+def decided(program: Program, responses: Mapping[str, Response]) -> list[Decision]:
+    """A decision for every flow out of a level whose response is not the exact unroll."""
+    out = []
+    for level in program.levels:
+        r = responses.get(level.name)
+        if r is None:
+            continue
+        ends = [f.target for f in program.flows if f.kind == "response" and f.source == level.name]
+        subjects = [f"response {level.name} -> {end}" for end in ends] or [f"response of {level.name}"]
+        out += [Decision(subject=s, choice=str(r), reason=_WHY[type(r)], runner_up="Unroll(): exact") for s in subjects]
+    return out
