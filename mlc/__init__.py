@@ -28,6 +28,7 @@ from mlc.errors import (
     PlanError,
     VerifyError,
 )
+from mlc.implicit.root import fixed_point, root
 from mlc.ir.program import Program
 from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
 from mlc.passes.plan import Plan
@@ -75,8 +76,10 @@ __all__ = [
     "clone",
     "compile",
     "draw",
+    "fixed_point",
     "level",
     "plan",
     "recording",
+    "root",
     "trace",
 ]
