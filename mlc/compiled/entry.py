@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mlc.compiled.growth import Counts
+from mlc.compiled.health import Health
 from mlc.ir.program import Program
 from mlc.passes.plan import Plan
 from mlc.passes.retrip import Group
@@ -41,6 +42,7 @@ class Entry:
     smaller: bool = False  # planned again because memory was refused
     loops: dict[int, Group] = field(default_factory=dict)  # open ones, by the iterable that they run over
     fitting: Counts = field(default_factory=dict)  # trips that were found to fit
+    health: Health = field(default_factory=Health)
 
 
 def iterable(entry: Entry, roots: Roots, source: int) -> Any:

@@ -41,6 +41,7 @@ __all__ = [
     "Region",
     "SafeSqrt",
     "Seed",
+    "Solve",
     "Stop",
     "Var",
     "flat_vars",
@@ -180,6 +181,32 @@ class Loop(Primitive):
     def n_emit(self) -> int:
         """Number of sequences emitted."""
         return len(self.body.outputs) - self.n_carry
+
+
+@dataclass(frozen=True)
+class Solve(Loop):
+    """``solve(b..., consts...)``: the x with (A + damping) x = b, where the body is the product p -> A p.
+
+    It is a loop for whatever looks at equations and counts them (``trips`` products at most); the runtime runs it as
+    a solver of linear systems does (:mod:`mlc.implicit.solvers`), which stops at the relative residual ``tol``.
+
+    Attributes:
+        solver: Name of the solver.
+        level: Name of the level that it is solved for.
+        told: How many of the consts, the last ones, the body does not read: norms of the level's first and last
+            gradient, for the report.
+    """
+
+    solver: str = "cg"
+    tol: float = 0.0
+    damping: float = 0.0
+    level: str = ""
+    told: int = 0
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors like b the solver holds beside those of a product."""
+        return {"gmres": 2 * self.count + 6, "nystrom": 3 * self.count + 4}.get(self.solver, 7)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from mlc.ir.core import (
     NestedEffects,
     Primitive,
     Region,
+    Solve,
     Var,
 )
 from mlc.ir.literals import Objects, literal_text, type_text
@@ -220,7 +221,7 @@ class _Printer:
 
     def loop(self, op: Loop, e: Eqn, pad: str) -> Iterator[str]:
         what = self.attrs(label=op.label or None, trips=op.trips, reverse=op.reverse or None, host=op.host or None)
-        yield f"loop{what} {{"
+        yield f"{op.name if isinstance(op, Solve) else 'loop'}{what} {{"
         inner = pad + "  "
         words = ["carry"] * op.n_carry + ["const"] * op.n_const + ["each"] * op.n_seq
         given = [self.literal(a) for a in e.args]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from mlc.ir.builder import Builder
-from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Var, aten
+from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Solve, Stop, Var, aten
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.rules import NoRule, forward_rule
 
@@ -57,6 +57,8 @@ def push_eqn(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
         return
     elif isinstance(op, SafeSqrt):
         tan[e.outs[0]] = _safe_sqrt(b, e, tan[e.args[0]])
+    elif isinstance(op, Solve):
+        raise NotForward(f"the solve of level {op.level} is differentiated in reverse")
     elif isinstance(op, Loop):
         from mlc.passes.loops import push_loop
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.core import Eqn, Loop, Region, Solve, Var
 from mlc.ir.reuse import shared_with
 from mlc.ir.slots import Slots
 from mlc.ir.types import SeqType, TensorType, resident
@@ -247,6 +247,8 @@ def _measured(op: Loop, exact: bool, given: Sequence[tuple[bool, bool]]) -> Loop
     ]  # fmt: skip
     sparse = tuple(op.n_carry + j for j, v in enumerate(emitted) if v in rebuilt)
     hosted = tuple(op.n_carry + j for j, v in enumerate(outs) if j in op.host or v in inner.hosted)
+    if isinstance(op, Solve):
+        before += op.vectors * _bytes(carries)
     return LoopMemory(
         before + body, body, owned, before, [*[last[v] for v in carries], *sizes], sizes,
         _keeps(op, emitted, states, rebuilt), each, states, rebuilt, sets, sparse,

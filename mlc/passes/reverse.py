@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from mlc.errors import DifferentiationError
 from mlc.ir.builder import Builder
-from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Var, aten
+from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Solve, Stop, Var, aten
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.rules import NoRule, differentiable_outs, reverse_rule
 
@@ -175,6 +175,10 @@ def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passi
         return
     elif isinstance(op, SafeSqrt):
         _give(b, cts, e.args[0], _safe_sqrt(b, e, cts[e.outs[0]]), active)
+    elif isinstance(op, Solve):
+        from mlc.passes.responses.solving import pull_solve
+
+        pull_solve(b, e, cts, active)
     elif isinstance(op, Loop):
         from mlc.passes.loops import pull_loop
 

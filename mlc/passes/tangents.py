@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 
 from mlc.ir.builder import Builder, contiguous_type
-from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt, Stop, Var, aten, map_vars
+from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt, Solve, Stop, Var, aten, map_vars
 from mlc.ir.types import SeqType, TensorType, Type
 from mlc.passes.forward import NotForward, push_eqn
 from mlc.passes.loops import _Parts
@@ -55,7 +55,7 @@ class Pusher:
         """All equations of a region whose inputs are in ``env``, with their tangents in ``tan``."""
         for e in region.eqns:
             try:
-                if isinstance(e.op, Loop):
+                if isinstance(e.op, Loop) and not isinstance(e.op, Solve):
                     self._loop(e)
                 else:
                     self._push(self._copy(e))

@@ -17,6 +17,7 @@ from mlc.runtime.interpreter import Executable, compile_region
 from mlc.runtime.loop import link
 from mlc.runtime.recording import Recording, current, each_stage, resumed
 from mlc.runtime.saved import alias, check_versions, memory, tensors_in, versions
+from mlc.runtime.solve import Solved
 
 __all__ = ["Executor", "Run", "StageGraphs"]
 
@@ -60,6 +61,7 @@ class Run:
         lent: Those of ``saved`` that lie in memory of the user's, and their versions.
         peak_bytes: Measured, of both stages.
         first: The measurement in progress.
+        solves: Linear systems that were solved for levels with an implicit response, in order.
     """
 
     results: list[Any]
@@ -68,6 +70,7 @@ class Run:
     lent: tuple[list[Any], list[int]] = field(default_factory=lambda: ([], []))
     peak_bytes: int = 0
     first: Recording | None = None
+    solves: list[Solved] = field(default_factory=list)
 
 
 class Executor:
@@ -83,7 +86,8 @@ class Executor:
         inductor = Inductor() if backend == "inductor" else None
         self._on_trial = inductor
         compile = inductor or compile_region
-        special = link(lambda op: feed_runner(op, self._draws), self._draw, compile)
+        self._solved: list[Solved] = []
+        special = link(lambda op: feed_runner(op, self._draws), self._draw, compile, self._solved.append)
         self._forward: Executable = each_stage(compile(stages.forward, special), "forward")
         self._backward: Executable | None = (
             None if stages.backward is None else each_stage(compile(stages.backward, special), "backward")
@@ -135,7 +139,13 @@ class Executor:
         theirs = drawer.memories.union(map(memory, inputs))
         lent = [x for x in tensors_in(saved) if memory(x) in theirs]
         seconds = {"forward": time.perf_counter() - started}
-        return Run(outs[:n], saved, seconds, (lent, versions(lent)), self._peak, first)
+        return Run(outs[:n], saved, seconds, (lent, versions(lent)), self._peak, first, self._told())
+
+    def _told(self) -> list[Solved]:
+        """The solves since this was asked last."""
+        found = self._solved[:]
+        self._solved.clear()
+        return found
 
     def _measured(self, first: Recording | None, last: bool) -> None:
         if first is not None:
@@ -155,5 +165,6 @@ class Executor:
             grads = self._backward(args)
         self._measured(first, last=True)
         run.peak_bytes = self._peak
+        run.solves += self._told()
         run.seconds["backward"] = time.perf_counter() - started
         return grads

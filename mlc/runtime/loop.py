@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlc.ir.core import Eqn, Feed, Loop, Region
+from mlc.ir.core import Eqn, Feed, Loop, Region, Solve
 from mlc.runtime.host import Column, Reader, Shelf
 from mlc.runtime.interpreter import Executable, compile_region
 from mlc.runtime.recording import REPLAY, each_trip
+from mlc.runtime.solve import Solved, SolveRunner
 from mlc.runtime.states import Rebuilt, States
 
 __all__ = ["LoopRunner", "link"]
@@ -89,8 +90,12 @@ def link(
     feed: Callable[[Feed], Callable[..., Any]],
     draw: Callable[[Eqn], Callable[..., Any] | None],
     compile: Callable[..., Executable] = compile_region,
+    tell: Callable[[Solved], None] = lambda solved: None,
 ) -> Callable[[Eqn], Callable[..., Any] | None]:
-    """The ``special`` function of :func:`compile_region` for whole programs; ``compile`` lowers loop bodies."""
+    """The ``special`` function of :func:`compile_region` for whole programs.
+
+    ``compile`` lowers loop bodies; ``tell`` hears of every linear solve.
+    """
     known: dict[int, tuple[Any, Executable]] = {}
 
     def compiled(region: Region) -> Executable:
@@ -100,6 +105,8 @@ def link(
         return entry[1]
 
     def special(e: Eqn) -> Callable[..., Any] | None:
+        if isinstance(e.op, Solve):
+            return SolveRunner(e.op, compiled(e.op.body), tell)
         if isinstance(e.op, Loop):
             return LoopRunner(e.op, compiled(e.op.body), None if e.op.replay is None else compiled(e.op.replay.body))
         if isinstance(e.op, Feed):

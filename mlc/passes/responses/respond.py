@@ -13,7 +13,8 @@ from mlc.ir.core import Eqn, Loop
 from mlc.ir.program import Level, Program
 from mlc.passes.adjoint import Policy
 from mlc.passes.responses.firstorder import first_order
-from mlc.passes.responses.response import FirstOrder, Response, Truncated
+from mlc.passes.responses.implicit import implicit
+from mlc.passes.responses.response import FirstOrder, Implicit, Response, Truncated
 from mlc.passes.responses.site import Site
 from mlc.passes.responses.truncated import truncated
 
@@ -45,6 +46,8 @@ def _one(program: Program, level: Level, gradients: list[Eqn], response: Respons
     site = Site(program, level, gradients)
     if isinstance(response, Truncated):
         return truncated(program, site, response)
+    if isinstance(response, Implicit):
+        return implicit(program, site, response, policy)
     return program
 
 

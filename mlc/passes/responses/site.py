@@ -26,10 +26,12 @@ class Trained:
     Attributes:
         start: Its value before the first step.
         end: Its value after the last one.
+        at: Its value before the last item of the run.
     """
 
     start: Var
     end: Var
+    at: Var
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Run:
         items: Positions in it of the equations that hold the gradients, in order.
         steps: The gradients that train something.
         trained: What is trained.
+        links: For each step and each position in what it trains, which one that is.
     """
 
     path: tuple[int, ...]
@@ -49,6 +52,7 @@ class Run:
     items: list[int] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     trained: list[Trained] = field(default_factory=list)
+    links: list[tuple[Step, int, Trained]] = field(default_factory=list)
 
     def eqn(self, item: int) -> Eqn:
         """The equation at a position of the region."""
@@ -63,6 +67,7 @@ class Site:
         level: The level.
         graph: All values.
         runs: In order.
+        moving: Values that depend on a meta-parameter, or on what a level trains.
     """
 
     def __init__(self, program: Program, level: Level, gradients: Sequence[Eqn]) -> None:
@@ -75,6 +80,9 @@ class Site:
         every = find_steps(self.graph)
         self.steps = [s for s in every if id(s.site.eqn) in mine]
         self.others = [s for s in every if id(s.site.eqn) not in mine]
+        metas = [program.region.inputs[i] for i in program.metas]
+        trained = [x for s in every for v, after, _, _ in s.trained for x in (v, after)]
+        self.moving = set(self.graph.spread({v: 1 for v in (*metas, *trained)}))
         self._nested = [s for s in self.others if self._above(s)]
         self.runs: list[Run] = []
         for s in self.steps:
@@ -95,12 +103,13 @@ class Site:
             run.items.append(item)
         run.steps.append(s)
         for start, end in ends:
-            known = next((t for t in run.trained if self.origins.kept(start) in (t.end, t.start)
-                          or self.origins.kept(t.end) is self.origins.kept(start)), None)  # fmt: skip
+            here = self.origins.kept(start)
+            known = next((t for t in run.trained if here in (self.origins.kept(t.end), t.at)), None)
             if known is None:
-                run.trained.append(Trained(start, end))
-            else:
-                known.end = end
+                known = Trained(start, end, here)
+                run.trained.append(known)
+            known.end, known.at = end, here
+            run.links.append((s, len([x for x in run.links if x[0] is s]), known))
 
     def _home(self, s: Step) -> tuple[tuple[int, ...], list[tuple[Var, Var]]]:
         """Loops that lead to the region of the step's run, and start and end there of what it trains."""
@@ -109,9 +118,12 @@ class Site:
         for before, after, loop, i in s.trained:
             ends.append((before, after, i if loop is not None else None))
         carrying = s.trained[0][2]
+        if carrying is not None and self._stepped_above(carrying):  # a step of the level above in every trip of its
+            k = next(j for j, x in enumerate(loops) if x is carrying) + 1
+            return path[:k], [(self.root(a, b), b) for a, b, _ in ends]
         if carrying is None:
             k = self._depth_of(s.trained[0][1], loops)
-            return path[:k], [(a, b) for a, b, _ in ends]
+            return path[:k], [(self.root(a, b), b) for a, b, _ in ends]
         k = next(j for j, x in enumerate(loops) if x is carrying)
         at = [i for _, _, i in ends if i is not None]
         while k > 0:
@@ -122,6 +134,14 @@ class Site:
             k, at = k - 1, further
         loop = loops[k]
         return path[:k], [(loop.args[i], loop.outs[i]) for i in at]
+
+    def root(self, before: Var, after: Var) -> Var:
+        """What a step trains, where its next value is made (its gradient may be taken in a loop in there)."""
+        v, home = self.origins.kept(before), self.graph.home[after]
+        while self.graph.home[v] is not home and v in self.graph.entry:
+            loop, i = self.graph.entry[v]
+            v = self.origins.kept(loop.args[i])
+        return v
 
     def _depth_of(self, v: Var, loops: Sequence[Eqn]) -> int:
         """How many of these loops lead to the region in which a value is made."""

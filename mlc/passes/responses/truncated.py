@@ -15,6 +15,7 @@ from mlc.errors import PlanError
 from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Grad, Index, Loop, NestedEffects, Pack, Region, Var
 from mlc.ir.program import Program
 from mlc.ir.types import SeqType
+from mlc.passes.responses.ending import region_at
 from mlc.passes.responses.response import Truncated
 from mlc.passes.responses.rewrite import copied, holding, put
 from mlc.passes.responses.site import Run, Site
@@ -28,15 +29,9 @@ def truncated(program: Program, site: Site, response: Truncated) -> Program:
     Raises:
         PlanError: where a run cannot be cut there.
     """
-    for run in site.runs:  # each in a region of its own, or side by side: positions from the back stay
-        pass
-    for run in sorted(site.runs, key=lambda r: r.items[-1], reverse=True):
-        region = program.region
-        for i in run.path:
-            op = region.eqns[i].op
-            assert isinstance(op, Loop)
-            region = op.body
-        program = put(program, run.path, _cut(replace(run, region=region), site, response.steps))
+    for run in sorted(site.runs, key=lambda r: (*r.path, r.items[-1]), reverse=True):
+        here = replace(run, region=region_at(program, run.path))
+        program = put(program, run.path, _cut(here, site, response.steps))
     return program
 
 
