@@ -12,7 +12,7 @@ import _w1
 
 import mlc
 from mlc.ir.core import Loop, Region
-from mlc.passes.plan import stages_for
+from mlc.passes.planning.plan import stages_for
 from mlc.runtime.call import Executor
 
 

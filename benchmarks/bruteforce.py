@@ -26,10 +26,10 @@ from rich.table import Table
 
 import mlc
 from mlc.ir.program import Program
-from mlc.passes.lower import Levers
-from mlc.passes.plan import joint_of
-from mlc.passes.planner import FEW, usable
-from mlc.passes.search import Candidate, Search
+from mlc.passes.lowering.lower import Levers
+from mlc.passes.planning.plan import joint_of
+from mlc.passes.planning.planner import FEW, usable
+from mlc.passes.planning.search import Candidate, Search
 
 WORKLOADS = ("W1", "digits", "rates", "hyperparameters")
 PRICES = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 128.0, 512.0, 2048.0, 16384.0)

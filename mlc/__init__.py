@@ -31,7 +31,7 @@ from mlc.errors import (
 from mlc.implicit.root import fixed_point, root
 from mlc.ir.program import Program
 from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
-from mlc.passes.plan import Plan
+from mlc.passes.planning.plan import Plan
 from mlc.passes.responses.response import (
     Evolution,
     FiniteDifference,
@@ -43,7 +43,7 @@ from mlc.passes.responses.response import (
     Truncated,
     Unroll,
 )
-from mlc.runtime.recording import recording
+from mlc.runtime.interpreter.recording import recording
 from mlc.trace.clone import clone
 from mlc.trace.levels import level
 

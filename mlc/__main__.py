@@ -1,6 +1,6 @@
 """``python -m mlc`` is the ``mlc`` command."""
 
-from mlc.cli import main
+from mlc.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -8,9 +8,9 @@ from typing import Any
 
 from mlc.compiled.compiled import CompiledFunction
 from mlc.ir.program import Program
-from mlc.passes.options import check_options
-from mlc.passes.plan import Plan
-from mlc.passes.planner import make_plan
+from mlc.passes.planning.options import check_options
+from mlc.passes.planning.plan import Plan
+from mlc.passes.planning.planner import make_plan
 from mlc.trace.build import build_program
 from mlc.trace.capture import record
 from mlc.trace.observe import observe

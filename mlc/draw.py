@@ -1,7 +1,7 @@
 """Pictures of programs and plans: levels as nested boxes with what they train, flows as typed arrows.
 
 ``.mmd`` (Mermaid) and ``.dot`` (Graphviz) are text for other tools; ``.svg`` is laid out here, ``.png`` is rendered
-from it by resvg with the font of :mod:`mlc.fonts`, and ``.html`` is the page of :mod:`mlc.page`.
+from it by resvg with the font of :mod:`mlc.view.fonts`, and ``.html`` is the page of :mod:`mlc.view.page`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from mlc.diagram import Box, Diagram, diagram_of
-from mlc.dot import dot_svg, to_dot
 from mlc.errors import MlcError, PlanError
-from mlc.fonts import FAMILY, font_files
 from mlc.ir.program import Program
-from mlc.modelexplorer import graphs_of
-from mlc.page import Measured, content, html
-from mlc.passes.plan import Plan
-from mlc.svg import COLORS, to_svg
+from mlc.passes.planning.plan import Plan
+from mlc.view.diagram import Box, Diagram, diagram_of
+from mlc.view.dot import dot_svg, to_dot
+from mlc.view.fonts import FAMILY, font_files
+from mlc.view.modelexplorer import graphs_of
+from mlc.view.page import Measured, content, html
+from mlc.view.svg import COLORS, to_svg
 
 __all__ = ["draw", "program_of"]
 

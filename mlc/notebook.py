@@ -9,13 +9,13 @@ from html import escape
 from typing import Any
 
 from mlc.compiled.report import Report
-from mlc.diagram import diagram_of
 from mlc.draw import program_of
 from mlc.ir.program import Program
-from mlc.ir.shown import HOW
-from mlc.page import content, html
-from mlc.passes.plan import Plan
-from mlc.svg import to_svg
+from mlc.passes.planning.plan import Plan
+from mlc.shown import HOW
+from mlc.view.diagram import diagram_of
+from mlc.view.page import content, html
+from mlc.view.svg import to_svg
 
 __all__ = ["Frame"]
 

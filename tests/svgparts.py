@@ -7,7 +7,7 @@ from functools import cache
 
 from PIL import ImageFont
 
-from mlc.fonts import font_files
+from mlc.view.fonts import font_files
 
 SVG = "{http://www.w3.org/2000/svg}"
 SIZES = {"title": (15, True), "name": (13, True), "note": (12, False), "label": (12, False)}

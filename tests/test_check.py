@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import mlc
 from mlc.runtime.call import Executor
-from mlc.trace.tracer import Tracer
+from mlc.trace.recorder.tracer import Tracer
 
 
 class Weights(nn.Module):

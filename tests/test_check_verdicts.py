@@ -14,7 +14,7 @@ from mlc.check.examination import Examination
 from mlc.check.report import best_pair, relative
 from mlc.check.sandbox import Sandbox
 from mlc.runtime.call import Executor
-from mlc.trace.tracer import Tracer
+from mlc.trace.recorder.tracer import Tracer
 from tests.test_check import scaled_gradient, task, train
 
 

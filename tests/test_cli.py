@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 import mlc
-from mlc.cli import app
+from mlc.cli.main import app
 
 TEXT = """
 from __future__ import annotations

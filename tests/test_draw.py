@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import mlc
-from mlc.diagram import Diagram, diagram_of
-from mlc.fonts import text_width
-from mlc.passes.plan import Plan
-from mlc.svg import COLORS, DARK, to_svg
-from mlc.svglayout import clipped
+from mlc.passes.planning.plan import Plan
+from mlc.view.diagram import Diagram, diagram_of
+from mlc.view.fonts import text_width
+from mlc.view.layout import clipped
+from mlc.view.svg import COLORS, DARK, to_svg
 from tests import programs
 from tests.manylevels import many
 from tests.svgparts import SVG, boxes, font, segments, texts

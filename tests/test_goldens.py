@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import mlc
-from mlc.passes.listing import listing
-from mlc.passes.plan import Decision
-from mlc.passes.stagelist import after, input_names
+from mlc.passes.planning.plan import Decision
+from mlc.view.listing import listing
+from mlc.view.stagelist import after, input_names
 from tests import golden, programs
 
 NAMES = ("two_levels", "three_levels", "maml", "one_path_stopped")

@@ -29,7 +29,7 @@ ARROWS = {
     "ir": (),
     "record": ("mlc.ir",),
     "passes": ("mlc.ir", "mlc.record"),
-    "runtime": ("mlc.ir",),
+    "runtime": ("mlc.ir", "mlc.implicit"),
     "errors.py": (),
 }
 

@@ -13,7 +13,7 @@ import pytest
 import mlc
 from benchmarks import _browser
 from benchmarks._w1 import Shape, ordinary, problem
-from mlc.page import content, html
+from mlc.view.page import content, html
 from tests import programs
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "reweighting.py"
@@ -176,8 +176,8 @@ def test_memory_time_and_curve_are_shown(browser: Any, tmp_path: Path) -> None:
 
 @needs_browser
 def test_the_loss_of_the_example_leads_to_its_line(browser: Any, tmp_path: Path) -> None:
-    from mlc.cli import _planned
-    from mlc.userfile import load
+    from mlc.cli.main import _planned
+    from mlc.cli.userfile import load
 
     _, plan = _planned(load(str(EXAMPLE)), None, False)
     _browser.opened(browser, page(tmp_path, plan))

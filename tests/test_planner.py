@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 import mlc
 from mlc.ir.core import Loop
-from mlc.ir.slots import Slots, replayed_steps
+from mlc.ir.lowered.slots import Slots, replayed_steps
 from mlc.ir.types import SeqType, TensorType, resident
-from mlc.passes.inlined import TAG as INNER
-from mlc.passes.lower import Levers, finish
-from mlc.passes.memory import region_peak
-from mlc.passes.plan import Plan, joint_of
-from mlc.passes.planner import make_plan, sweep, usable
-from mlc.passes.search import front, peak_bytes
+from mlc.passes.cost.memory import region_peak
+from mlc.passes.lowering.lower import Levers, finish
+from mlc.passes.planning.plan import Plan, joint_of
+from mlc.passes.planning.planner import make_plan, sweep, usable
+from mlc.passes.planning.search import front, peak_bytes
+from mlc.passes.remat.inlined import TAG as INNER
 from mlc.runtime.call import Executor
 from tests.thinned import every
 
@@ -276,7 +276,7 @@ def test_a_plan_file_gives_the_same_stages(tmp_path: Any) -> None:
     plan = mlc.plan(program, memory="min")
     plan.save(tmp_path / "plan.json")
     again = Plan.load(tmp_path / "plan.json", program)
-    from mlc.passes.plan import stages_for
+    from mlc.passes.planning.plan import stages_for
 
     one, two = stages_for(program, plan), stages_for(program, again)
     assert len(one.forward.eqns) == len(two.forward.eqns) and peak_bytes(one) == peak_bytes(two)

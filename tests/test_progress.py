@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mlc import progress as module
-from mlc.passes.planner import sweep
+from mlc.passes.planning.planner import sweep
 from mlc.progress import progress
 from tests import programs
 

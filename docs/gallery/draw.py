@@ -14,8 +14,8 @@ from loops import LOOPS
 
 import mlc
 from mlc.api import plain
-from mlc.passes.options import planning
-from mlc.userfile import load
+from mlc.cli.userfile import load
+from mlc.passes.planning.options import planning
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -29,8 +29,8 @@ from mlc.check.function import line_of
 from mlc.check.report import CheckReport
 from mlc.check.sandbox import Sandbox, convert
 from mlc.errors import MlcError, PlanError
-from mlc.passes.options import parse_memory
 from mlc.trace.capture import place_of
+from mlc.units import parse_memory
 
 __all__ = ["CheckReport", "check"]
 

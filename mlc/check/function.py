@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mlc.check.sandbox import Sandbox
 from mlc.ir.trees import each_tensor
 from mlc.ir.types import Loc
-from mlc.trace.frames import is_user_code
-from mlc.trace.inputs import walk
+from mlc.trace.python.frames import is_user_code
+from mlc.trace.python.inputs import walk
 
 __all__ = ["Failure", "Function", "line_of"]
 

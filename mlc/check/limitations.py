@@ -8,7 +8,7 @@ import torch
 
 from mlc.ir.core import Custom, Eqn, Grad, Stop, Var
 from mlc.ir.types import TensorType
-from mlc.passes.reverse import Deeper, active_vars
+from mlc.passes.autodiff.reverse import Deeper, active_vars
 from mlc.trace.capture import Recording
 
 __all__ = ["customs", "cutting", "precision", "through_updates"]

@@ -14,9 +14,9 @@ from mlc.compiled.compiled import CompiledFunction
 from mlc.ir.core import Draw, Eqn, Random, Stop, Var
 from mlc.ir.types import Loc
 from mlc.trace.capture import Recording
+from mlc.trace.gradients.unroll import Unroll
 from mlc.trace.observe import Observation
-from mlc.trace.randomness import RandomWatch
-from mlc.trace.unroll import Unroll
+from mlc.trace.recorder.randomness import RandomWatch
 
 __all__ = ["Began", "Frozen", "Recorded", "Start", "Watched"]
 
@@ -75,7 +75,7 @@ class Frozen:
 
 
 class Recorded(Unroll):
-    """The unroll of a recording (see :class:`~mlc.trace.unroll.Unroll`); one run each.
+    """The unroll of a recording (see :class:`~mlc.trace.gradients.unroll.Unroll`); one run each.
 
     Attributes:
         drawn: After a run, the results of draws whose distribution depends on tensors.

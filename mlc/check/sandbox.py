@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mlc.check.generators import rng_state, set_rng_state
 from mlc.check.precision import convert, target
-from mlc.trace.frames import is_user_code, is_user_module
+from mlc.trace.python.frames import is_user_code, is_user_module
 
 __all__ = ["Sandbox", "convert", "rng_state", "set_rng_state"]
 

@@ -16,12 +16,12 @@ from mlc.compiled.slope import compare_slope
 from mlc.compiled.validate import Redrawn, compare, same
 from mlc.errors import DifferentiationError
 from mlc.runtime.call import Run
-from mlc.runtime.feeds import Drawer, Stale
+from mlc.runtime.interpreter.feeds import Drawer, Stale
 from mlc.trace.capture import Recording, Ref
-from mlc.trace.inputs import Roots
 from mlc.trace.iterables import batch_tensors
 from mlc.trace.observe import Observation
-from mlc.trace.randomness import RandomWatch
+from mlc.trace.python.inputs import Roots
+from mlc.trace.recorder.randomness import RandomWatch
 
 if TYPE_CHECKING:
     from mlc.compiled.compiled import CompiledFunction

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from mlc.trace.capture import Effect, Ref
-from mlc.trace.inputs import Path, Roots
-from mlc.trace.state import Change, Fresh, Known, New
-from mlc.trace.trees import blank
-from mlc.trace.view import MISSING, fields_of
-from mlc.trace.world import bind, dict_kind, refill, set_field
+from mlc.trace.python.inputs import Path, Roots
+from mlc.trace.python.state import Change, Fresh, Known, New
+from mlc.trace.python.trees import blank
+from mlc.trace.python.view import MISSING, fields_of
+from mlc.trace.python.world import bind, dict_kind, refill, set_field
 
 __all__ = ["Builder", "commit", "storages"]
 

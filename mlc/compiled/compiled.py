@@ -17,17 +17,17 @@ from mlc.compiled.report import Report
 from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError
 from mlc.ir.digest import digest
 from mlc.ir.program import Program
-from mlc.passes.explain import size_text, time_text
-from mlc.passes.options import check_options, planning
-from mlc.passes.plan import Plan, stages_for
-from mlc.passes.planner import make_plan
+from mlc.passes.planning.options import check_options, planning
+from mlc.passes.planning.plan import Plan, stages_for
+from mlc.passes.planning.planner import make_plan
 from mlc.progress import progress
 from mlc.runtime.call import Executor
-from mlc.runtime.feeds import Stale
+from mlc.runtime.interpreter.feeds import Stale
 from mlc.trace.build import build_program
-from mlc.trace.inputs import Path, Roots, walk
 from mlc.trace.observe import Observation, observe
-from mlc.trace.randomness import RandomWatch
+from mlc.trace.python.inputs import Path, Roots, walk
+from mlc.trace.recorder.randomness import RandomWatch
+from mlc.units import size_text, time_text
 
 __all__ = ["CompiledFunction", "compile"]
 

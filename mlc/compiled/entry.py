@@ -12,15 +12,15 @@ from torch.utils.data import DataLoader
 from mlc.compiled.growth import Counts
 from mlc.compiled.health import Health
 from mlc.ir.program import Program
-from mlc.passes.plan import Plan
-from mlc.passes.retrip import Group
+from mlc.passes.formulas.tripcounts import Group
+from mlc.passes.planning.plan import Plan
 from mlc.runtime.call import Executor
-from mlc.runtime.feeds import Drawer
+from mlc.runtime.interpreter.feeds import Drawer
 from mlc.trace.capture import Recording
-from mlc.trace.changes import without
-from mlc.trace.inputs import Path, Roots
-from mlc.trace.reads import Found
-from mlc.trace.tracer import External
+from mlc.trace.python.changes import without
+from mlc.trace.python.inputs import Path, Roots
+from mlc.trace.python.reads import Found
+from mlc.trace.recorder.tracer import External
 
 __all__ = ["Entry", "fits", "generator_states", "given_back", "inputs_of", "iterable"]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from mlc.errors import BudgetError
 from mlc.ir.core import Draw, EffectCall, Feed, Loop
+from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Program
-from mlc.passes.lower import Stages
-from mlc.passes.plan import Plan, stages_for
-from mlc.passes.planner import budget_of, make_plan
-from mlc.passes.retrip import Group, Trips, planned_for
-from mlc.passes.search import peak_bytes
+from mlc.passes.formulas.tripcounts import Group, Trips, planned_for
+from mlc.passes.planning.plan import Plan, stages_for
+from mlc.passes.planning.planner import budget_of, make_plan
+from mlc.passes.planning.search import peak_bytes
 
 __all__ = ["Counts", "longer", "open_loops", "peak_at", "planned_again"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlc.errors import MlcWarning
-from mlc.runtime.solve import Solved
+from mlc.runtime.interpreter.solve import Solved
 
 if TYPE_CHECKING:
     from mlc.compiled.report import Report
@@ -99,18 +99,18 @@ class Health:
         last = s.each[-1]
         if s.curvature is not None and s.curvature < -_ROUNDING and last.solver in ("cg", "nystrom", "neumann"):
             self._say(s.level, "curvature", (
-                f"level {s.level}: its loss has negative curvature ({s.curvature:.1e}) where its training ended: it is at "
-                "no minimum, and its response is none of a minimum. Try: train it longer, damping=, or mlc.Truncated(steps)"
+                f"level {s.level}: its loss has negative curvature ({s.curvature:.1e}) where its training ended: that is "
+                "no minimum, and what is solved is no minimum's response. Try: more steps, damping=, or mlc.Truncated(k)"
             ))  # fmt: skip
         if not s.converged and last.solver != "nystrom":
             self._say(s.level, "converged", (
-                f"level {s.level}: {last.solver} left a residual of {s.residual:.1e} after {last.iterations} iterations "
-                f"(asked for: {last.tol:.1e}): the gradient is inexact. Try: more steps=, damping=, or a larger tol="
+                f"level {s.level}: {last.solver} left a residual of {s.residual:.1e} after {last.iterations} iterations"
+                f" (asked for: {last.tol:.1e}): the gradient is inexact. Try: more steps=, damping=, or a larger tol="
             ))  # fmt: skip
         if s.stationarity is not None and s.stationarity > _FAR:
             self._say(s.level, "stationary", (
-                f"level {s.level} is not at a stationary point: its last gradient is {s.stationarity:.2g} of its first. "
-                "Implicit assumes that it has converged. Try: train it longer, or mlc.Truncated(steps)"
+                f"level {s.level} is not at a stationary point: its last gradient is {s.stationarity:.2g} of its first."
+                " Implicit assumes that it has converged. Try: train it longer, or mlc.Truncated(steps)"
             ))  # fmt: skip
 
     def _say(self, level: str, kind: str, what: str) -> None:

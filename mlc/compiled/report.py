@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlc.compiled.health import Solves
-from mlc.ir.shown import Shown
-from mlc.page import Measured
-from mlc.passes.explain import size_text, time_text
-from mlc.runtime.recording import Recording, Span, current
+from mlc.runtime.interpreter.recording import Recording, Span, current
+from mlc.shown import Shown
+from mlc.units import size_text, time_text
+from mlc.view.page import Measured
 
 if TYPE_CHECKING:
-    from mlc.passes.plan import Plan
+    from mlc.passes.planning.plan import Plan
     from mlc.runtime.call import Run
 
 __all__ = ["Report"]

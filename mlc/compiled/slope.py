@@ -18,7 +18,7 @@ from mlc.errors import VerifyError
 from mlc.ir.program import Program
 from mlc.runtime.call import Executor, Run
 from mlc.trace.observe import Observation
-from mlc.trace.randomness import RandomWatch
+from mlc.trace.recorder.randomness import RandomWatch
 
 __all__ = ["compare_slope"]
 

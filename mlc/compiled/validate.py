@@ -14,12 +14,12 @@ from torch import Tensor
 
 from mlc.errors import CaptureError, MlcError, VerifyError
 from mlc.ir.core import Eqn, Grad, Var
-from mlc.passes.legality import PYTORCH_WRONG
-from mlc.runtime.feeds import Drawer
+from mlc.passes.rules.legality import PYTORCH_WRONG
+from mlc.runtime.interpreter.feeds import Drawer
 from mlc.trace.capture import Ref
-from mlc.trace.evaluate import Replay
+from mlc.trace.gradients.evaluate import Replay
 from mlc.trace.observe import Observation
-from mlc.trace.state import parts
+from mlc.trace.python.state import parts
 
 __all__ = ["Redrawn", "compare"]
 

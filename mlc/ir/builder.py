@@ -40,7 +40,7 @@ class Builder:
 
     Args:
         merge: Whether equal pure equations become one.
-        policy: What differentiation may do here (see :mod:`mlc.passes.adjoint`); carried, not used.
+        policy: What differentiation may do here (see :mod:`mlc.passes.autodiff.adjoint`); carried, not used.
     """
 
     def __init__(self, *, merge: bool = True, policy: Any = None) -> None:

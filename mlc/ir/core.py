@@ -332,7 +332,7 @@ class Eqn:
     """``outs = op(*args, **kwargs)`` with the place in the user's code and the role it plays there.
 
     Attributes:
-        site: For captured equations, the loop iterations it ran in (see :mod:`mlc.trace.frames`).
+        site: For captured equations, the loop iterations it ran in (see :mod:`mlc.trace.python.frames`).
         tag: ``"forward"``, ``"update"`` or a name that a pass gives.
     """
 
@@ -344,7 +344,7 @@ class Eqn:
     tag: str = ""
     site: Any = None
     _inputs: tuple[Var, ...] | None = field(default=None, init=False, repr=False)
-    _shared: tuple[Var | None, ...] | None = field(default=None, init=False, repr=False)  # mlc.ir.reuse's
+    _shared: tuple[Var | None, ...] | None = field(default=None, init=False, repr=False)  # mlc.ir.lowered.reuse's
 
     @property
     def inputs(self) -> tuple[Var, ...]:

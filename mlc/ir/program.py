@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlc.ir.core import Region
-from mlc.ir.shown import Shown
 from mlc.ir.types import Loc, Type
+from mlc.shown import Shown
 
 if TYPE_CHECKING:
-    from mlc.ir.levelgraph import LevelGraph
-    from mlc.ir.levelview import LevelView
+    from mlc.ir.levels.graph import LevelGraph
+    from mlc.ir.levels.view import LevelView
 
 __all__ = ["Flow", "Input", "Level", "Program"]
 
@@ -145,7 +145,7 @@ class Program(Shown):
         Raises:
             KeyError: when there is no level of this name.
         """
-        from mlc.ir.levelview import LevelView
+        from mlc.ir.levels.view import LevelView
 
         found = {x.name: x for x in self.levels}
         if name not in found:
@@ -155,6 +155,6 @@ class Program(Shown):
     @property
     def graph(self) -> LevelGraph:
         """The level graph: paths, cuts, what can be pruned."""
-        from mlc.ir.levelgraph import LevelGraph
+        from mlc.ir.levels.graph import LevelGraph
 
         return LevelGraph(self)

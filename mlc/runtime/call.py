@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from mlc.ir.core import Draw, Eqn, Region, Seed
-from mlc.runtime.feeds import Drawer, feed_runner
-from mlc.runtime.inductor import Inductor
-from mlc.runtime.interpreter import Executable, compile_region
-from mlc.runtime.loop import link
-from mlc.runtime.recording import Recording, current, each_stage, resumed
-from mlc.runtime.saved import alias, check_versions, memory, tensors_in, versions
-from mlc.runtime.solve import Solved
+from mlc.runtime.inductor.lowering import Inductor
+from mlc.runtime.interpreter.feeds import Drawer, feed_runner
+from mlc.runtime.interpreter.interpreter import Executable, compile_region
+from mlc.runtime.interpreter.loop import link
+from mlc.runtime.interpreter.recording import Recording, current, each_stage, resumed
+from mlc.runtime.interpreter.saved import alias, check_versions, memory, tensors_in, versions
+from mlc.runtime.interpreter.solve import Solved
 
 __all__ = ["Executor", "Run", "StageGraphs"]
 
 
 class StageGraphs(Protocol):
-    """What the runtime needs of a lowered program (see :class:`mlc.passes.lower.Stages`)."""
+    """What the runtime needs of a lowered program (see :class:`mlc.ir.lowered.stages.Stages`)."""
 
     @property
     def forward(self) -> Region:
@@ -111,7 +111,7 @@ class Executor:
         op, types = e.op, [v.type for v in e.outs]
 
         def run(args: list[Any]) -> list[Tensor]:
-            from mlc.runtime.feeds import Stale
+            from mlc.runtime.interpreter.feeds import Stale
 
             try:
                 return self._draws().next(op, types)

@@ -13,12 +13,12 @@ from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region
 from mlc.ir.program import Input, Level, Program
 from mlc.ir.types import SeqType, Type
 from mlc.ir.verify import verify
-from mlc.passes.apart import apart
-from mlc.passes.levels import find_levels
+from mlc.passes.autodiff.reverse import dependence, outermost
+from mlc.passes.levels.flows import find_levels
 from mlc.passes.responses.asked import counts_steps
 from mlc.passes.responses.response import written
-from mlc.passes.reverse import dependence, outermost
-from mlc.passes.roll import roll
+from mlc.passes.rolling.apart import apart
+from mlc.passes.rolling.roll import roll
 from mlc.trace.capture import Recording
 
 __all__ = ["build_program"]

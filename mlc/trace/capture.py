@@ -19,7 +19,6 @@ from mlc.errors import CaptureError, MlcError
 from mlc.ir.core import Eqn, Var
 from mlc.ir.types import Loc
 from mlc.passes.responses.response import Response
-from mlc.trace.concrete import Guard
 from mlc.trace.environment import (
     current,
     default_dtype_kept,
@@ -30,13 +29,14 @@ from mlc.trace.environment import (
     rng_kept,
     zero_grad,
 )
-from mlc.trace.inputs import Path, Roots, walk
 from mlc.trace.iterables import Source, Sources, loader_patches, substitute, swapped
+from mlc.trace.numbers.placeholders import TracedScalar
 from mlc.trace.optimizers import narrow_counts, restore_flags
 from mlc.trace.patches import _ours, _set, patched
-from mlc.trace.scalars import TracedScalar
-from mlc.trace.state import Change, Watch, parts
-from mlc.trace.tracer import External, Step, Tracer
+from mlc.trace.python.inputs import Path, Roots, walk
+from mlc.trace.python.state import Change, Watch, parts
+from mlc.trace.recorder.concrete import Guard
+from mlc.trace.recorder.tracer import External, Step, Tracer
 
 __all__ = ["Recording", "record"]
 
@@ -46,7 +46,7 @@ class Effect:
     """Something of the user's that the call leaves changed.
 
     ``kind``: ``"copy"`` (write the value into ``owner``, a tensor), ``"grad"`` (set ``owner.grad``), or the kinds of
-    :class:`~mlc.trace.state.Change`.  ``value`` is a tree whose tensors are replaced by :class:`Ref`.
+    :class:`~mlc.trace.python.state.Change`.  ``value`` is a tree whose tensors are replaced by :class:`Ref`.
     """
 
     kind: str
@@ -175,7 +175,7 @@ def record(
 
 def _users_own(e: Exception) -> bool:
     """Whether an exception was raised by the user's own code (then it is theirs to see as it is)."""
-    from mlc.trace.frames import is_user_code
+    from mlc.trace.python.frames import is_user_code
 
     tb = e.__traceback__
     while tb is not None and tb.tb_next is not None:
@@ -188,7 +188,7 @@ def _users_own(e: Exception) -> bool:
 
 def _explain(e: Exception, tracer: Tracer) -> CaptureError:
     """An exception of the user's code or of torch while tracing, with the user's line."""
-    from mlc.trace.frames import is_user_code
+    from mlc.trace.python.frames import is_user_code
 
     loc = None
     tb = e.__traceback__

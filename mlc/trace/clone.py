@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from mlc.trace.tracer import Tracer
+from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["clone"]
 

@@ -20,7 +20,7 @@ from mlc.ir.types import TensorType
 from mlc.record.recorder import Storage
 
 if TYPE_CHECKING:
-    from mlc.trace.tracer import Tracer
+    from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["apply_custom"]
 

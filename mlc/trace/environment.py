@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.trace.inputs import Roots
 from mlc.trace.iterables import Sources, Swaps, substitute
+from mlc.trace.numbers.placeholders import traced_max, traced_min
 from mlc.trace.patches import _set
-from mlc.trace.scalars import traced_max, traced_min
-from mlc.trace.tracer import Tracer
+from mlc.trace.python.inputs import Roots
+from mlc.trace.recorder.tracer import Tracer
 
 
 @contextlib.contextmanager

@@ -23,13 +23,13 @@ from torch.utils.hooks import BackwardHook
 
 from mlc.errors import CaptureError
 from mlc.trace.customs import apply_custom
-from mlc.trace.gradients import Gradients
-from mlc.trace.grads import get_grad, put_grad
-from mlc.trace.numbers import escape, numbers_of, take
-from mlc.trace.observer import Observer
+from mlc.trace.gradients.grads import get_grad, put_grad
+from mlc.trace.gradients.taken import Gradients
+from mlc.trace.numbers.number import escape, numbers_of, take
 from mlc.trace.optimizers import after_step, before_step
-from mlc.trace.packed import packed
 from mlc.trace.patches import _set
+from mlc.trace.recorder.observer import Observer
+from mlc.trace.recorder.packed import packed
 
 __all__ = ["intercepted"]
 
@@ -278,7 +278,7 @@ def _files(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
 
 
 def _hooks(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
-    """Backward hooks: see :mod:`mlc.trace.hooks`."""
+    """Backward hooks: see :mod:`mlc.trace.gradients.hooks`."""
     hooks = ob.gradients.hooks
 
     tensor: Any = Tensor

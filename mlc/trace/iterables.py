@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from mlc.errors import CaptureError
-from mlc.trace.batches import leaves as _leaves
-from mlc.trace.inputs import Path
-from mlc.trace.tracer import Tracer
+from mlc.trace.python.batches import leaves as _leaves
+from mlc.trace.python.inputs import Path
+from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["Source", "Sources", "batch_tensors", "substitute"]
 
@@ -142,7 +142,7 @@ class Sources:
             return
         f = sys._getframe(2)
         while f is not None and f is not self.tracer.sites.base:
-            from mlc.trace.frames import is_user_code
+            from mlc.trace.python.frames import is_user_code
 
             if is_user_code(f.f_code):
                 now = {n: v for n, v in f.f_locals.items() if type(v) in (int, float, bool, str)}

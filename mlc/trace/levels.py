@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from mlc.errors import PlanError
 from mlc.passes.responses.response import Response
-from mlc.trace.tracer import Tracer
+from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["level"]
 

@@ -18,27 +18,27 @@ from mlc.errors import CaptureError
 from mlc.ir.core import Var
 from mlc.ir.types import Loc
 from mlc.trace.capture import Effect, Recording, Ref, arg_names, place_of
-from mlc.trace.changes import Changes, changes, place, without
-from mlc.trace.dropped import dropped_ways
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
-from mlc.trace.frames import is_user_module
-from mlc.trace.grads import put_grad
-from mlc.trace.inputs import Path, Roots, walk
+from mlc.trace.gradients.dropped import dropped_ways
+from mlc.trace.gradients.grads import put_grad
 from mlc.trace.interception import intercepted
 from mlc.trace.iterables import Sources, loader_patches, substitute, swapped
-from mlc.trace.numberend import retire
-from mlc.trace.numberlinks import Linked, alive
-from mlc.trace.numbermode import NumberMode
-from mlc.trace.numberpatches import followed
-from mlc.trace.numbertypes import conversions, linked_max, linked_min
-from mlc.trace.observer import Observer
+from mlc.trace.numbers.ending import retire
+from mlc.trace.numbers.links import Linked, alive
+from mlc.trace.numbers.mode import NumberMode
+from mlc.trace.numbers.patches import followed
+from mlc.trace.numbers.types import conversions, linked_max, linked_min
 from mlc.trace.optimizers import narrow_counts, restore_flags
 from mlc.trace.patches import _set
-from mlc.trace.randomness import RandomWatch
-from mlc.trace.reads import Found, Reads
-from mlc.trace.state import parts
-from mlc.trace.tracer import External
-from mlc.trace.world import World
+from mlc.trace.python.changes import Changes, changes, place, without
+from mlc.trace.python.frames import is_user_module
+from mlc.trace.python.inputs import Path, Roots, walk
+from mlc.trace.python.reads import Found, Reads
+from mlc.trace.python.state import parts
+from mlc.trace.python.world import World
+from mlc.trace.recorder.observer import Observer
+from mlc.trace.recorder.randomness import RandomWatch
+from mlc.trace.recorder.tracer import External
 
 __all__ = ["Observation", "observe"]
 

@@ -15,7 +15,7 @@ from torch import optim
 from mlc.errors import CaptureError
 
 if TYPE_CHECKING:
-    from mlc.trace.tracer import Tracer
+    from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["after_step", "before_step", "narrow_counts", "restore_flags"]
 
@@ -81,7 +81,7 @@ def _at_rest(tracer: Tracer, opt: optim.Optimizer, group: dict[str, Any]) -> boo
     """Whether the learning rate is exactly 0 where PyTorch's all-tensor formula divides by it.
 
     Every warm-up starts there; the formula with Python numbers is right then.  (A rate that is a tensor keeps the
-    all-tensor formula, whose derivative :mod:`mlc.passes.quotients` makes right; see :func:`after_step`.)
+    all-tensor formula, whose derivative :mod:`mlc.passes.rolling.quotients` makes right; see :func:`after_step`.)
     """
     if not isinstance(opt, (optim.Adam, optim.AdamW)):
         return False

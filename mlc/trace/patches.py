@@ -19,10 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from mlc.errors import CaptureError
-from mlc.trace import scalars
 from mlc.trace.customs import apply_custom
+from mlc.trace.numbers import placeholders as scalars
 from mlc.trace.optimizers import after_step, before_step
-from mlc.trace.tracer import Tracer
+from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["patched"]
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mlc
-from mlc.passes import reverse
+from mlc.passes.autodiff import reverse
 
 
 def loop(model, w, batches):

@@ -69,21 +69,21 @@ def other_operator(operator: str, was: str, becomes: str) -> Callable[[Any], Any
 @fault
 def tanh_as_sigmoid() -> Iterator[None]:
     change = other_operator("aten.tanh.", "tanh_backward.default", "sigmoid_backward.default")
-    with instead("mlc.passes.reverse:reverse_rule", change):
+    with instead("mlc.passes.autodiff.reverse:reverse_rule", change):
         yield
 
 
 @fault
 def mean_as_product() -> Iterator[None]:
     """The reverse rule of a mean multiplies by the number of elements."""
-    with instead("mlc.passes.reverse:reverse_rule", other_operator("aten.mean.", "div.Scalar", "mul.Scalar")):
+    with instead("mlc.passes.autodiff.reverse:reverse_rule", other_operator("aten.mean.", "div.Scalar", "mul.Scalar")):
         yield
 
 
 @fault
 def forward_sign() -> Iterator[None]:
     """A sign in every forward rule that subtracts."""
-    with instead("mlc.passes.forward:forward_rule", other_operator("aten.", "sub.Tensor", "add.Tensor")):
+    with instead("mlc.passes.autodiff.forward:forward_rule", other_operator("aten.", "sub.Tensor", "add.Tensor")):
         yield
 
 
@@ -97,14 +97,14 @@ def square_root_twice() -> Iterator[None]:
 
         return faulty
 
-    with instead("mlc.passes.reverse:_safe_sqrt", change):
+    with instead("mlc.passes.autodiff.reverse:_safe_sqrt", change):
         yield
 
 
 @fault
 def sum_forgets() -> Iterator[None]:
     """Of two cotangents of a value only the later one counts."""
-    with instead("mlc.passes.reverse:_sum", lambda add: lambda b, a, c: c):
+    with instead("mlc.passes.autodiff.reverse:_sum", lambda add: lambda b, a, c: c):
         yield
 
 
@@ -116,8 +116,8 @@ def stops_ignored() -> Iterator[None]:
         return lambda b, e, cts, active, *, passing=False: pull(b, e, cts, active, passing=True)
 
     with (
-        instead("mlc.passes.reverse:pull_eqn", change),
-        instead("mlc.passes.reverse:_passes", lambda passes: lambda e, through: True),
+        instead("mlc.passes.autodiff.reverse:pull_eqn", change),
+        instead("mlc.passes.autodiff.reverse:_passes", lambda passes: lambda e, through: True),
     ):
         yield
 
@@ -161,14 +161,14 @@ def data_baked_in() -> Iterator[None]:
 
         return faulty
 
-    with instead("mlc.runtime.feeds:Drawer.next", change):
+    with instead("mlc.runtime.interpreter.feeds:Drawer.next", change):
         yield
 
 
 @fault
 def draws_not_replayed() -> Iterator[None]:
     """What is recomputed draws other random numbers than the first time."""
-    with instead("mlc.runtime.feeds:_restore", lambda restore: lambda g, state: None):
+    with instead("mlc.runtime.interpreter.feeds:_restore", lambda restore: lambda g, state: None):
         yield
 
 
@@ -179,7 +179,7 @@ def literals_merged() -> Iterator[None]:
     def change(key: Any) -> Any:
         return lambda a, numbers: "number" if type(a) in (int, float) else key(a, numbers)
 
-    with instead("mlc.passes.numbering:_key", change):
+    with instead("mlc.passes.remat.numbering:_key", change):
         yield
 
 
@@ -215,4 +215,4 @@ def score(number: int, limit: int = 2000) -> dict[str, Any]:
 def forget() -> None:
     """Drop the rules that were recorded so far: a fault may sit in them."""
     with contextlib.suppress(ImportError, AttributeError):
-        importlib.import_module("mlc.passes.rules")._CACHE.clear()
+        importlib.import_module("mlc.passes.rules.recorded")._CACHE.clear()

@@ -12,11 +12,11 @@ from mlc.ir.builder import Builder
 from mlc.ir.core import Eqn, Region, Var, aten
 from mlc.ir.keys import equation_key
 from mlc.ir.types import TensorType
-from mlc.passes.facts import _twice
-from mlc.passes.numbering import Numbering
-from mlc.passes.rules import signature
-from mlc.passes.scalars import literal_key, spell_out
-from mlc.runtime.segments import _value_numbers, key_of
+from mlc.passes.cost.facts import _twice
+from mlc.passes.remat.numbering import Numbering
+from mlc.passes.rolling.scalars import literal_key, spell_out
+from mlc.passes.rules.recorded import signature
+from mlc.runtime.inductor.segments import _value_numbers, key_of
 
 F64 = TensorType(torch.float64, (2,), (1,), torch.device("cpu"))
 ADD, CLAMP, SCALE = aten("add", "Tensor"), aten("clamp"), aten("mul", "Tensor")

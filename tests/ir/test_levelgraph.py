@@ -3,7 +3,7 @@
 import networkx as nx
 import pytest
 
-from mlc.ir.levelgraph import LevelGraph
+from mlc.ir.levels.graph import LevelGraph
 from mlc.ir.program import Flow, Input, Level, Program
 from mlc.ir.types import Loc
 from tests import programs

@@ -3,7 +3,7 @@
 import torch
 
 from mlc.ir.core import Eqn, Loop, Pack, Region, Stop, Var, aten
-from mlc.ir.reuse import reused
+from mlc.ir.lowered.reuse import reused
 from mlc.ir.types import SeqType, TensorType
 
 ADD, MUL, NEG = aten("add", "Tensor"), aten("mul", "Tensor"), aten("neg")

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 from torch.optim import SGD, Adam
 
-from mlc.runtime import inductor
+from mlc.runtime.inductor import lowering as inductor
 from tests.numerics.models import CLASSES, task, train_loss, val_loss
 from tests.numerics.program import Program, Setup, check_compiled
 from tests.numerics.reference import Learner

@@ -10,9 +10,10 @@ import pytest
 
 import mlc.compiled.compiled
 from mlc.ir.core import Loop
+from mlc.ir.lowered.stages import Stages
 from mlc.ir.verify import verify
-from mlc.passes.lower import Levers, Stages, finish
-from mlc.passes.plan import Plan, joint_of
+from mlc.passes.lowering.lower import Levers, finish
+from mlc.passes.planning.plan import Plan, joint_of
 from tests.numerics import test_data, test_epochs, test_levels
 from tests.numerics.program import Program, check_compiled
 from tests.numerics.test_optimizers import make

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import mlc
-from mlc.passes.adjoint import FallBack
+from mlc.passes.autodiff.adjoint import FallBack
 
 # Samples of these write one place several times; the variant "grad" of each does not.
 UNDEFINED = {f"nn.functional.max_unpool{n}d" for n in (1, 2, 3)}

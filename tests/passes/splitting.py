@@ -11,12 +11,13 @@ from torch import Tensor
 
 import mlc
 from mlc.ir.core import Eqn, Loop, Region
+from mlc.ir.lowered.stages import Stages
 from mlc.ir.verify import verify
-from mlc.passes import search
-from mlc.passes.batch import Refused
-from mlc.passes.lower import Levers, Stages
-from mlc.passes.microbatch import TAG
-from mlc.passes.phases import in_phases
+from mlc.passes.lowering.lower import Levers
+from mlc.passes.microbatch.independence import Refused
+from mlc.passes.microbatch.phases import in_phases
+from mlc.passes.microbatch.split import TAG
+from mlc.passes.planning import search
 
 
 def loops(region: Region) -> list[Eqn]:

@@ -11,13 +11,13 @@ from torch import Tensor
 from mlc.ir.core import Eqn, Region, Var, aten
 from mlc.ir.types import TensorType
 from mlc.ir.verify import verify
-from mlc.passes.batch import Analysis, Refused, batchwise
-from mlc.passes.memory import region_peak
-from mlc.passes.microbatch import microbatch
-from mlc.passes.retype import Retyper
-from mlc.passes.shards import MIXED, SAME, SUM, Shard
-from mlc.runtime.interpreter import compile_region
-from mlc.runtime.loop import link
+from mlc.passes.cost.memory import region_peak
+from mlc.passes.microbatch.dependence import MIXED, SAME, SUM, Shard
+from mlc.passes.microbatch.independence import Analysis, Refused, batchwise
+from mlc.passes.microbatch.split import microbatch
+from mlc.record.retype import Retyper
+from mlc.runtime.interpreter.interpreter import compile_region
+from mlc.runtime.interpreter.loop import link
 from tests.ir.regions import tensor
 
 N = 4

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 import mlc
-from mlc.passes import explain
-from mlc.passes.plan import VERSION, Decision, Plan
+from mlc.passes.planning.plan import VERSION, Decision, Plan
+from mlc.view import explain
 from tests import programs
 
 

@@ -7,10 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mlc
 from mlc.ir.core import Loop, Region
-from mlc.passes.facts import Stage, facts_of, flops_of, stages_of
-from mlc.passes.memory import region_peak
-from mlc.passes.plan import stages_for
-from mlc.passes.timeline import HOLDERS, predicted
+from mlc.passes.cost.facts import Stage, facts_of, flops_of, stages_of
+from mlc.passes.cost.memory import region_peak
+from mlc.passes.cost.timeline import HOLDERS, predicted
+from mlc.passes.planning.plan import stages_for
 from tests import programs
 
 

@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mlc
-from mlc.ir.slots import replayed_steps
-from mlc.passes.breakeven import BreakEven, break_evens, tangent_break
-from mlc.passes.cost import Meter
-from mlc.passes.formulas import Formula, Replayed, Symbols, formula_of, tangent_costs
-from mlc.passes.lower import Levers, Stages, finish
-from mlc.passes.plan import Plan, joint_of, stages_for
-from mlc.passes.planner import make_plan
-from mlc.passes.retrip import Trips, planned_for
-from mlc.passes.search import peak_bytes
+from mlc.ir.lowered.slots import replayed_steps
+from mlc.ir.lowered.stages import Stages
+from mlc.passes.cost.equations import Meter
+from mlc.passes.formulas.breakeven import BreakEven, break_evens, tangent_break
+from mlc.passes.formulas.formulas import Formula, Replayed, Symbols, formula_of, tangent_costs
+from mlc.passes.formulas.tripcounts import Trips, planned_for
+from mlc.passes.lowering.lower import Levers, finish
+from mlc.passes.planning.plan import Plan, joint_of, stages_for
+from mlc.passes.planning.planner import make_plan
+from mlc.passes.planning.search import peak_bytes
 from tests.test_planner import loop, problem
 
 T = sympy.Symbol("T", integer=True, positive=True)

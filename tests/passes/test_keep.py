@@ -9,7 +9,7 @@ import torch
 
 from mlc.ir.core import Eqn, Var, aten
 from mlc.ir.types import TensorType
-from mlc.passes.keep import Infeasible, choose, needed_for
+from mlc.passes.remat.mincut import Infeasible, choose, needed_for
 
 TYPE = TensorType(torch.float32, (4,), (1,), torch.device("cpu"))
 Prices = dict[Var, float | None]

@@ -9,12 +9,12 @@ from torch import nn
 
 import mlc
 from mlc.ir.core import Loop
-from mlc.passes.cost import Meter
-from mlc.passes.facts import Stage, facts_of
-from mlc.passes.listing import difference, listing
-from mlc.passes.plan import joint_of
-from mlc.passes.remat import Trade, rematerialise
-from mlc.passes.stagelist import PASSES, after, input_names
+from mlc.passes.cost.equations import Meter
+from mlc.passes.cost.facts import Stage, facts_of
+from mlc.passes.planning.plan import joint_of
+from mlc.passes.remat.segments import Trade, rematerialise
+from mlc.view.listing import difference, listing
+from mlc.view.stagelist import PASSES, after, input_names
 from tests import programs
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 import mlc
 from mlc.ir.builder import Builder
 from mlc.ir.types import TensorType
-from mlc.passes.reverse import pullback
-from mlc.runtime.interpreter import compile_region
+from mlc.passes.autodiff.reverse import pullback
+from mlc.runtime.interpreter.interpreter import compile_region
 
 A: Any = torch.ops.aten
 Emit = Callable[[Any, tuple[Any, ...], list[Tensor]], tuple[Any, ...]]

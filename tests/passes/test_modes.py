@@ -7,11 +7,11 @@ from torch import Tensor
 import mlc
 from mlc.ir.core import Loop, Region
 from mlc.ir.verify import verify
-from mlc.passes.adjoint import Policy
-from mlc.passes.columns import MOST_COLUMNS, count, forward_stages, legal
-from mlc.passes.modes import resolve
-from mlc.passes.plan import Plan
-from mlc.passes.search import peak_bytes
+from mlc.passes.autodiff.adjoint import Policy
+from mlc.passes.autodiff.jacobian import MOST_COLUMNS, count, forward_stages, legal
+from mlc.passes.lowering.modes import resolve
+from mlc.passes.planning.plan import Plan
+from mlc.passes.planning.search import peak_bytes
 
 
 def descend(start: Tensor, batches: list[Tensor], lr: Tensor, scale: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 import mlc
 from mlc.ir.builder import Builder
 from mlc.ir.types import TensorType
-from mlc.passes import legality, rules
-from mlc.passes.adjoint import Policy
-from mlc.passes.forward import pushforward
-from mlc.passes.lower import differentiate
-from mlc.passes.reverse import pullback
-from mlc.runtime.interpreter import compile_region
+from mlc.passes.autodiff.adjoint import Policy
+from mlc.passes.autodiff.forward import pushforward
+from mlc.passes.autodiff.reverse import pullback
+from mlc.passes.lowering.lower import differentiate
+from mlc.passes.rules import legality
+from mlc.passes.rules import recorded as rules
+from mlc.runtime.interpreter.interpreter import compile_region
 
 STEPS = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 

@@ -9,22 +9,24 @@ import pytest
 import torch
 
 import mlc
-from mlc.curve import curve_csv, curve_table
 from mlc.ir.core import Loop, Region
 from mlc.ir.digest import digest
+from mlc.ir.lowered.stages import Stages
 from mlc.ir.parse import parse
 from mlc.ir.program import Program
 from mlc.ir.types import nbytes
 from mlc.ir.verify import VerifyError, verify
-from mlc.passes import rates, search
-from mlc.passes.cost import Meter
-from mlc.passes.facts import stages_of
-from mlc.passes.lower import Levers, Stages, finish
-from mlc.passes.offload import LEAST, transfers
-from mlc.passes.plan import Plan, joint_of, stages_for
-from mlc.passes.plandiff import changes, compare
-from mlc.passes.planner import make_plan, sweep
-from mlc.passes.timeline import predicted
+from mlc.passes.cost import rates
+from mlc.passes.cost.equations import Meter
+from mlc.passes.cost.facts import stages_of
+from mlc.passes.cost.timeline import predicted
+from mlc.passes.lowering.lower import Levers, finish
+from mlc.passes.planning import search
+from mlc.passes.planning.plan import Plan, joint_of, stages_for
+from mlc.passes.planning.planner import make_plan, sweep
+from mlc.passes.remat.offload import LEAST, transfers
+from mlc.view.curve import curve_csv, curve_table
+from mlc.view.diff import changes, compare
 from tests.ir.regions import loop_program
 from tests.runtime.test_host import problem
 from tests.test_planner import loop

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import mlc
-from mlc.passes.plan import Decision, Plan
-from mlc.passes.plandiff import changes, compare
+from mlc.passes.planning.plan import Decision, Plan
+from mlc.view.diff import changes, compare
 from tests import programs
 
 

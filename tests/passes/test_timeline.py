@@ -10,12 +10,12 @@ from torch import nn
 
 import mlc
 import mlc.compiled.compiled
-from mlc.passes.facts import stages_of
-from mlc.passes.lower import Levers, finish
-from mlc.passes.plan import joint_of, stages_for
-from mlc.passes.search import peak_bytes
-from mlc.passes.timeline import HOLDERS, predicted
-from mlc.runtime.recording import REPLAY
+from mlc.passes.cost.facts import stages_of
+from mlc.passes.cost.timeline import HOLDERS, predicted
+from mlc.passes.lowering.lower import Levers, finish
+from mlc.passes.planning.plan import joint_of, stages_for
+from mlc.passes.planning.search import peak_bytes
+from mlc.runtime.interpreter.recording import REPLAY
 from tests.test_planner import OPTIMIZERS, loop
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

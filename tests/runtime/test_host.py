@@ -13,11 +13,11 @@ from torch import Tensor, nn
 import mlc
 import mlc.compiled.compiled
 from mlc.ir.core import Loop
-from mlc.passes.lower import Levers, finish
-from mlc.passes.plan import Plan, joint_of
-from mlc.passes.search import peak_bytes
-from mlc.runtime import host
-from mlc.runtime.host import Column, Incoming, Lane, Parcel, Reader, Shelf
+from mlc.passes.lowering.lower import Levers, finish
+from mlc.passes.planning.plan import Plan, joint_of
+from mlc.passes.planning.search import peak_bytes
+from mlc.runtime.interpreter import host
+from mlc.runtime.interpreter.host import Column, Incoming, Lane, Parcel, Reader, Shelf
 from tests.test_planner import OPTIMIZERS, loop
 
 BASE = torch.arange(60.0).reshape(3, 4, 5)

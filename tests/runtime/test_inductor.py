@@ -12,11 +12,12 @@ from torch import Tensor, nn
 import mlc
 from mlc.ir.core import Eqn, Loop, Region, Var, aten
 from mlc.ir.types import TensorType
-from mlc.runtime import artefacts, inductor
-from mlc.runtime.artefacts import evaluate
-from mlc.runtime.inductor import Inductor, Kernel, worth
-from mlc.runtime.segments import Fused, fuse, key_of
-from mlc.runtime.trial import difference
+from mlc.runtime.inductor import artefacts
+from mlc.runtime.inductor import lowering as inductor
+from mlc.runtime.inductor.artefacts import evaluate
+from mlc.runtime.inductor.lowering import Inductor, Kernel, worth
+from mlc.runtime.inductor.segments import Fused, fuse, key_of
+from mlc.runtime.inductor.trial import difference
 
 MUL, ADD, EXP, MM = aten("mul", "Tensor"), aten("add", "Tensor"), aten("exp"), aten("mm")
 SQUARE = TensorType(torch.float64, (4, 4), (4, 1), torch.device("cpu"))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from mlc.trace.view import fields_of
+from mlc.trace.python.view import fields_of
 
 
 class Base:

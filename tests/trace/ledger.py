@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.trace.numberlinks import Linked, unseen
-from mlc.trace.numbers import take
+from mlc.trace.numbers.links import Linked, unseen
+from mlc.trace.numbers.number import take
 
 
 class FakeLedger:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from mlc.trace.inputs import Roots, walk
+from mlc.trace.python.inputs import Roots, walk
 from tests.trace.watched import watch
 
 

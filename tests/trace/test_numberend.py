@@ -5,8 +5,8 @@ import dataclasses
 
 import numpy as np
 
-from mlc.trace.numberend import observed, retire, settle
-from mlc.trace.numberlinks import Linked
+from mlc.trace.numbers.ending import observed, retire, settle
+from mlc.trace.numbers.links import Linked
 from tests.trace.ledger import FakeLedger
 
 

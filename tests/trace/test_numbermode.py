@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlc.trace.numberlinks import Linked
-from mlc.trace.numbermode import NumberMode
+from mlc.trace.numbers.links import Linked
+from mlc.trace.numbers.mode import NumberMode
 from tests.trace.ledger import FakeLedger
 
 SHAPES = [

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from mlc.trace.numberlinks import Linked
-from mlc.trace.numberpatches import followed
+from mlc.trace.numbers.links import Linked
+from mlc.trace.numbers.patches import followed
 from tests.trace.ledger import FakeLedger
 
 

@@ -16,8 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlc.trace.numberlinks import Linked
-from mlc.trace.numbers import Number, escape, numbers_of, take
+from mlc.trace.numbers.links import Linked
+from mlc.trace.numbers.number import Number, escape, numbers_of, take
 from tests.trace.ledger import FakeLedger
 
 BINARY = [

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlc.trace.numberlinks import Linked
-from mlc.trace.numbermode import NumberMode
-from mlc.trace.numbers import take
-from mlc.trace.numbertypes import conversions
+from mlc.trace.numbers.links import Linked
+from mlc.trace.numbers.mode import NumberMode
+from mlc.trace.numbers.number import take
+from mlc.trace.numbers.types import conversions
 from tests.trace.ledger import FakeLedger
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from mlc.trace.inputs import walk
-from mlc.trace.names import names
-from mlc.trace.reads import Reads
+from mlc.trace.python.inputs import walk
+from mlc.trace.python.names import names
+from mlc.trace.python.reads import Reads
 from tests.trace.watched import watch
 
 HEAD = """

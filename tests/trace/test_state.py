@@ -17,8 +17,8 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
 
 from mlc.compiled.commit import commit
-from mlc.trace.inputs import walk
-from mlc.trace.state import Fresh, parts
+from mlc.trace.python.inputs import walk
+from mlc.trace.python.state import Fresh, parts
 from tests.trace.graphs import graph, link, picture, unlink
 from tests.trace.watched import Watched, watch
 

@@ -19,8 +19,8 @@ from torch.nn.utils import prune
 from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 
-from mlc.trace.inputs import walk
-from mlc.trace.world import World
+from mlc.trace.python.inputs import walk
+from mlc.trace.python.world import World
 from tests.trace.graphs import Both, Slotted, graph, link, picture, unlink
 
 

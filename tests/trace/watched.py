@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlc.compiled.commit import commit
-from mlc.trace.changes import Changes, changes, without
-from mlc.trace.inputs import Roots, walk
-from mlc.trace.reads import Found, Reads
-from mlc.trace.world import World
+from mlc.trace.python.changes import Changes, changes, without
+from mlc.trace.python.inputs import Roots, walk
+from mlc.trace.python.reads import Found, Reads
+from mlc.trace.python.world import World
 
 
 @dataclass

@@ -8,8 +8,8 @@ from typing import Any
 
 from mlc.errors import PlanError
 from mlc.ir.program import Level, Program
-from mlc.passes.modes import Modes
-from mlc.passes.plan import Decision
+from mlc.passes.lowering.modes import Modes
+from mlc.passes.planning.plan import Decision
 from mlc.passes.responses.response import (
     Evolution,
     FiniteDifference,

@@ -56,7 +56,9 @@ class _Level:
         roots: Values of the region that are parameters, and which.
     """
 
-    def __init__(self, b: Builder, region: Region, thetas: Sequence[Var], *, given: dict[Var, Var] | None = None) -> None:
+    def __init__(
+        self, b: Builder, region: Region, thetas: Sequence[Var], *, given: dict[Var, Var] | None = None
+    ) -> None:
         self.b, self.thetas, self.given = b, list(thetas), given
         self.env: dict[Var, Var] = {}
         self.odd: dict[Var, str] = {}  # inputs that must not be asked for, and why
@@ -160,5 +162,3 @@ class _Sum:
         for e in inside:
             level.b.copy_eqn(e, here.env)
         return here
-
-

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from mlc.errors import PlanError
 from mlc.ir.core import Alias, Eqn, Grad, Stop, Var, aten
-from mlc.ir.steps import Step
+from mlc.ir.levels.steps import Step
 from mlc.ir.types import TensorType
 from mlc.passes.responses.site import Site
 

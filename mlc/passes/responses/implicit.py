@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Custom, Eqn, Grad, Region, Solve, Var
 from mlc.ir.program import Program
-from mlc.passes.adjoint import FallBack, Policy, Tape
+from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape
 from mlc.passes.responses.batches import mean_gradient
 from mlc.passes.responses.ending import Ending, rebuilt
 from mlc.passes.responses.fed import Fed
@@ -119,7 +119,7 @@ class _Rule:
 
     def _solve(self, b: Builder, cts: Sequence[Var], at: Sequence[Var], told: Sequence[Var], modes: frozenset[Eqn]
                ) -> tuple[Var, ...]:  # fmt: skip
-        """w with (dg/dtheta)^T w = c."""
+        """W with (dg/dtheta)^T w = c."""
         r = self.response
         body = self._product(len(told), [v.type for v in told], modes)
         damping = r.damping or (_DAMPING if r.solver == "nystrom" else 0.0)
@@ -146,4 +146,3 @@ class _Rule:
             seeds[env[v]] = b.add(seeds.get(env[v]), x)
         found = tape.pull(seeds, thetas)
         return b.region([found[v] if v in found else b.zero(v.type) for v in thetas])
-

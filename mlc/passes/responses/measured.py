@@ -62,7 +62,9 @@ def _scalar(t: Type) -> TensorType:
     return TensorType(t.dtype, (), (), t.device)
 
 
-def carrying(e: Eqn, start: Sequence[Var], body: Region, ends: Sequence[Var], more: Sequence[Var]) -> tuple[Eqn, list[Var]]:
+def carrying(
+    e: Eqn, start: Sequence[Var], body: Region, ends: Sequence[Var], more: Sequence[Var]
+) -> tuple[Eqn, list[Var]]:
     """A loop that carries more.
 
     Args:

@@ -7,11 +7,10 @@ knows of responses.  Levels are taken from the deepest up, so that the one above
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from mlc.ir.core import Eqn, Loop
 from mlc.ir.program import Level, Program
-from mlc.passes.adjoint import Policy
+from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.responses.firstorder import first_order
 from mlc.passes.responses.implicit import implicit
 from mlc.passes.responses.response import FirstOrder, Implicit, Response, Truncated

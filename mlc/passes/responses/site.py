@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.levels.steps import Origins, Step, find_steps
+from mlc.ir.levels.valuegraph import ValueGraph
 from mlc.ir.program import Level, Program
-from mlc.ir.steps import Origins, Step, find_steps
-from mlc.ir.valuegraph import ValueGraph
 
 __all__ = ["Run", "Site", "Trained"]
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Alias, Eqn, Region, Solve, Var, aten
-from mlc.passes.reverse import pullback
+from mlc.passes.autodiff.reverse import pullback
 
 __all__ = ["negated", "pull_solve"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from mlc.errors import PlanError
 from mlc.ir.builder import Builder
 from mlc.ir.core import Eqn, Index, Loop, Region, Var, map_vars
-from mlc.ir.steps import Step
+from mlc.ir.levels.steps import Step
 from mlc.ir.types import SeqType
 from mlc.passes.responses.fed import Fed
 from mlc.passes.responses.site import Run, Site, Trained

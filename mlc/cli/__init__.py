@@ -1,0 +1,1 @@
+"""The command line: ``mlc run | plan | explain | inspect | draw | check | bench``."""

@@ -1,0 +1,1 @@
+"""Differentiation of regions: forward, reverse, mixed mode, loops, Jacobian columns."""

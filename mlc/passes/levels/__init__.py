@@ -1,0 +1,1 @@
+"""Levels and flows of a program: what trains what, what enters where, which edges carry a derivative."""

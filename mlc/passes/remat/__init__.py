@@ -1,0 +1,1 @@
+"""What is kept and what is computed again: residuals, states, segments, and where kept values rest."""

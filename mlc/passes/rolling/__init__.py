@@ -1,0 +1,1 @@
+"""From a flat recording to loops: liveness, folding of equal iterations, quotients of optimizer steps."""

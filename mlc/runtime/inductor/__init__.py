@@ -1,0 +1,1 @@
+"""Segments of a region compiled by Inductor: cut, compiled in workers, tried, kept on disk."""

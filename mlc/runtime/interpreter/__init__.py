@@ -1,0 +1,1 @@
+"""Running regions: straight Python per region, loops, draws, states, saved tensors."""

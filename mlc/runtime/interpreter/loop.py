@@ -1,0 +1,116 @@
+"""Running loops: trip by trip, forward or in reverse, with sequences that may be drawn on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mlc.ir.core import Eqn, Feed, Loop, Region, Solve
+from mlc.runtime.interpreter.host import Column, Reader, Shelf
+from mlc.runtime.interpreter.interpreter import Executable, compile_region
+from mlc.runtime.interpreter.recording import REPLAY, each_trip
+from mlc.runtime.interpreter.solve import Solved, SolveRunner
+from mlc.runtime.interpreter.states import Rebuilt, States
+
+__all__ = ["LoopRunner", "link"]
+
+
+class LoopRunner:
+    """A compiled loop equation; called with its arguments in a list, returns its results in a list."""
+
+    def __init__(self, op: Loop, body: Executable, replay: Executable | None = None) -> None:
+        self.op = op
+        self.body = each_trip(body, op.label or "loop")
+        self.replay = None if replay is None else each_trip(replay, REPLAY)
+        self.rebuilt = _rebuilt(op)
+        self.sparse_on_host = any(j in self.rebuilt for j in op.host)
+        self.hosted = [j for j in op.host if j not in self.rebuilt]
+        self.dense = [j for j in range(op.n_emit) if j not in self.rebuilt and j not in op.host]
+
+    def trips(self, seqs: list[Any]) -> int | None:
+        """How many trips: fixed, the length of a sequence, or None until a lazy one ends."""
+        for s in seqs:
+            n = getattr(s, "length", None) if not isinstance(s, list) else len(s)
+            if n is not None and self.op.trips is None:
+                return int(n)
+        return self.op.trips
+
+    def __call__(self, args: list[Any]) -> list[Any]:
+        """Run all trips; ``args`` is emptied."""
+        op = self.op
+        nc, nk = op.n_carry, op.n_const
+        carries, consts, seqs = args[:nc], args[nc : nc + nk], args[nc + nk :]
+        args.clear()
+        n = self.trips(seqs)
+        shelf, reader = Shelf(), Reader(seqs)
+        emitted: list[Any] = [[] for _ in range(op.n_emit)]
+        for k, j in enumerate(self.hosted):
+            emitted[j] = Column(shelf, k)
+        states = None if self.replay is None else States(op, self.replay, consts, seqs, emitted, self.sparse_on_host)
+        t = 0
+        while n is None or t < n:
+            at = n - 1 - t if op.reverse and n is not None else t
+            try:
+                ins = [*carries, *consts, *reader.take(at)]
+            except StopIteration:
+                break
+            reader.fetch(at - 1 if op.reverse else at + 1)
+            if states is not None:
+                states.offer(t, carries)
+            carries = []
+            outs = self.body(ins)
+            for j in self.dense:
+                emitted[j].append(outs[nc + j])
+            if self.hosted:
+                shelf.put([outs[nc + j] for j in self.hosted])
+            carries = outs[:nc]
+            del outs
+            t += 1
+        shelf.settle()
+        if op.reverse:
+            for s in (shelf.parcels, *[emitted[j] for j in self.dense]):
+                s.reverse()
+        if states is not None:
+            states.settle()
+            for j, k in self.rebuilt.items():
+                emitted[j] = Rebuilt(states, k)
+        return [*carries, *emitted]
+
+
+def _rebuilt(op: Loop) -> dict[int, int]:
+    """Emissions that are rebuilt, and which state each one is."""
+    if op.replay is None:
+        return {}
+    where = {op.body.inputs[c]: k for k, c in enumerate(op.replay.carries)}
+    emitted = op.body.outputs[op.n_carry :]
+    return {j: where[v] for j, v in enumerate(emitted) if v in where}
+
+
+def link(
+    feed: Callable[[Feed], Callable[..., Any]],
+    draw: Callable[[Eqn], Callable[..., Any] | None],
+    compile: Callable[..., Executable] = compile_region,
+    tell: Callable[[Solved], None] = lambda solved: None,
+) -> Callable[[Eqn], Callable[..., Any] | None]:
+    """The ``special`` function of :func:`compile_region` for whole programs.
+
+    ``compile`` lowers loop bodies; ``tell`` hears of every linear solve.
+    """
+    known: dict[int, tuple[Any, Executable]] = {}
+
+    def compiled(region: Region) -> Executable:
+        entry = known.get(id(region))
+        if entry is None:
+            entry = known[id(region)] = (region, compile(region, special))
+        return entry[1]
+
+    def special(e: Eqn) -> Callable[..., Any] | None:
+        if isinstance(e.op, Solve):
+            return SolveRunner(e.op, compiled(e.op.body), tell)
+        if isinstance(e.op, Loop):
+            return LoopRunner(e.op, compiled(e.op.body), None if e.op.replay is None else compiled(e.op.replay.body))
+        if isinstance(e.op, Feed):
+            return feed(e.op)
+        return draw(e)
+
+    return special

@@ -1,0 +1,60 @@
+"""Gradients that stop at a training, as in PyTorch, though more was there: what to warn of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mlc.ir.core import Eqn, Grad, Stop, Var
+from mlc.trace.gradients.grads import get_grad
+
+if TYPE_CHECKING:
+    from mlc.trace.gradients.taken import Gradients
+
+__all__ = ["dropped_ways"]
+
+
+def dropped_ways(gradients: Gradients, live: set[Var]) -> list[str]:
+    """Warnings: gradients that the result needs, which stop at a training that was not declared."""
+    ob = gradients.observer
+    found: dict[str, None] = {}
+    stepped = {id(p) for s in ob.steps for g in s.optimizer.param_groups for p in g["params"]}
+    without = [x for x in gradients.stopped.values() if id(x[0]) in stepped and get_grad(x[0]) is None]
+    for out, losses, target, loc, depth in [
+        *((k, *x) for k, x in ob.dropped.items()),
+        *((None, *x[1:]) for x in without),
+    ]:
+        if out is not None and out not in live:
+            continue
+        update = _update_between(gradients, losses, ob._bit_of[target], depth)
+        if update is not None:
+            found[
+                f"the gradient taken at {loc} stops at the update at {update}, as in PyTorch: what was trained "
+                f"there is a constant for it. To let it go through that training, put the training into "
+                f'`with mlc.level("inner"):`; to keep this meaning without a warning, detach what was trained'
+            ] = None
+    return list(found)
+
+
+def _update_between(gradients: Gradients, losses: Sequence[Var], bit: int, depth: int) -> Any:
+    """The line of an update on the way from the losses to a value; None where only other state is (an average)."""
+    for e in _back(gradients, losses, bit, depth):
+        held = isinstance(e.op, Stop) and e.op.level is not None and e.op.level <= depth
+        if held and any(isinstance(x.op, Grad) for x in _back(gradients, e.inputs, bit, depth)):
+            return e.loc or "an earlier line"
+    return None
+
+
+def _back(gradients: Gradients, start: Sequence[Var], bit: int, depth: int) -> Iterator[Eqn]:
+    """Equations on the ways back to a value, updates of trainings included."""
+    through = gradients.reach(depth, through=True)
+    seen: set[Var] = set()
+    todo = list(start)
+    while todo:
+        v = todo.pop()
+        e = gradients.observer.builder.producer(v)
+        if v in seen or e is None or not through.bits([v]) & bit:
+            continue
+        seen.add(v)
+        yield e
+        todo.extend(e.inputs)

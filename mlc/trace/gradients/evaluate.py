@@ -1,0 +1,72 @@
+"""Values that PyTorch's graph does not have, computed from the recording while the run goes on.
+
+A gradient that goes through a declared inner training (:func:`mlc.level`, :func:`mlc.clone`) is the gradient of the
+unrolled training.  The recording up to here is run again under autograd, from the state before the call, on the same
+items and random numbers: a plain unroll (Maclaurin et al. 2015), used for the first call only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from mlc.ir.builder import dce
+from mlc.ir.core import Draw, Eqn, Region, Var
+from mlc.ir.types import TensorType
+from mlc.trace.gradients.unroll import Unroll
+
+if TYPE_CHECKING:
+    from mlc.trace.recorder.observer import Observer
+
+__all__ = ["evaluate"]
+
+
+def evaluate(observer: Observer, vs: Sequence[Var]) -> list[Tensor]:
+    """The values of ``vs``, which the last ``grad`` equation gave.
+
+    Memory: every step up to here is kept while it runs, as by a plain unroll.
+    """
+    externals = list(observer.externals.values())
+    region = dce(Region(tuple(x.var for x in externals), tuple(observer.builder.eqns), tuple(vs)))
+    with observer.pause(), _disable_current_modes():
+        now = observer.random.states()
+        observer.random.put(list(observer.random.start.values()))
+        try:
+            inputs = [observer.snapshots.before(x.held).detach().clone() for x in externals]
+            for x, t in zip(externals, inputs, strict=True):
+                if x.tensor.requires_grad:
+                    t.requires_grad_()
+            found = Replay(observer, region.eqns, externals).run(inputs, tuple(vs))
+        finally:
+            observer.random.put(now)
+    return [_laid_out(observer, x, v) for x, v in zip(found, vs, strict=True)]
+
+
+def _laid_out(observer: Observer, found: Tensor, v: Var) -> Tensor:
+    ty = v.type
+    assert isinstance(ty, TensorType)
+    with observer.pause(), torch.no_grad():
+        return torch.empty_strided(ty.shape, ty.stride, dtype=ty.dtype, device=ty.device).copy_(found)
+
+
+class Replay(Unroll):
+    """An unroll of the recording so far, on the items that were drawn."""
+
+    def __init__(self, observer: Observer, eqns: tuple[Eqn, ...], externals: Any) -> None:
+        super().__init__(eqns, [x.var for x in externals])
+        self._observer = observer
+        self._drawn: dict[tuple[int, int], int] = {}
+
+    def draw(self, op: Draw) -> list[Tensor]:
+        """The item that the run drew here; the generator moves as it then did."""
+        key = (op.source, op.visit)
+        k = self._drawn[key] = self._drawn.get(key, -1) + 1
+        states = self._observer.item_states
+        for at in (-1, 0) if k == 0 else (k,):
+            if (*key, at) in states:
+                torch.set_rng_state(states[(*key, at)])
+        return self._observer.items(op.source, op.visit, k)

@@ -1,0 +1,226 @@
+"""What Python really ran during a call, so that what it read can be found again.
+
+While the user's function runs, a profile function notes every code object once: whose code it is, its globals, and
+what ``self`` it got. Python's collector tells objects made meanwhile from those before. Afterwards a :class:`Found`
+says which code counts; :func:`~mlc.trace.python.inputs.walk` follows the names in it. Nothing of the user's is replaced
+or wrapped, and other profilers go on being called.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import Any
+
+from torch.autograd.function import FunctionCtx
+
+from mlc.trace.python.frames import is_user_code
+from mlc.trace.python.inputs import Path, walk
+from mlc.trace.python.names import names
+from mlc.trace.python.view import is_user_class
+from mlc.trace.python.world import World
+
+__all__ = ["Found", "Reads"]
+
+_COPIERS = {
+    id(f.__code__)
+    for f in (copy.copy, copy.deepcopy, dataclasses.replace, dataclasses.asdict, dataclasses.astuple,
+              getattr(dataclasses, "_asdict_inner", copy.copy), getattr(dataclasses, "_astuple_inner", copy.copy))
+}  # fmt: skip
+_NODE_HOOKS = {"register_hook", "register_prehook"}  # in C: of nodes of PyTorch's graph
+_SELVES = 256  # different objects per method that are noted
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Code that ran in a call. Equal when the same code ran on the same namespaces.
+
+    Attributes:
+        codes: Code of the user's and its globals, in the order of the source.
+        executed: The same, for membership.
+        loads: Attributes that this code loads.
+        functions: Functions that ran and are reached by no path: closures in objects of C.
+        objects: Objects there before the call whose methods ran and that are reached by no path.
+        libraries: Code of libraries that ran, by the name of the package.
+        copied: Identities of objects that were copied whole (``copy``, ``dataclasses``): all of them was read.
+        dynamic: The code may read every attribute of objects (``vars``).
+        changed: Where lists that look like batches stood which the call changed: their length counts.
+    """
+
+    codes: tuple[tuple[CodeType, dict[str, Any]], ...]
+    executed: frozenset[CodeType]
+    loads: frozenset[str]
+    functions: tuple[types.FunctionType, ...] = ()
+    objects: tuple[Any, ...] = ()
+    libraries: tuple[tuple[str, frozenset[CodeType]], ...] = ()
+    copied: frozenset[int] = frozenset()
+    dynamic: bool = False
+    changed: frozenset[Path] = frozenset()
+
+    def _identity(self) -> tuple[Any, ...]:
+        return (
+            self.changed,
+            tuple((c, id(g)) for c, g in self.codes), tuple(map(id, self.functions)), tuple(map(id, self.objects)),
+        )  # fmt: skip
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Found) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+
+class Reads:
+    """A context in which the user's function runs; of this thread only.
+
+    Raises:
+        Nothing of its own: a profiler that was active is called with every event, and put back.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, CodeType] = {}
+        self._users: dict[int, tuple[CodeType, dict[str, Any]]] = {}
+        self._selves: dict[int, dict[int, Any]] = {}
+        self._functions: list[types.FunctionType] = []
+        self._copied: set[int] = set()
+        self._outer: Any = None
+        self._event: Any = None
+        self._frozen = False
+        self._made: set[int] | None = None
+        self.hooked_nodes: list[tuple[CodeType, int]] = []  # where hooks were put on nodes of PyTorch's graph
+
+    def __enter__(self) -> Reads:
+        if not gc.get_freeze_count():  # else the user's own frozen objects would be let go at the end
+            gc.freeze()
+            self._frozen = True
+        self._outer = sys.getprofile()
+        self._event = self._profile()
+        sys.setprofile(self._event)
+        return self
+
+    def pause(self) -> None:
+        """Let code run unnoticed (the recorder's own, under every operator): that doubles the speed of a recording."""
+        sys.setprofile(None)
+
+    def resume(self) -> None:
+        """Notice again; only between entering and leaving, and where ``pause`` was called."""
+        sys.setprofile(self._event)
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+        if self._frozen:
+            self._made = set(map(id, gc.get_objects()))
+            gc.unfreeze()
+        if self._outer is None:
+            return
+        if callable(self._outer):
+            sys.setprofile(self._outer)
+        else:
+            self._outer.enable()  # a profiler in C, which is no profile function itself
+
+    def _profile(self) -> Callable[[FrameType, str, Any], Any]:
+        seen, users, copied = self._seen, self._users, self._copied
+        outer = self._outer if callable(self._outer) else None
+
+        def event(frame: FrameType, what: str, arg: Any) -> None:
+            if what == "call":
+                code = frame.f_code
+                key = id(code)
+                if key not in seen:
+                    seen[key] = code
+                    if is_user_code(code):
+                        users[key] = (code, frame.f_globals)
+                        self._selves[key] = {}
+                if key in _COPIERS:
+                    copied.add(id(frame.f_locals.get(code.co_varnames[0])))
+                elif key in users and code.co_argcount:
+                    self._self(key, frame, code)
+            elif what == "c_call" and arg.__name__ in _NODE_HOOKS and is_user_code(frame.f_code):
+                self.hooked_nodes.append((frame.f_code, frame.f_lineno))
+            if outer is not None:
+                outer(frame, what, arg)
+
+        return event
+
+    def _self(self, key: int, frame: FrameType, code: CodeType) -> None:
+        """The first argument, when it is an object that could be of the user's."""
+        known = self._selves[key]
+        if len(known) >= _SELVES:
+            return
+        x = frame.f_locals.get(code.co_varnames[0])
+        if id(x) in known:
+            return
+        if isinstance(x, FunctionCtx):  # its backward may run on a thread of the device
+            self._backward(type(x))
+        elif is_user_class(type(x)) or (isinstance(x, type) and is_user_class(x)):
+            known[id(x)] = x
+
+    def _backward(self, ctx: type) -> None:
+        f = getattr(getattr(ctx, "_forward_cls", None), "backward", None)
+        if isinstance(f, types.FunctionType) and is_user_code(f.__code__):
+            self._users.setdefault(id(f.__code__), (f.__code__, f.__globals__))
+            self._selves.setdefault(id(f.__code__), {})
+            self._seen.setdefault(id(f.__code__), f.__code__)
+
+    # ---- afterwards
+
+    def found(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+              before: World) -> Found:  # fmt: skip
+        """What ran, with the functions and objects that no path leads to.
+
+        Args:
+            fn: The function that ran under this context.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            before: The :class:`~mlc.trace.python.world.World` made before the run.
+        """
+        before.made = self._made
+        users = sorted(self._users.values(), key=lambda c: _order(c[0]))
+        known = [names(c) for c, _ in users]
+        libraries: dict[str, set[CodeType]] = {}
+        for key, code in self._seen.items():
+            if key not in self._users:
+                libraries.setdefault(_package(code), set()).add(code)
+        kept = tuple(sorted((k, frozenset(v)) for k, v in libraries.items() if k not in ("", "mlc")))
+        dynamic = any(n.all for n in known)
+        loads = frozenset[str]().union(*(n.loads for n in known))
+        executed = frozenset(c for c, _ in users)
+        found = Found(tuple(users), executed, loads, libraries=kept, copied=frozenset(self._copied), dynamic=dynamic)
+        roots = walk(fn, args, kwargs, found, before)
+        functions = self._closures(roots.paths, before)
+        objects = tuple(
+            x for key in map(id, (c for c, _ in users)) for x in self._selves[key].values()
+            if id(x) not in roots.paths and before.was_there(x)
+        )  # fmt: skip
+        unique = tuple({id(x): x for x in objects}.values())
+        return Found(tuple(users), executed, loads, functions, unique, kept, found.copied, dynamic)
+
+    def _closures(self, reached: dict[int, Any], before: World) -> tuple[types.FunctionType, ...]:
+        """Functions with values of their own that ran, were there before and are reached by no path."""
+        made = {c for code, _ in self._users.values() for c in code.co_consts if isinstance(c, CodeType)}
+        codes = [c for c, _ in self._users.values() if c.co_freevars and c not in made]
+        if not codes:
+            return ()
+        return tuple(
+            f for f in gc.get_referrers(*codes)
+            if isinstance(f, types.FunctionType) and id(f) not in reached and before.was_there(f)
+        )  # fmt: skip
+
+
+def _order(code: CodeType) -> tuple[str, int, str]:
+    return code.co_filename, code.co_firstlineno, code.co_qualname
+
+
+def _package(code: CodeType) -> str:
+    """Top-level package of a library's file; empty for Python's own and PyTorch's."""
+    parts = code.co_filename.replace("\\", "/").split("/")
+    for home in ("site-packages", "dist-packages"):
+        if home in parts[:-1]:
+            return parts[parts.index(home) + 1].removesuffix(".py")
+    return ""

@@ -1,0 +1,1 @@
+"""The recorder under which the user's function really runs: memories, views, writes, draws, cuts."""

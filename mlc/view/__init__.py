@@ -1,0 +1,1 @@
+"""Looking at programs and plans: explanations, listings, differences, diagrams and the files that hold them."""

@@ -1,0 +1,105 @@
+"""The longer half of an explanation: what each stage costs, where its time and memory go, paths of meta-parameters."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.program import Program
+from mlc.ir.types import Loc
+from mlc.passes.cost.facts import Stage, facts_of, flops_of, stages_of, traffic_of, work
+from mlc.passes.cost.timeline import HOLDERS, predicted
+from mlc.units import size_text
+from mlc.view.explain import names_text, table
+
+if TYPE_CHECKING:
+    from mlc.passes.planning.plan import Plan
+
+__all__ = ["count_text", "details", "executions"]
+
+LINES = 8  # of the user's code, the most expensive ones
+
+
+def details(plan: Plan, program: Program) -> list[object]:
+    """Tables and lines to print after the explanation."""
+    from mlc.passes.planning.plan import stages_for
+
+    graphs = stages_for(program, plan)
+    stages = stages_of(graphs)
+    runs = [list(executions(s.region)) for s in stages]
+    live = predicted(stages, graphs)
+    costs = [_stage(*x) for x in zip(stages, runs, live, strict=True)]
+    out: list[object] = [table(("stage", "ops", "runs", "flops", "moved", "peak", "at the peak"), costs)]
+    out.append(table(("line", "code", "share", "flops"), _lines(runs)))
+    fates = [_fates(s) for s in stages]
+    out.append(table(("stage", "freed", "kept", "for backward", "recomputed", "shared"), fates))
+    return [*out, *_paths(program)]
+
+
+def executions(r: Region, times: int = 1, locs: dict[Var, Loc] | None = None) -> Any:
+    """Every equation with how often it runs and its place: ``(equation, times, place)``; bodies inside their loops."""
+    locs = {} if locs is None else locs
+    for e in r.eqns:
+        loc = e.loc or next((locs[v] for v in reversed(e.inputs) if v in locs), None)
+        if loc is not None:
+            locs.update((v, loc) for v in e.outs)
+        if isinstance(e.op, Loop):
+            yield from executions(e.op.body, times * e.op.count, locs)
+        else:
+            yield e, times, loc
+
+
+def _stage(stage: Stage, runs: list[tuple[Eqn, int, Loc | None]], points: Any) -> list[str]:
+    peak = max(points, key=lambda p: p.total, default=None)
+    held = sorted(zip(peak.live, HOLDERS, strict=True), reverse=True) if peak is not None else []
+    flops = sum(flops_of(e) * n for e, n, _ in runs)
+    moved = sum(traffic_of(e) * n for e, n, _ in runs)
+    return [
+        stage.name, str(len(runs)), str(sum(n for _, n, _ in runs)), count_text(flops), size_text(moved),
+        size_text(peak.total) if peak is not None else "",
+        ", ".join(f"{name} {size_text(b)}" for b, name in held if b),
+    ]  # fmt: skip
+
+
+def _lines(runs: list[list[tuple[Eqn, int, Loc | None]]]) -> list[list[str]]:
+    """The lines of the user's code that most work comes from, derivatives included."""
+    spent: dict[Loc, float] = defaultdict(float)
+    flops: dict[Loc, int] = defaultdict(int)
+    whole = 0.0
+    for e, n, loc in (x for stage in runs for x in stage):
+        own = flops_of(e)
+        cost = work(e, own) * n
+        whole += cost
+        if loc is not None:
+            spent[loc] += cost
+            flops[loc] += own * n
+    most = sorted(spent, key=lambda x: -spent[x])[:LINES]
+    return [[str(x.line), x.source()[:60], f"{100 * spent[x] / (whole or 1):.1f}%", count_text(flops[x])] for x in most]
+
+
+def _fates(stage: Stage) -> list[str]:
+    """How many operators have which fate."""
+    kinds: dict[str, int] = defaultdict(int)
+    for fact in facts_of(stage).values():
+        kinds[fact.fate.kind] += 1
+    return [stage.name, *[str(kinds[k]) for k in ("freed", "kept", "saved", "recomputed", "view")]]
+
+
+def _paths(program: Program) -> list[object]:
+    graph = program.graph
+    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for i in program.metas:
+        name = program.inputs[i].name
+        for path in graph.paths(name):
+            found[path[1:]].append(name)
+    out: list[object] = [f"path: {names_text(names)} -> {' -> '.join(path)}" for path, names in found.items()]
+    return out + list(dict.fromkeys(f"cut: {c}" for c in graph.cuts()))
+
+
+def count_text(n: float) -> str:
+    """A number with a unit of thousands: ``33.6 M``."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n:.0f}"
