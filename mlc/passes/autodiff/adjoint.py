@@ -14,7 +14,7 @@ in reverse.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mlc.ir.builder import Builder
@@ -37,6 +37,7 @@ class Policy:
             reads of state that no gradient of PyTorch would follow are stops, too.
         note: Called with (gradient equation, reason) when a gradient falls back to reverse over reverse.
         reverse: Inner gradients that are differentiated in reverse over reverse whatever the mode.
+        differences: Inner gradients whose products are central differences, with the step (None: chosen).
         depth: How many declared levels the gradient that is being lowered was taken in; -1: the hypergradient.
     """
 
@@ -44,6 +45,7 @@ class Policy:
     stop: str = "all"
     note: Callable[[Eqn, str], None] = field(default=lambda e, why: None)
     reverse: frozenset[Eqn] = frozenset()
+    differences: Mapping[Eqn, float | None] = field(default_factory=dict)
     depth: int = -1
 
     @property
@@ -64,6 +66,7 @@ class GradRecord:
     slice: list[Eqn]
     cut: frozenset[Eqn]
     policy: Policy
+    source: Eqn | None = None
 
 
 class Tape:
@@ -97,9 +100,10 @@ class Tape:
         wrt, seeds = rest[: op.n_wrt], rest[op.n_wrt :]
         cut = self._cuts(losses, wrt, op.depth)
         own = replace(self.policy, depth=op.depth)
-        rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, own.through), cut, own)
-        mixed = self.policy.mode == "mixed" and e not in self._reverse_over
-        if mixed and _stops_in_loops(rec.slice, op.depth):
+        rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, own.through), cut, own, e)
+        apart = e in self.policy.differences
+        mixed = apart or (self.policy.mode == "mixed" and e not in self._reverse_over)
+        if mixed and not apart and _stops_in_loops(rec.slice, op.depth):
             self.policy.note(e, "a loop that it goes through holds constants of its own")
             mixed = False
         known = mixed and all(v in saved for v in e.outs)
@@ -171,7 +175,12 @@ class Tape:
             if v in active and v not in roots and (v not in inside or v in stopped)
         ]  # fmt: skip
         with _taking(b, rec.policy):
-            self._mixed(rec, directions, roots, others, cts, active)
+            if rec.source in self.policy.differences:
+                from mlc.passes.responses.difference import difference
+
+                difference(b, rec, self.policy.differences[rec.source], directions, (roots, others), cts, active)
+            else:
+                self._mixed(rec, directions, roots, others, cts, active)
 
     def _mixed(self, rec: GradRecord, directions: dict[Var, Var], roots: list[Var], others: list[Var],
                cts: dict[Var, Var], active: set[Var]) -> None:  # fmt: skip

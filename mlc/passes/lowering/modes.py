@@ -19,7 +19,7 @@ from mlc.ir.program import Program
 from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.autodiff.forward import NotForward
 from mlc.passes.lowering.lower import differentiate
-from mlc.passes.responses.respond import gradients_of, respond
+from mlc.passes.responses.respond import differences, gradients_of, respond
 from mlc.passes.responses.response import Response
 
 __all__ = ["MODES", "Modes", "check_flows", "differentiated", "resolve"]
@@ -128,6 +128,7 @@ def differentiated(program: Program, modes: Modes, policy: Policy) -> tuple[Join
         (empty when it is).
     """
     policy = replace(policy, mode=modes.mode, reverse=_gradients(program, modes))
+    policy = replace(policy, differences=differences(program, modes.responses))
     program = respond(program, modes.responses, policy)
     try:
         return differentiate(program, policy), modes.mode, ""

@@ -8,6 +8,7 @@ with the Hessian of the whole data costs one sweep over them and the memory of o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Eqn, Loop, Region, Var, aten
@@ -15,7 +16,10 @@ from mlc.ir.types import TensorType
 from mlc.passes.responses.site import Run, Site
 from mlc.passes.responses.stationary import Place, Stationary, refused, slice_of
 
-__all__ = ["mean_gradient"]
+__all__ = ["mean_gradient", "unpaired"]
+
+
+_LABEL, _AGAIN = "gradients", "products"
 
 
 def mean_gradient(run: Run, site: Site, places: Sequence[Place], what: str) -> Stationary:
@@ -45,6 +49,17 @@ def mean_gradient(run: Run, site: Site, places: Sequence[Place], what: str) -> S
     return Stationary(region, tuple(given), tuple(given))
 
 
+def unpaired(region: Region) -> Region:
+    """The same without values that sweeps over all steps keep for their adjoint: memory that grows with the steps."""
+    eqns = []
+    for e in region.eqns:
+        if isinstance(e.op, Loop):
+            label = _AGAIN if e.op.label == f"adjoint {_LABEL}" else e.op.label
+            e = e.with_(op=replace(e.op, label=label, body=unpaired(e.op.body)))
+        eqns.append(e)
+    return Region(region.inputs, tuple(eqns), region.outputs, region.names)
+
+
 class _Level:
     """A region that is copied, equation by equation, as far as it is asked for.
 
@@ -53,7 +68,6 @@ class _Level:
         region: The region.
         thetas: The parameters there.
         given: For the run's own region: values that are asked for, and the inputs that they became.
-        roots: Values of the region that are parameters, and which.
     """
 
     def __init__(
@@ -117,7 +131,7 @@ class _Sum:
         found = self.into(below, depth + 1, carries[:-1], carries[-1])
         body = Region(tuple(inner.inputs), tuple(inner.eqns), tuple(found))
         n = len(carries)
-        made = Loop(body, n, len(thetas) + len(fixed), op.trips, label="gradients", usual=op.usual)
+        made = Loop(body, n, len(thetas) + len(fixed), op.trips, label=_LABEL, usual=op.usual)
         types = [contiguous_type(v.type) for v in carries]
         return list(level.b.emit(made, (*sums, count, *level.thetas, *fixed, *seqs), types, loc=loop.loc))
 

@@ -106,7 +106,7 @@ class Fed:
                 continue
             seen.add(v)
             e = self.graph.producer.get(v)
-            if e is None or e.outs.__len__() > 1 or isinstance(e.op, Grad) or not inside(e):
+            if e is None or len(e.outs) > 1 or isinstance(e.op, Grad) or not inside(e):
                 if _same_shape(v, added[0]):
                     found[v] = None
                 continue
@@ -141,7 +141,8 @@ class Fed:
 
     def _refused(self, e: Eqn, why: str) -> PlanError:
         return PlanError(
-            f"level {self.site.level.title}: {self.what} needs an update that stops where the gradient is zero, but {why}",
+            f"level {self.site.level.title}: {self.what} needs an update that stops where the gradient is zero, but "
+            f"{why}",
             loc=e.loc or self.site.level.loc, advice=_USE,
         )  # fmt: skip
 

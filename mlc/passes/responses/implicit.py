@@ -1,7 +1,7 @@
 """Implicit: the derivative of what a level trained by the implicit function theorem at its final point.
 
-With g(theta, u) the gradient that the level's update is fed (:mod:`mlc.passes.responses.stationary`), g = 0 where it has
-converged, and a cotangent c of theta,
+With g(theta, u) the gradient that the level's update is fed (:mod:`mlc.passes.responses.stationary`), g = 0 where it
+has converged, and a cotangent c of theta,
 
     u' = -(dg/du)^T w,        (dg/dtheta)^T w = c
 
@@ -20,7 +20,7 @@ from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Custom, Eqn, Grad, Region, Solve, Var
 from mlc.ir.program import Program
 from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape
-from mlc.passes.responses.batches import mean_gradient
+from mlc.passes.responses.batches import mean_gradient, unpaired
 from mlc.passes.responses.ending import Ending, rebuilt
 from mlc.passes.responses.fed import Fed
 from mlc.passes.responses.response import Implicit
@@ -115,7 +115,7 @@ class _Rule:
         wanted = [given[v] for v in ins]
         found = tape.pull(seeds, wanted)
         present = tuple(v in found for v in wanted)
-        return b.region([found[v] for v in wanted if v in found]), present
+        return unpaired(b.region([found[v] for v in wanted if v in found])), present
 
     def _solve(self, b: Builder, cts: Sequence[Var], at: Sequence[Var], told: Sequence[Var], modes: frozenset[Eqn]
                ) -> tuple[Var, ...]:  # fmt: skip
@@ -145,4 +145,4 @@ class _Rule:
         for v, x in zip(region.outputs, p, strict=True):
             seeds[env[v]] = b.add(seeds.get(env[v]), x)
         found = tape.pull(seeds, thetas)
-        return b.region([found[v] if v in found else b.zero(v.type) for v in thetas])
+        return unpaired(b.region([found[v] if v in found else b.zero(v.type) for v in thetas]))

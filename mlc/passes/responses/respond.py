@@ -13,11 +13,11 @@ from mlc.ir.program import Level, Program
 from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.responses.firstorder import first_order
 from mlc.passes.responses.implicit import implicit
-from mlc.passes.responses.response import FirstOrder, Implicit, Response, Truncated
+from mlc.passes.responses.response import FiniteDifference, FirstOrder, Implicit, Response, Truncated
 from mlc.passes.responses.site import Site
 from mlc.passes.responses.truncated import truncated
 
-__all__ = ["gradients_of", "respond"]
+__all__ = ["differences", "gradients_of", "respond"]
 
 
 def respond(program: Program, responses: Mapping[str, Response], policy: Policy) -> Program:
@@ -40,6 +40,8 @@ def respond(program: Program, responses: Mapping[str, Response], policy: Policy)
 
 
 def _one(program: Program, level: Level, gradients: list[Eqn], response: Response, policy: Policy) -> Program:
+    if isinstance(response, FiniteDifference):
+        return program  # its rule stands where the product would (mlc.passes.responses.difference)
     if isinstance(response, FirstOrder):
         return first_order(program, gradients)
     site = Site(program, level, gradients)
@@ -48,6 +50,16 @@ def _one(program: Program, level: Level, gradients: list[Eqn], response: Respons
     if isinstance(response, Implicit):
         return implicit(program, site, response, policy)
     return program
+
+
+def differences(program: Program, responses: Mapping[str, Response]) -> dict[Eqn, float | None]:
+    """Gradients whose second-order products are differences, with their step."""
+    found: dict[Eqn, float | None] = {}
+    for level in program.levels:
+        response = responses.get(level.name)
+        if isinstance(response, FiniteDifference):
+            found.update((e, response.eps) for e in gradients_of(program, level))
+    return found
 
 
 def gradients_of(program: Program, level: Level) -> list[Eqn]:

@@ -1,4 +1,4 @@
-"""The adjoint of a linear solve: x = A(c)^-1 b has the cotangents
+"""The adjoint of a linear solve: that of x = A(c)^-1 b.
 
     b' = A^-T x',        c' = -d/dc <b', A(c) x>        (implicit function theorem once more)
 

@@ -66,7 +66,7 @@ def steps_of(run: Run, site: Site, fed: Fed) -> list[Place]:
     """The places of a run where something is trained, in order."""
     found: dict[tuple[int, int], Place] = {}
     for step, k, trained in run.links:
-        before, after, _, _ = step.trained[k]
+        _, after, _, _ = step.trained[k]
         body = site.graph.home[after]
         item = step.site.at[len(run.path)]
         place = found.get((item, id(body)))
@@ -127,6 +127,7 @@ def slice_of(body: Region, roots: Sequence[Var], fed: Sequence[Var]) -> tuple[li
 
 
 def refused(site: Site, what: str, e: Eqn, why: str) -> PlanError:
+    """A response cannot apply to a level, and why."""
     return PlanError(
         f"level {site.level.title}: {what} cannot apply, {why}", loc=e.loc or site.level.loc,
         advice="use mlc.Unroll() or mlc.Truncated(steps)",
