@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlc.errors import MlcWarning
-from mlc.runtime.interpreter.solve import Solved
+from mlc.runtime.interpreter.solve import Sampled, Solved, Told
 
 if TYPE_CHECKING:
     from mlc.compiled.report import Report
 
-__all__ = ["Health", "ResponseWarning", "Solves"]
+__all__ = ["Health", "ResponseWarning", "Solves", "heard"]
 
 _FAR = 0.3  # of its first norm: a gradient that is still so large is plainly not zero
 _ROUNDING = 1e-10
@@ -84,6 +84,16 @@ class Solves:
         return f"{self.level}: {times}{solver} {self.iterations} iterations, residual {self.residual:.1e}{curvature}"
 
 
+def heard(told: Sequence[Told]) -> tuple[dict[str, Solves], dict[str, float]]:
+    """Solves and variances of a call, by level."""
+    solves = [x for x in told if isinstance(x, Solved)]
+    variances: dict[str, float] = {}
+    for x in told:
+        if isinstance(x, Sampled):
+            variances[x.level] = variances.get(x.level, 0.0) + x.variance
+    return Solves.by_level(solves), variances
+
+
 class Health:
     """Warnings about the gradients of one program, each given once."""
 
@@ -99,8 +109,8 @@ class Health:
         last = s.each[-1]
         if s.curvature is not None and s.curvature < -_ROUNDING and last.solver in ("cg", "nystrom", "neumann"):
             self._say(s.level, "curvature", (
-                f"level {s.level}: its loss has negative curvature ({s.curvature:.1e}) where its training ended: that is "
-                "no minimum, and what is solved is no minimum's response. Try: more steps, damping=, or mlc.Truncated(k)"
+                f"level {s.level}: its loss has negative curvature ({s.curvature:.1e}) where its training ended: that"
+                " is no minimum, and this is no minimum's response. Try: more steps, damping=, or mlc.Truncated(k)"
             ))  # fmt: skip
         if not s.converged and last.solver != "nystrom":
             self._say(s.level, "converged", (

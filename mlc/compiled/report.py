@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlc.compiled.health import Solves
+from mlc.compiled.health import Solves, heard
 from mlc.runtime.interpreter.recording import Recording, Span, current
 from mlc.shown import Shown
 from mlc.units import size_text, time_text
@@ -32,6 +32,8 @@ class Report(Shown):
         stages: Seconds per stage.
         recorded: Spans and memory, when the call ran inside ``mlc.recording()``.
         plan: The plan that ran.
+        variances: By level with a response that is estimated from random directions: the expected squared distance
+            of the estimate from its mean (in the norm of all elements together), estimated from the same directions.
         solves: By level with an implicit response: iterations, residual and curvature of its linear solves.
     """
 
@@ -41,13 +43,14 @@ class Report(Shown):
     recorded: Recording | None = field(default=None, compare=False, repr=False)
     plan: Plan | None = field(default=None, compare=False, repr=False)
     solves: dict[str, Solves] = field(default_factory=dict, compare=False)
+    variances: dict[str, float] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def of(plan: Plan, run: Run) -> Report:
         """Report of a run so far."""
         found = current()
         peak = run.peak_bytes if found is None else found.peak_bytes
-        return Report(sum(run.seconds.values()), peak, dict(run.seconds), found, plan, Solves.by_level(run.solves))
+        return Report(sum(run.seconds.values()), peak, dict(run.seconds), found, plan, *heard(run.told))
 
     @property
     def measured(self) -> Measured:
@@ -58,7 +61,8 @@ class Report(Shown):
     def as_dict(self) -> dict[str, Any]:
         """Seconds, peak and stages, for JSON."""
         solves = {name: s.as_dict() for name, s in self.solves.items()}
-        return {"seconds": self.seconds, "peak_bytes": self.peak_bytes, "stages": self.stages, "solves": solves}
+        return {"seconds": self.seconds, "peak_bytes": self.peak_bytes, "stages": self.stages, "solves": solves,
+                "variances": self.variances}
 
     def __str__(self) -> str:
         stages = ", ".join(f"{name} {time_text(s)}" for name, s in self.stages.items())

@@ -34,6 +34,7 @@ __all__ = [
     "Index",
     "Loop",
     "NestedEffects",
+    "Noise",
     "Op",
     "Pack",
     "Primitive",
@@ -43,6 +44,7 @@ __all__ = [
     "Seed",
     "Solve",
     "Stop",
+    "Tell",
     "Var",
     "flat_vars",
     "map_vars",
@@ -207,6 +209,27 @@ class Solve(Loop):
     def vectors(self) -> int:
         """How many vectors like b the solver holds beside those of a product."""
         return {"gmres": 2 * self.count + 6, "nystrom": 3 * self.count + 4}.get(self.solver, 7)
+
+
+@dataclass(frozen=True)
+class Noise(Primitive):
+    """``noise(like)``: standard normal numbers of the type of the result, from torch's default generator; impure.
+
+    What it reads says only when it is drawn (with the cotangent of a result: at ``backward()``).
+    """
+
+    @property
+    def impure(self) -> bool:
+        """Advances a generator."""
+        return True
+
+
+@dataclass(frozen=True)
+class Tell(Primitive):
+    """``tell(x, numbers...)``: x; the numbers go to the report of the call, for a level."""
+
+    level: str
+    what: str
 
 
 @dataclass(frozen=True)

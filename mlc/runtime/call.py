@@ -17,7 +17,7 @@ from mlc.runtime.interpreter.interpreter import Executable, compile_region
 from mlc.runtime.interpreter.loop import link
 from mlc.runtime.interpreter.recording import Recording, current, each_stage, resumed
 from mlc.runtime.interpreter.saved import alias, check_versions, memory, tensors_in, versions
-from mlc.runtime.interpreter.solve import Solved
+from mlc.runtime.interpreter.solve import Told
 
 __all__ = ["Executor", "Run", "StageGraphs"]
 
@@ -61,7 +61,7 @@ class Run:
         lent: Those of ``saved`` that lie in memory of the user's, and their versions.
         peak_bytes: Measured, of both stages.
         first: The measurement in progress.
-        solves: Linear systems that were solved for levels with an implicit response, in order.
+        told: What was told for the report: linear systems that were solved, estimates from random directions.
     """
 
     results: list[Any]
@@ -70,7 +70,7 @@ class Run:
     lent: tuple[list[Any], list[int]] = field(default_factory=lambda: ([], []))
     peak_bytes: int = 0
     first: Recording | None = None
-    solves: list[Solved] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
 
 
 class Executor:
@@ -86,8 +86,8 @@ class Executor:
         inductor = Inductor() if backend == "inductor" else None
         self._on_trial = inductor
         compile = inductor or compile_region
-        self._solved: list[Solved] = []
-        special = link(lambda op: feed_runner(op, self._draws), self._draw, compile, self._solved.append)
+        self._heard: list[Told] = []
+        special = link(lambda op: feed_runner(op, self._draws), self._draw, compile, self._heard.append)
         self._forward: Executable = each_stage(compile(stages.forward, special), "forward")
         self._backward: Executable | None = (
             None if stages.backward is None else each_stage(compile(stages.backward, special), "backward")
@@ -141,10 +141,10 @@ class Executor:
         seconds = {"forward": time.perf_counter() - started}
         return Run(outs[:n], saved, seconds, (lent, versions(lent)), self._peak, first, self._told())
 
-    def _told(self) -> list[Solved]:
-        """The solves since this was asked last."""
-        found = self._solved[:]
-        self._solved.clear()
+    def _told(self) -> list[Told]:
+        """What was told since this was asked last."""
+        found = self._heard[:]
+        self._heard.clear()
         return found
 
     def _measured(self, first: Recording | None, last: bool) -> None:
@@ -165,6 +165,6 @@ class Executor:
             grads = self._backward(args)
         self._measured(first, last=True)
         run.peak_bytes = self._peak
-        run.solves += self._told()
+        run.told += self._told()
         run.seconds["backward"] = time.perf_counter() - started
         return grads

@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from mlc.errors import DifferentiationError
 from mlc.ir.builder import Builder
-from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Solve, Stop, Var, aten
+from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Solve, Stop, Tell, Var, aten
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.rules.recorded import NoRule, differentiable_outs, reverse_rule
 
@@ -169,7 +169,7 @@ def pullback(b: Builder, eqns: Sequence[Eqn], seeds: dict[Var, Var], wrt: Sequen
 def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passing: bool = False) -> None:
     """Reverse rule of one equation, any operator; adds to ``cts``."""
     op = e.op
-    if isinstance(op, Alias) or (isinstance(op, Stop) and passing):
+    if isinstance(op, (Alias, Tell)) or (isinstance(op, Stop) and passing):
         _give(b, cts, e.args[0], cts[e.outs[0]], active)
     elif isinstance(op, (Stop,)) or e.impure:
         return

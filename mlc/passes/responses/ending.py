@@ -17,7 +17,7 @@ from mlc.passes.responses.rewrite import ALWAYS, renamed_outs
 from mlc.passes.responses.site import Run, Site
 from mlc.passes.responses.stationary import Place, Stationary, refused
 
-__all__ = ["Ending", "rebuilt", "region_at"]
+__all__ = ["Ending", "inside_of", "leaving", "rebuilt", "region_at"]
 
 Rule = Callable[[Sequence[Var], Sequence[Var], Sequence[Var]], Eqn]
 
@@ -64,8 +64,8 @@ def rebuilt(end: Ending, point: Stationary, rule: Rule) -> Region:
     region, ends = end.region, end.ends
     last = max(i for i, e in enumerate(region.eqns) if set(e.outs) & set(ends))
     items, told, counting = first_and_last(end.run, end.places, dict(point.items))
-    leaving = _leaving(region, end.run, last) - set(ends)
-    raw = {v: Var(v.type, v.mask) for v in (*ends, *leaving)}
+    others = leaving(region, end.run, last) - set(ends)
+    raw = {v: Var(v.type, v.mask) for v in (*ends, *others)}
     eqns: list[Eqn] = []
     late: list[Eqn] = []
     behind: set[Var] = set(ends)
@@ -77,7 +77,7 @@ def rebuilt(end: Ending, point: Stationary, rule: Rule) -> Region:
             behind.update(e.outs)
             continue
         eqns += [renamed_outs(x, raw) for x in items.get(i, [e])]
-        eqns += [Eqn(ALWAYS, (raw[v],), (v,), (), e.loc, "response") for v in e.outs if v in leaving]
+        eqns += [Eqn(ALWAYS, (raw[v],), (v,), (), e.loc, "response") for v in e.outs if v in others]
     results = [Var(v.type, v.mask) for v in ends]
     held = [Eqn(ALWAYS, (raw[v],), (r,), (), None, "response") for v, r in zip(ends, results, strict=True)]
     levels = [_soft(end, t) for t in end.places[-1].roots]
@@ -90,14 +90,20 @@ def rebuilt(end: Ending, point: Stationary, rule: Rule) -> Region:
     return Region(region.inputs, tuple(eqns), region.outputs, region.names)
 
 
-def _leaving(region: Region, run: Run, last: int) -> set[Var]:
-    """Values that depend on the run's gradients and are read by what does not belong to it."""
+def inside_of(region: Region, run: Run, last: int) -> set[int]:
+    """Positions of equations up to ``last`` that depend on the run's gradients."""
     inside = {i for i in run.items}
     reached = {v for i in run.items for v in region.eqns[i].outs}
     for i, e in enumerate(region.eqns[: last + 1]):
         if any(v in reached for v in e.inputs):
             inside.add(i)
             reached.update(e.outs)
+    return inside
+
+
+def leaving(region: Region, run: Run, last: int) -> set[Var]:
+    """Values that depend on the run's gradients and are read by what does not belong to it."""
+    inside = inside_of(region, run, last)
     read = set(region.outputs)
     for i, e in enumerate(region.eqns):
         if i not in inside:

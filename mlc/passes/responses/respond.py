@@ -12,8 +12,9 @@ from mlc.ir.core import Eqn, Loop
 from mlc.ir.program import Level, Program
 from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.responses.firstorder import first_order
+from mlc.passes.responses.fullyfirstorder import fully_first_order
 from mlc.passes.responses.implicit import implicit
-from mlc.passes.responses.response import FiniteDifference, FirstOrder, Implicit, Response, Truncated
+from mlc.passes.responses.response import FiniteDifference, FirstOrder, FullyFirstOrder, Implicit, Response, Truncated
 from mlc.passes.responses.site import Site
 from mlc.passes.responses.truncated import truncated
 
@@ -49,6 +50,8 @@ def _one(program: Program, level: Level, gradients: list[Eqn], response: Respons
         return truncated(program, site, response)
     if isinstance(response, Implicit):
         return implicit(program, site, response, policy)
+    if isinstance(response, FullyFirstOrder):
+        return fully_first_order(program, site, response, policy)
     return program
 
 

@@ -19,7 +19,7 @@ from mlc.ir.types import SeqType
 from mlc.passes.responses.fed import Fed
 from mlc.passes.responses.site import Run, Site, Trained
 
-__all__ = ["Place", "Stationary", "last_gradient", "refused", "slice_of", "steps_of"]
+__all__ = ["Place", "Stationary", "at_last", "last_gradient", "refused", "slice_of", "steps_of"]
 
 
 @dataclass
@@ -97,11 +97,25 @@ def last_gradient(run: Run, site: Site, place: Place, what: str) -> Stationary:
     Raises:
         PlanError: where that is no function of what the level trained.
     """
+    return at_last(run, site, place, what, place.fed)
+
+
+def at_last(run: Run, site: Site, place: Place, what: str, wanted: Sequence[Var]) -> Stationary:
+    """Values of the last step of a run at its final point (see :func:`last_gradient`).
+
+    Args:
+        run: The run.
+        site: Its level.
+        place: Where its last step stands.
+        what: The response, for messages.
+        wanted: Values there: the gradients, in the order of ``place.trained``, or any others.
+    """
     missing = [t for t in run.trained if not any(t is x for x in place.trained)]
     if missing:
         raise refused(site, what, run.eqn(place.item), "its last step trains only a part of what it trains")
     order = [next(i for i, x in enumerate(place.trained) if x is t) for t in run.trained]
-    roots, fed = [place.roots[i] for i in order], [place.fed[i] for i in order]
+    roots = [place.roots[i] for i in order]
+    fed = [place.fed[i] for i in order] if wanted is place.fed else list(wanted)
     inside, read = slice_of(place.body, roots, fed)
     ends = _Ends(run, site, place, what, set(roots))
     given = tuple(ends.value(v, len(place.loops)) for v in read)
@@ -122,7 +136,7 @@ def slice_of(body: Region, roots: Sequence[Var], fed: Sequence[Var]) -> tuple[li
             needed.update(e.inputs)
     inside.reverse()
     made = {v for e in inside for v in e.outs}
-    read = dict.fromkeys(v for e in inside for v in e.inputs if v not in made and v not in roots)
+    read = dict.fromkeys(v for v in (*[v for e in inside for v in e.inputs], *fed) if v not in made and v not in roots)
     return inside, list(read)
 
 

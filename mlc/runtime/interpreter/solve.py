@@ -1,20 +1,26 @@
-"""Running ``solve``: a product that was compiled like any body of a loop, in the hands of a linear solver."""
+"""Running what responses add: linear solves, random directions, and numbers for the report.
+
+A solve is a product that was compiled like any body of a loop, in the hands of a linear solver.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from mlc.implicit.solve import Packing, Solve
 from mlc.implicit.solvers import SOLVERS
+from mlc.ir.core import Eqn, Tell
 from mlc.ir.core import Solve as SolveOp
+from mlc.ir.types import TensorType
 from mlc.runtime.interpreter.interpreter import Executable
 from mlc.runtime.interpreter.recording import each_trip
 
-__all__ = ["SolveRunner", "Solved"]
+__all__ = ["Sampled", "SolveRunner", "Solved", "Told", "noise_runner", "tell_runner"]
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,60 @@ class Solved:
         return self.gradients[1] / self.gradients[0]
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """An estimate from random directions.
+
+    Attributes:
+        level: Name of the level.
+        slopes: Directional derivative along each of them.
+        size: Number of elements that each has.
+    """
+
+    level: str
+    slopes: tuple[float, ...]
+    size: int
+
+    @property
+    def variance(self) -> float:
+        """Estimated expectation of the squared distance from the mean: (n + 1) |g|^2 / samples for n elements.
+
+        With |g|^2 estimated as the mean square of the slopes (Gaussian directions).
+        """
+        return (self.size + 1) * sum(s * s for s in self.slopes) / len(self.slopes) ** 2
+
+
+Told: TypeAlias = "Solved | Sampled"
+
+
+def noise_runner(e: Eqn) -> Callable[[list[Any]], list[Any]]:
+    """Callable for a ``noise`` equation."""
+    t = e.outs[0].type
+    assert isinstance(t, TensorType)
+
+    def run(args: list[Any]) -> list[Any]:
+        args.clear()
+        return [torch.randn(t.shape, dtype=t.dtype, device=t.device)]
+
+    return run
+
+
+def tell_runner(op: Tell, tell: Callable[[Told], None]) -> Callable[[list[Any]], list[Any]]:
+    """Callable for a ``tell`` equation: slopes, and the number of elements of each direction."""
+
+    def run(args: list[Any]) -> list[Any]:
+        x, slopes, size = args
+        args.clear()
+        tell(Sampled(op.level, tuple(slopes.reshape(-1).tolist()), int(size)))
+        return [x]
+
+    return run
+
+
 class SolveRunner:
     """A compiled solve equation; called with its arguments in a list, returns the solution in a list."""
 
-    def __init__(self, op: SolveOp, body: Executable, tell: Callable[[Solved], None]) -> None:
+    def __init__(self, op: SolveOp, body: Executable, tell: Callable[[Told], None]) -> None:
         self.op = op
         self.body = each_trip(body, f"product of {op.level}")
         self.tell = tell
