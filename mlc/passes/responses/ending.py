@@ -14,7 +14,7 @@ from mlc.ir.core import Eqn, Loop, Region, Stop, Var
 from mlc.ir.program import Program
 from mlc.passes.responses.measured import first_and_last
 from mlc.passes.responses.rewrite import ALWAYS, renamed_outs
-from mlc.passes.responses.site import Run, Site
+from mlc.passes.responses.site import Run, Site, Trained
 from mlc.passes.responses.stationary import Place, Stationary, refused
 
 __all__ = ["Ending", "inside_of", "leaving", "rebuilt", "region_at"]
@@ -63,7 +63,9 @@ def rebuilt(end: Ending, point: Stationary, rule: Rule) -> Region:
     """
     region, ends = end.region, end.ends
     last = max(i for i, e in enumerate(region.eqns) if set(e.outs) & set(ends))
-    items, told, counting = first_and_last(end.run, end.places, dict(point.items))
+    items, told, counting = dict(point.items), list[Var](), list[Eqn]()
+    if end.places:
+        items, told, counting = first_and_last(end.run, end.places, items)
     others = leaving(region, end.run, last) - set(ends)
     raw = {v: Var(v.type, v.mask) for v in (*ends, *others)}
     eqns: list[Eqn] = []
@@ -80,7 +82,7 @@ def rebuilt(end: Ending, point: Stationary, rule: Rule) -> Region:
         eqns += [Eqn(ALWAYS, (raw[v],), (v,), (), e.loc, "response") for v in e.outs if v in others]
     results = [Var(v.type, v.mask) for v in ends]
     held = [Eqn(ALWAYS, (raw[v],), (r,), (), None, "response") for v, r in zip(ends, results, strict=True)]
-    levels = [_soft(end, t) for t in end.places[-1].roots]
+    levels = [_soft(end, t) for t in end.run.trained]
     given = [Var(v.type, v.mask) if level is not None else v for v, level in zip(ends, levels, strict=True)]
     made = rule(results, given, told)
     soft = [Eqn(Stop(level), (g,), (v,), (), None, "update") for g, v, level in zip(given, ends, levels, strict=True)
@@ -112,19 +114,16 @@ def leaving(region: Region, run: Run, last: int) -> set[Var]:
     return {v for v in made if v in read and v.type.is_float}
 
 
-def _soft(end: Ending, root: Var) -> int | None:
+def _soft(end: Ending, trained: Trained) -> int | None:
     """The depth from which on gradients stop at a step of this parameter; None where they go through."""
-    entry = end.site.graph.entry.get(root)
-    if not end.places[-1].loops or entry is None:
-        return None
-    loop, i = entry
-    op = loop.op
-    assert isinstance(op, Loop)
-    e = end.site.graph.producer.get(op.body.outputs[i])
-    while e is not None and e.args:
+    step, k, _ = next(x for x in reversed(end.run.links) if x[2] is trained)
+    loop = step.trained[k][2]
+    v = step.trained[k][1] if loop is not None else None
+    while v is not None:
+        e = end.site.graph.producer.get(v)
+        if e is None or len(e.inputs) != 1:
+            return None
         if isinstance(e.op, Stop):
             return e.op.level
-        if len(e.inputs) != 1:
-            return None
-        e = end.site.graph.producer.get(e.inputs[0])
+        v = e.inputs[0]
     return None

@@ -11,10 +11,21 @@ from collections.abc import Mapping
 from mlc.ir.core import Eqn, Loop
 from mlc.ir.program import Level, Program
 from mlc.passes.autodiff.adjoint import Policy
+from mlc.passes.responses.evolution import evolution
 from mlc.passes.responses.firstorder import first_order
+from mlc.passes.responses.forwardgradient import forward_gradient
 from mlc.passes.responses.fullyfirstorder import fully_first_order
 from mlc.passes.responses.implicit import implicit
-from mlc.passes.responses.response import FiniteDifference, FirstOrder, FullyFirstOrder, Implicit, Response, Truncated
+from mlc.passes.responses.response import (
+    Evolution,
+    FiniteDifference,
+    FirstOrder,
+    ForwardGradient,
+    FullyFirstOrder,
+    Implicit,
+    Response,
+    Truncated,
+)
 from mlc.passes.responses.site import Site
 from mlc.passes.responses.truncated import truncated
 
@@ -50,6 +61,10 @@ def _one(program: Program, level: Level, gradients: list[Eqn], response: Respons
         return truncated(program, site, response)
     if isinstance(response, Implicit):
         return implicit(program, site, response, policy)
+    if isinstance(response, Evolution):
+        return evolution(program, site, response, policy)
+    if isinstance(response, ForwardGradient):
+        return forward_gradient(program, site, response, policy)
     if isinstance(response, FullyFirstOrder):
         return fully_first_order(program, site, response, policy)
     return program
