@@ -102,7 +102,7 @@ class CompiledFunction:
         self._tell_of_misses()
         with progress(f"compiling {getattr(self.fn, '__name__', 'a function')}") as say:
             say("recording")
-            seen = observe(self.fn, args, kwargs, drawn)
+            seen = observe(self.fn, args, kwargs, drawn, self.options.get("flows"))
             try:
                 entry = self._compile(seen, say)
                 result = self._run(Call(self, entry, seen.recording.roots, seen), seen)

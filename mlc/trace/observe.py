@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from mlc.errors import CaptureError
 from mlc.ir.core import Var
 from mlc.ir.types import Loc
+from mlc.passes.responses.response import Response
 from mlc.trace.capture import Effect, Recording, Ref, arg_names, place_of
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
 from mlc.trace.gradients.dropped import dropped_ways
@@ -93,7 +94,7 @@ class Observation:
 
 
 def observe(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
-            drawn: dict[Path, list[Any]] | None = None) -> Observation:  # fmt: skip
+            drawn: dict[Path, list[Any]] | None = None, flows: Any = None) -> Observation:  # fmt: skip
     """Run one call for real and record it.
 
     Args:
@@ -101,6 +102,7 @@ def observe(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         args: Of the call.
         kwargs: Of the call.
         drawn: Items taken from iterators before, which come first.
+        flows: As :func:`mlc.compile` takes it: responses of levels that gradients of the loop go through.
 
     Raises:
         CaptureError: when something in the loop cannot be represented exactly (nothing of the user's is changed then).
@@ -111,6 +113,7 @@ def observe(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     world = World(roots)
     generators = [g for g in roots.objects.values() if isinstance(g, torch.Generator)]
     ob = Observer(roots.tensors, list(roots.at.values()), generators)
+    ob.flows = {n: r for n, r in flows.items() if isinstance(r, Response)} if isinstance(flows, Mapping) else {}
     sources = Sources(ob, roots.loaders)
     sources.drawn = roots.drawn
     sources.known_objects = {id(o) for o in roots.objects.values()} | {id(o) for o in roots.modules.values()}  # type: ignore[attr-defined]

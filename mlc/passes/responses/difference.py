@@ -105,9 +105,13 @@ def _side(b: Builder, rec: GradRecord, h: Var, directions: Mapping[Var, Var], ta
     for v, d in directions.items():
         if v not in inside:
             env[v] = _moved(b, v, d, h, sign)
-    start = len(b.eqns)
+    start, still = len(b.eqns), []
     for e in rec.slice:
         if e in rec.cut:
+            continue
+        if all(env[v] is v for v in e.inputs):  # it does not move
+            env.update((v, v) for v in e.outs)
+            still.append(e)
             continue
         if isinstance(e.op, Stop):
             env[e.outs[0]] = env[e.args[0]]
@@ -119,7 +123,7 @@ def _side(b: Builder, rec: GradRecord, h: Var, directions: Mapping[Var, Var], ta
     seeds: dict[Var, Var] = {}
     for loss, seed in zip(rec.losses, rec.seeds, strict=True):
         seeds[env[loss]] = b.add(seeds.get(env[loss]), seed)
-    found = pullback(b, list(b.eqns[start:]), seeds, [env[v] for v in targets], cut=frozenset())
+    found = pullback(b, [*still, *b.eqns[start:]], seeds, [env[v] for v in targets], cut=frozenset())
     return {v: found[env[v]] for v in targets if env[v] in found}, [env[v] for v in rec.losses]
 
 

@@ -54,7 +54,7 @@ def _losses(run: Run, place: Place) -> tuple[list[Var], list[Var]]:
     for s in run.steps:
         op = s.site.eqn.op
         assert isinstance(op, Grad)
-        if s.site.eqn in place.body.eqns:
+        if s.site.at[len(run.path)] == place.item and s.site.eqn in place.body.eqns:
             losses += s.site.eqn.args[: op.n_loss]
             seeds += s.site.eqn.args[op.n_loss + op.n_wrt :]
     return losses, seeds

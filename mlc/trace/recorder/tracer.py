@@ -86,6 +86,7 @@ class Tracer(Recorder):
         self.fused: set[int] = set()  # parameters of fused optimizers: their counts are float32 whatever the default
         self.farther = False  # whether some inner gradients go ways that PyTorch's graph does not have
         self.declared: list[str] = []  # names of the levels (:func:`mlc.level`) that are open
+        self.flows: dict[Any, Response] = {}  # what was asked of levels from outside
         self.responses: dict[str, Response | None] = {}  # what was asked of levels there, by name
         self.decisions: list[tuple[Var, Any, str, Loc | None]] = []
         self._fakes: dict[int, FakeTensor] = {}
