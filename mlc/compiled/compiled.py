@@ -20,6 +20,7 @@ from mlc.ir.program import Program
 from mlc.passes.planning.options import check_options, planning
 from mlc.passes.planning.plan import Plan, stages_for
 from mlc.passes.planning.planner import make_plan
+from mlc.passes.responses.asked import lost
 from mlc.progress import progress
 from mlc.runtime.call import Executor
 from mlc.runtime.interpreter.feeds import Stale
@@ -109,7 +110,7 @@ class CompiledFunction:
             except BaseException:
                 seen.undo()
                 raise
-        for w in entry.program.warnings:
+        for w in (*entry.program.warnings, *lost(entry.program, entry.plan.modes.responses)):
             warnings.warn(MlcWarning(w), stacklevel=3)
         if seen.recording.reusable:
             self._entries.insert(0, entry)

@@ -175,7 +175,7 @@ class Tape:
             if v in active and v not in roots and (v not in inside or v in stopped)
         ]  # fmt: skip
         with _taking(b, rec.policy):
-            if rec.source in self.policy.differences:
+            if rec.source is not None and rec.source in self.policy.differences:
                 from mlc.passes.responses.difference import difference
 
                 difference(b, rec, self.policy.differences[rec.source], directions, (roots, others), cts, active)

@@ -22,7 +22,7 @@ from mlc.passes.lowering.modes import Modes, differentiated, resolve
 from mlc.passes.planning.options import check_options, free_memory
 from mlc.passes.planning.plan import Decision, Plan
 from mlc.passes.planning.search import Candidate, Search, front, thrift
-from mlc.passes.responses.asked import asked, decided, needs_reverse, refuse_forward
+from mlc.passes.responses.asked import asked, decided, lost, needs_reverse, refuse_forward
 from mlc.passes.responses.response import written
 from mlc.units import parse_memory, size_text, time_text
 
@@ -106,10 +106,12 @@ class _Planner:
         self.searches: list[Search] = []
         modes = replace(self.asked or Modes("mixed"), responses=self.responses)
         refuse_forward(modes)
+        lost(program, self.responses)
         joint, used, self.why_not = differentiated(program, modes, Policy("mixed", stop, self._note))
         self.modes = Modes(used, modes.levels if used == modes.mode else {}, self.responses)
         self.searches.append(Search(used, joint))
-        if self.asked is None and not needs_reverse(self.responses) and 0 < count(program) <= FEW and legal(program, Policy("forward", stop)) is None:
+        few = self.asked is None and not needs_reverse(self.responses) and 0 < count(program) <= FEW
+        if few and legal(program, Policy("forward", stop)) is None:
             joint, used, why = differentiated(
                 program, Modes("forward", responses=self.responses), Policy("forward", stop)
             )
@@ -153,7 +155,8 @@ class _Planner:
             responses={name: written(r) for name, r in self.responses.items()},
             backend=how,
             price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts, offload=c.levers.offload,
-            decisions=(*self._modes(c), *decided(self.program, self.responses), *self._levers(c, budget), lowering), peak_bytes=c.peak, seconds=seconds,
+            decisions=(*self._modes(c), *decided(self.program, self.responses), *self._levers(c, budget), lowering),
+            peak_bytes=c.peak, seconds=seconds,
             host_bytes=c.transfers.bytes,
         ).bind(self.program)  # fmt: skip
         made._stages = c.stages

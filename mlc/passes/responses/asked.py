@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mlc.errors import PlanError
@@ -22,7 +23,7 @@ from mlc.passes.responses.response import (
     read,
 )
 
-__all__ = ["asked", "counts_steps", "decided", "needs_reverse", "refuse_forward"]
+__all__ = ["asked", "counts_steps", "decided", "lost", "needs_reverse", "refuse_forward"]
 
 _WHY: dict[type[Response], str] = {
     Truncated: "exact through the last steps, the state before them is a constant",
@@ -88,6 +89,39 @@ def refuse_forward(modes: Modes) -> None:
             f"flows asks for forward mode and level {name} for {r}",
             advice=f"leave one of them out: {type(r).__name__} says itself which way its derivative goes",
         )
+
+
+def lost(program: Program, responses: Mapping[str, Response]) -> list[str]:
+    """Warnings: meta-parameters whose every path goes where a response has no derivative.
+
+    Raises:
+        PlanError: when that is so for all of them.
+    """
+    if not responses:
+        return []
+    flows = []
+    for f in program.flows:
+        r = responses.get(f.target)
+        if f.kind == "value" and isinstance(r, FirstOrder) and f.why == "loss":
+            f = replace(f, carries=False)
+        elif f.kind == "value" and isinstance(r, (Implicit, FullyFirstOrder)) and f.why and "loss" not in f.why:
+            f = replace(f, carries=False) if f.why != "trained above" else f
+        flows.append(f)
+    before, after = program.graph, replace(program, flows=tuple(flows)).graph
+    names = [program.inputs[i].name for i in program.metas]
+    gone = [n for n in names if before.paths(n) and not after.paths(n)]
+    if not gone:
+        return []
+    titles = {x.name: x.title for x in program.levels}
+    given = ", ".join(f"{r} of level {titles[n]}" for n, r in responses.items())
+    which = ", ".join(gone[:4]) + (f" and {len(gone) - 4} more" if len(gone) > 4 else "")
+    why = f"{given} takes it for constant where it enters"
+    if all(n in gone or not before.paths(n) for n in names):
+        raise PlanError(
+            f"no meta-parameter has a derivative left: {which}; {why}", loc=program.loc,
+            advice="use mlc.Unroll() or mlc.Truncated(steps) for that level",
+        )  # fmt: skip
+    return [f"the gradient of {which} is zero: {why}"]
 
 
 def decided(program: Program, responses: Mapping[str, Response]) -> list[Decision]:

@@ -25,7 +25,7 @@ from mlc.ir.program import Program
 from mlc.ir.types import SeqType
 from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.responses.again import Again, again
-from mlc.passes.responses.forwardgradient import outermost_only, sources_of
+from mlc.passes.responses.forwardgradient import elements, outermost_only, sources_of
 from mlc.passes.responses.recorded import recorded
 from mlc.passes.responses.response import Evolution
 from mlc.passes.responses.rewrite import ALWAYS, copied, put, renamed_outs
@@ -151,7 +151,7 @@ class _Rule:
         means = [b.emit(aten("div", "Tensor"), (t, k), (t.type,))[0] for t in total]
         assert isinstance(slopes.type, SeqType)
         picked = [b.emit(Index(i), (slopes,), (slopes.type.elem,))[0] for i in range(k)]
-        size = float(sum(v.type.numel for v in ins))  # type: ignore[union-attr]
+        size = float(sum(elements(v) for v in ins))
         stack = recorded(lambda ts: [torch.stack(ts), ts[0].new_full((), size)], [v.type for v in picked])
         row, count = b.inline(stack, picked, tag="response")
         (first,) = b.emit(Tell(self.site.level.title, "slopes"), (means[0], row, count), (means[0].type,))

@@ -6,8 +6,8 @@ c and Gaussian directions v_1 ... v_k,
     u' = 1/k sum_s <c, J v_s> v_s,        E[u'] = J^T c
 
 (Baydin et al. 2022; Silver et al. 2022).  The run is run a second time, at ``backward()``, with k tangents beside its
-values (:mod:`mlc.passes.autodiff.tangents`); nothing of its trips is kept.  Expected squared error: (n + 1) |J^T c|^2 / k
-for n elements of the sources.
+values (:mod:`mlc.passes.autodiff.tangents`); nothing of its trips is kept.  Expected squared error:
+(n + 1) |J^T c|^2 / k for n elements of the sources.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mlc.passes.responses.rewrite import put
 from mlc.passes.responses.site import Run, Site
 from mlc.passes.responses.stationary import Stationary, refused
 
-__all__ = ["forward_gradient", "outermost_only", "sources_of"]
+__all__ = ["elements", "forward_gradient", "outermost_only", "sources_of"]
 
 
 def forward_gradient(program: Program, site: Site, response: ForwardGradient, policy: Policy) -> Program:
@@ -134,6 +134,12 @@ class _Rule:
         return map_bodies(region, lambda r: lower_grads(r, policy)), passing
 
 
+def elements(v: Var) -> int:
+    """Of a tensor."""
+    assert isinstance(v.type, TensorType)
+    return v.type.numel
+
+
 def _batched(t: Type, k: int) -> TensorType:
     assert isinstance(t, TensorType)
     shape = t.shape if k == 1 else (k, *t.shape)
@@ -144,7 +150,7 @@ def _estimate(b: Builder, pairs: Sequence[tuple[Var, Var]], noise: Sequence[Var]
               ) -> list[Var]:  # fmt: skip
     """1/k sum_s <c, J v_s> v_s, told to the report."""
     n = len(pairs)
-    size = sum(v.type.numel for v in ins)  # type: ignore[union-attr]
+    size = sum(elements(v) for v in ins)
 
     def f(ts: list[Tensor]) -> list[Tensor]:
         tangents, cts, vs = ts[:n], ts[n : 2 * n], ts[2 * n :]
@@ -156,7 +162,7 @@ def _estimate(b: Builder, pairs: Sequence[tuple[Var, Var]], noise: Sequence[Var]
 
     given = [*[t for t, _ in pairs], *[c for _, c in pairs], *noise]
     slopes, count, *flat = b.inline(recorded(f, [v.type for v in given]), given, tag="response")
-    out = []
+    out: list[Var] = []
     for v, x in zip(ins, flat, strict=True):
         if not out:
             (x,) = b.emit(Tell(level, "slopes"), (x, slopes, count), (x.type,))

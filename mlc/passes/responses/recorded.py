@@ -17,9 +17,9 @@ __all__ = ["recorded"]
 def recorded(f: Callable[[list[Tensor]], Sequence[Tensor]], types: Sequence[Type]) -> Region:
     """What ``f`` does to tensors of these types, as a region."""
     rec = Recorder(merge=True, fake_mode=_mode())
-    given = [rec.fresh(rec.builder.input(t)) for t in types]
+    given: list[Tensor] = [rec.fresh(rec.builder.input(t)) for t in types]
     for t in given:
         rec.handle(t).leaf = True
     with rec:
-        found = f(given)
+        found = f(list(given))
     return rec.builder.region([rec.value(rec.handle(t)) for t in found])

@@ -33,20 +33,27 @@ def pull_solve(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> Non
     types = [contiguous_type(v.type) for v in e.args[:n]]
     solved = b.emit(back, (*given, *consts), types, loc=e.loc, tag="adjoint")
     env = dict(zip(op.body.inputs, (*e.outs, *e.args[n:]), strict=True))
-    start = len(b.eqns)
-    for x in op.body.eqns:
-        b.copy_eqn(x, env)
+    eqns = _copied(b, op.body, env)
     wanted = [v for v in consts if v in active]
     seeds: dict[Var, Var] = {}
     for v, s in zip(op.body.outputs, solved, strict=True):
         seeds[env[v]] = b.add(seeds.get(env[v]), s)
-    found = pullback(b, list(b.eqns[start:]), seeds, wanted)
+    found = pullback(b, eqns, seeds, wanted)
     for v, s in zip(e.args[:n], solved, strict=True):
         if v in active:
             cts[v] = b.add(cts.get(v), s)
     for v in dict.fromkeys(wanted):
         if v in found:
             cts[v] = b.add(cts.get(v), negated(b, found[v]))
+
+
+def _copied(b: Builder, body: Region, env: dict[Var, Var]) -> list[Eqn]:
+    """The equations that now stand for those of a region, in order (equal ones that were there already, too)."""
+    found: dict[int, Eqn] = {}
+    for x in body.eqns:
+        outs = b.copy_eqn(x, env)
+        found.update((b.position[v], b.eqns[b.position[v]]) for v in outs)
+    return [found[i] for i in sorted(found)]
 
 
 def negated(b: Builder, v: Var) -> Var:

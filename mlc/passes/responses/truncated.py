@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mlc.errors import PlanError
-from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Grad, Index, Loop, NestedEffects, Pack, Region, Var
+from mlc.ir.core import Draw, Effect, Eqn, Feed, Grad, Index, Loop, NestedEffects, Pack, Region, Var
 from mlc.ir.program import Program
-from mlc.ir.types import SeqType
+from mlc.ir.types import SeqType, Type
 from mlc.passes.responses.ending import region_at
 from mlc.passes.responses.response import Truncated
 from mlc.passes.responses.rewrite import copied, holding, put
@@ -144,7 +144,7 @@ def _split(region: Region, place: int, first: int) -> Region:
     return Region(region.inputs, tuple(eqns), region.outputs, region.names)
 
 
-def _elem(v: Var) -> object:
+def _elem(v: Var) -> Type:
     assert isinstance(v.type, SeqType)
     return v.type.elem
 
@@ -203,18 +203,17 @@ def _fed(feed: Eqn, first: int) -> tuple[Eqn, Eqn]:
     op = feed.op
     assert isinstance(op, Feed) and op.trips is not None
 
-    def part(trips: int, effects: tuple[object, ...]) -> Eqn:
-        outs = tuple(Var(replace(v.type, length=trips)) for v in feed.outs)  # type: ignore[type-var]
-        return feed.with_(op=Feed(effects, trips), outs=outs)  # type: ignore[arg-type]
+    def part(trips: int, effects: tuple[Effect, ...]) -> Eqn:
+        outs = tuple(Var(SeqType(_elem(v), trips)) for v in feed.outs)
+        return feed.with_(op=Feed(effects, trips), outs=outs)
 
     return part(first, op.effects), part(op.trips - first, tuple(_later(x, first) for x in op.effects))
 
 
-def _later(x: object, trips: int) -> object:
+def _later(x: Effect, trips: int) -> Effect:
     """An effect as it is ``trips`` trips later."""
     if isinstance(x, NestedEffects):
-        return replace(x, effects=tuple(_later(y, trips) for y in x.effects))  # type: ignore[arg-type]
-    assert isinstance(x, EffectCall)
+        return replace(x, effects=tuple(_later(y, trips) for y in x.effects))
     if not isinstance(x.op, Draw) or not x.op.steps:
         return x
     return replace(x, op=replace(x.op, visit=x.op.visit + x.op.steps[0] * trips))
