@@ -105,8 +105,10 @@ def nested(w: Tensor, reg: Tensor, meta: Tensor, h: Tensor) -> Tensor:
     return (w - 0.5).square().sum()
 
 
-@pytest.mark.parametrize("response", [mlc.Implicit("cg", tol=1e-14), mlc.Implicit("gmres", tol=1e-14), mlc.Truncated(30)],
-                         ids=str)  # fmt: skip
+RESPONSES = [mlc.Implicit("cg", tol=1e-14), mlc.Implicit("gmres", tol=1e-14), mlc.Truncated(30)]
+
+
+@pytest.mark.parametrize("response", RESPONSES, ids=str)
 def test_a_gradient_of_the_loop_goes_through_a_response(response: mlc.Response) -> None:
     """The second derivative of the inner level is that of what the response computed (a solve of a solve)."""
     assert apart(gradient(nested, {"inner": response}), gradient(nested)) < 1e-6
