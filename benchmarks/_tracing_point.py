@@ -12,8 +12,8 @@ import _w1
 
 import mlc
 from mlc.ir.core import Loop, Region
-from mlc.passes.planning.plan import stages_for
 from mlc.runtime.call import Executor
+from mlc.view.plan import stages_for
 
 
 def equations(region: Region | None) -> int:

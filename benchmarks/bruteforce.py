@@ -25,9 +25,9 @@ from rich.progress import track
 from rich.table import Table
 
 import mlc
+from mlc.ir.lowered.contract import Levers
 from mlc.ir.program import Program
-from mlc.passes.lowering.lower import Levers
-from mlc.passes.planning.plan import joint_of
+from mlc.passes.planning.planned import joint_of
 from mlc.passes.planning.planner import FEW, usable
 from mlc.passes.planning.search import Candidate, Search
 

@@ -29,9 +29,10 @@ from mlc.errors import (
     VerifyError,
 )
 from mlc.implicit.root import fixed_point, root
+from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
 from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
-from mlc.passes.planning.plan import Plan
+from mlc.passes.lowering.pipeline import PIPELINE
 from mlc.passes.responses.response import (
     Evolution,
     FiniteDifference,
@@ -46,10 +47,12 @@ from mlc.passes.responses.response import (
 from mlc.runtime.interpreter.recording import recording
 from mlc.trace.clone import clone
 from mlc.trace.levels import level
+from mlc.view.plan import Plan
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PIPELINE",
     "BudgetError",
     "CaptureError",
     "CheckReport",
@@ -65,6 +68,7 @@ __all__ = [
     "MemoryWarning",
     "MlcError",
     "MlcWarning",
+    "Pass",
     "Plan",
     "PlanError",
     "Program",

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mlc.compiled.compiled import CompiledFunction
+from mlc.compiled.underlying import underlying
+from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
 from mlc.passes.planning.options import check_options
-from mlc.passes.planning.plan import Plan
-from mlc.passes.planning.planner import make_plan
 from mlc.trace.build import build_program
 from mlc.trace.capture import record
 from mlc.trace.observe import observe
+from mlc.view.plan import Plan, make_plan
 
-__all__ = ["plain", "plan", "trace"]
-
-
-def plain(fn: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """The user's function behind ``fn`` (compiled or not), its arguments, and its compile options."""
-    if isinstance(fn, functools.partial) and isinstance(fn.func, CompiledFunction) and not fn.keywords:
-        fn, args = fn.func, (*fn.args, *args)  # a compiled method
-    return (fn.fn, args, fn.options) if isinstance(fn, CompiledFunction) else (fn, args, {})
+__all__ = ["plan", "trace"]
 
 
 def trace(fn: Callable[..., Any], *args: Any, fake: bool = False, **kwargs: Any) -> Program:
@@ -44,7 +36,7 @@ def trace(fn: Callable[..., Any], *args: Any, fake: bool = False, **kwargs: Any)
     Raises:
         CaptureError: when something in the loop cannot be represented exactly.
     """
-    fn, args, _ = plain(fn, args)
+    fn, args, _ = underlying(fn, args)
     if fake:
         return build_program(record(fn, args, kwargs))
     seen = observe(fn, args, kwargs)
@@ -64,6 +56,7 @@ def plan(
     precision: Any = None,
     mesh: Any = None,
     levers: Mapping[str, Any] | None = None,
+    passes: Sequence[Pass] | None = None,
 ) -> Plan:
     """Plan a program: what is chosen for each flow, why, and what it costs.
 
@@ -76,12 +69,13 @@ def plan(
         precision: See there.
         mesh: See there.
         levers: See there.
+        passes: See there.
 
     Raises:
         PlanError: for options that make no sense.
         BudgetError: when no exact plan fits the memory.
     """
     options: dict[str, Any] = {"memory": memory, "backend": backend, "stop_gradient": stop_gradient}
-    options |= {"flows": flows, "precision": precision, "mesh": mesh, "levers": levers}
+    options |= {"flows": flows, "precision": precision, "mesh": mesh, "levers": levers, "passes": passes}
     check_options(options)
     return make_plan(program, **options)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from mlc.errors import MlcError, PlanError
 from mlc.ir.program import Program
-from mlc.passes.planning.plan import Plan
 from mlc.view.diagram import Box, Diagram, diagram_of
 from mlc.view.dot import dot_svg, to_dot
 from mlc.view.fonts import FAMILY, font_files
 from mlc.view.modelexplorer import graphs_of
 from mlc.view.page import Measured, content, html
+from mlc.view.plan import Plan
 from mlc.view.svg import COLORS, to_svg
 
 __all__ = ["draw", "program_of"]

@@ -11,10 +11,10 @@ from typing import Any
 from mlc.compiled.report import Report
 from mlc.draw import program_of
 from mlc.ir.program import Program
-from mlc.passes.planning.plan import Plan
 from mlc.shown import HOW
 from mlc.view.diagram import diagram_of
 from mlc.view.page import content, html
+from mlc.view.plan import Plan
 from mlc.view.svg import to_svg
 
 __all__ = ["Frame"]

@@ -298,7 +298,8 @@ def test_inspect(file: Path) -> None:
     assert "def backward(" not in run("inspect", file, "--stage", "forward").stdout
     assert run("inspect", file, "--after", "trace").stdout.startswith("def program(")
     assert "grad(" in run("inspect", file, "--after", "trace").stdout
-    assert "memory" in run("inspect", file, "--diff-passes").stdout
+    changes = run("inspect", file, "--diff-passes").stdout
+    assert "differentiate made joint of program" in changes and "cut made forward and backward of joint" in changes
     assert "no pass" in run("inspect", file, "--after", "nothing", code=1).stderr
 
 

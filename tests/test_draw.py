@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import mlc
-from mlc.passes.planning.plan import Plan
 from mlc.view.diagram import Diagram, diagram_of
 from mlc.view.fonts import text_width
 from mlc.view.layout import clipped
+from mlc.view.plan import Plan
 from mlc.view.svg import COLORS, DARK, to_svg
 from tests import programs
 from tests.manylevels import many

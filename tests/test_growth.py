@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import mlc
 from mlc.compiled.growth import open_loops, peak_at
-from mlc.passes.planning.plan import stages_for
+from mlc.view.plan import stages_for
 from tests.test_planner import problem
 
 

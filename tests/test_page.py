@@ -86,7 +86,7 @@ def test_data_is_compressed_and_complete(tmp_path: Path) -> None:
     text = page(tmp_path, plan).read_text()
     data = json.loads(gzip.decompress(b64decode(re.search(r'id="data">([^<]*)<', text).group(1))))
     assert [s["key"] for s in data["scenes"]] == ["levels", "forward", "backward"]
-    stages = plan._stages
+    stages = plan.stages
     for scene, region in zip(data["scenes"][1:], (stages.forward, stages.backward), strict=True):
         operators = sum(not hasattr(e.op, "body") for e in region.walk())
         assert {len(c) for c in scene["columns"].values()} == {operators}

@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 import mlc
 from mlc.ir.core import Loop
+from mlc.ir.lowered.contract import Levers
 from mlc.ir.lowered.slots import Slots, replayed_steps
 from mlc.ir.types import SeqType, TensorType, resident
-from mlc.passes.cost.memory import region_peak
-from mlc.passes.lowering.lower import Levers, finish
-from mlc.passes.planning.plan import Plan, joint_of
-from mlc.passes.planning.planner import make_plan, sweep, usable
-from mlc.passes.planning.search import front, peak_bytes
+from mlc.passes.cost.memory import peak_bytes, region_peak
+from mlc.passes.planning.planned import joint_of
+from mlc.passes.planning.planner import usable
+from mlc.passes.planning.search import front
 from mlc.passes.remat.inlined import TAG as INNER
 from mlc.runtime.call import Executor
+from mlc.view.plan import Plan, make_plan, sweep
+from tests.passes.finishing import finish
 from tests.thinned import every
 
 OPTIMIZERS = {
@@ -276,7 +278,7 @@ def test_a_plan_file_gives_the_same_stages(tmp_path: Any) -> None:
     plan = mlc.plan(program, memory="min")
     plan.save(tmp_path / "plan.json")
     again = Plan.load(tmp_path / "plan.json", program)
-    from mlc.passes.planning.plan import stages_for
+    from mlc.view.plan import stages_for
 
     one, two = stages_for(program, plan), stages_for(program, again)
     assert len(one.forward.eqns) == len(two.forward.eqns) and peak_bytes(one) == peak_bytes(two)

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from mlc import progress as module
-from mlc.passes.planning.planner import sweep
 from mlc.progress import progress
+from mlc.view.plan import sweep
 from tests import programs
 
 

@@ -9,10 +9,10 @@ from torch import nn
 
 import mlc
 from mlc.ir.types import with_overhead
-from mlc.passes.planning.plan import Plan
 from mlc.runtime.interpreter import recording
 from mlc.view.modelexplorer import graphs_of
 from mlc.view.page import content
+from mlc.view.plan import Plan
 from tests import programs
 
 TRIPS = 3

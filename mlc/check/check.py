@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from mlc.api import plain
 from mlc.check.examination import Examination, UsersError
 from mlc.check.function import line_of
 from mlc.check.report import CheckReport
 from mlc.check.sandbox import Sandbox, convert
+from mlc.compiled.underlying import underlying
 from mlc.errors import MlcError, PlanError
 from mlc.trace.capture import place_of
 from mlc.units import parse_memory
@@ -35,7 +35,7 @@ from mlc.units import parse_memory
 __all__ = ["CheckReport", "check"]
 
 
-def check(fn: Callable[..., Any], *args: Any, dtype: torch.dtype = torch.float64, **kwargs: Any) -> CheckReport:
+def check(fn: Callable[..., Any], *args: object, dtype: torch.dtype = torch.float64, **kwargs: object) -> CheckReport:
     """Compare the compiled hypergradient of a call with the plain unroll and with finite differences.
 
     The function runs about 25 times, on copies: parameters, optimizers, buffers and random generators stay
@@ -57,8 +57,8 @@ def check(fn: Callable[..., Any], *args: Any, dtype: torch.dtype = torch.float64
     """
     if dtype not in (torch.float32, torch.float64):
         advice = "use torch.float64 or torch.float32"
-        raise PlanError(f"mlc.check in {dtype}", loc=place_of(plain(fn, args)[0]), advice=advice)
-    fn, args, options = plain(fn, args)
+        raise PlanError(f"mlc.check in {dtype}", loc=place_of(underlying(fn, args)[0]), advice=advice)
+    fn, args, options = underlying(fn, args)
     box = Sandbox(dtype)
     with _surroundings(dtype):
         try:
@@ -74,13 +74,14 @@ def check(fn: Callable[..., Any], *args: Any, dtype: torch.dtype = torch.float64
         except Exception as e:
             raise MlcError(
                 f"the check failed: {type(e).__name__}: {(str(e).splitlines() or [''])[0]}",
-                loc=line_of(e) or place_of(fn), advice="this is a fault of mlc: please report it",
-            ) from e  # fmt: skip
+                loc=line_of(e) or place_of(fn),
+                advice="this is a fault of mlc: please report it",
+            ) from e
         finally:
             box.restore()
 
 
-def _place(e: MlcError, fn: Any) -> None:
+def _place(e: MlcError, fn: object) -> None:
     """Give the error a line: that of the function where none is nearer."""
     if e.loc is None:
         e.loc = place_of(fn)

@@ -39,9 +39,10 @@ def _refuse(failure: Failure, dtype: torch.dtype) -> None:
     """Say so when the function does not run because types do not mix in float64."""
     if failure.mixed and dtype is torch.float64:
         raise MlcError(
-            f"the function does not run in float64: {failure}", loc=failure.loc,
+            f"the function does not run in float64: {failure}",
+            loc=failure.loc,
             advice="pass dtype=torch.float32: the loop makes float32 values that do not mix",
-        ) from failure.error  # fmt: skip
+        ) from failure.error
 
 
 class Examination:
@@ -99,9 +100,10 @@ class Examination:
                 if not failure.torchs:
                     raise UsersError(e) from None
                 raise MlcError(
-                    f"the function fails when it runs by itself: {failure}", loc=failure.loc,
+                    f"the function fails when it runs by itself: {failure}",
+                    loc=failure.loc,
                     advice="make it run in plain PyTorch first",
-                ) from e  # fmt: skip
+                ) from e
             raise
 
     def _gradient(self, outs: list[Tensor]) -> list[Tensor]:
@@ -110,8 +112,9 @@ class Examination:
         if not self.metas or not loss.requires_grad:
             raise DifferentiationError(
                 "nothing to check: the result depends on no tensor that requires grad",
-                loc=self.rec.loc, advice="give a meta-parameter requires_grad=True, and return a tensor",
-            )  # fmt: skip
+                loc=self.rec.loc,
+                advice="give a meta-parameter requires_grad=True, and return a tensor",
+            )
         found = torch.autograd.grad(loss, self.metas, allow_unused=True)
         return [torch.zeros_like(t) if g is None else g for g, t in zip(found, self.metas, strict=True)]
 
@@ -316,9 +319,10 @@ class Examination:
         start = [self.start.inputs[i] for i in self.picks]
         return [
             torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) * _scale(t)
-            if only is None or only == i else torch.zeros_like(t)
+            if only is None or only == i
+            else torch.zeros_like(t)
             for i, t in enumerate(start)
-        ]  # fmt: skip
+        ]
 
     def _moved(self, direction: Direction, h: float) -> Tensor:
         """The plain function's result with the meta-parameters moved."""

@@ -106,9 +106,10 @@ class Function:
         """Values of everything reachable (not ``.grad``: meta-parameters deliberately differ there)."""
         at = walk(self.fn, self.args, self.kwargs).at
         return {
-            p: t.detach().clone() for p, t in at.items()
+            p: t.detach().clone()
+            for p, t in at.items()
             if p[-1] != ".grad" and t.layout is torch.strided and not t.is_meta
-        }  # fmt: skip
+        }
 
     def run(self, move: Callable[[], None]) -> list[Any]:
         """What it returns after the meta-parameters were moved; draws are those that were kept."""
@@ -161,12 +162,12 @@ class _Noticed:
 
 
 class _Calls(_Noticed, TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: object, types: object, args: object = (), kwargs: object = None) -> Any:
         return self.call(func, args, kwargs)
 
 
 class _Operators(_Noticed, TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: object, types: object, args: object = (), kwargs: object = None) -> Any:
         return self.call(func, args, kwargs)
 
 
@@ -190,7 +191,7 @@ def _graphs_kept() -> Iterator[None]:
     engine: Any = torch.autograd
     original = engine._engine_run_backward
 
-    def run(outputs: Any, grads: Any, keep_graph: Any = False, *args: Any, **kwargs: Any) -> Any:
+    def run(outputs: object, grads: object, keep_graph: object = False, *args: object, **kwargs: object) -> Any:
         return original(outputs, grads, True, *args, **kwargs)
 
     engine._engine_run_backward = run

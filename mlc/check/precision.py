@@ -18,7 +18,7 @@ def target(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
     return to if dtype.is_floating_point and dtype.itemsize > 1 and to is torch.float64 else dtype
 
 
-def convert(item: Any, to: torch.dtype) -> Any:
+def convert(item: object, to: torch.dtype) -> Any:
     """An item of an iterable with its floating tensors in ``to``; the item itself is not changed."""
     if isinstance(item, Tensor):
         return item if item.requires_grad else item.to(target(item.dtype, to))

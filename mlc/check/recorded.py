@@ -161,5 +161,5 @@ class Began(Recorded):
             self.gradient = self._lines.get(v)
 
 
-def _infinite(x: Any) -> bool:
+def _infinite(x: object) -> bool:
     return isinstance(x, Tensor) and bool(x.isinf().any())

@@ -148,9 +148,13 @@ class CheckReport:
         confirmed = self.unrolled and not any(m.overruled for m in self.metas)
         asked = confirmed or any(d.conclusive for d in self.differences if d.what == "compiled")
         return (
-            asked and not self.wrong and all(m.ok(exact) for m in self.metas) and self.value_err <= exact
-            and self.state_err <= exact and all(d.ok for d in self.differences)
-        )  # fmt: skip
+            asked
+            and not self.wrong
+            and all(m.ok(exact) for m in self.metas)
+            and self.value_err <= exact
+            and self.state_err <= exact
+            and all(d.ok for d in self.differences)
+        )
 
     @property
     def disagreeing(self) -> tuple[str, ...]:
@@ -204,8 +208,9 @@ class CheckReport:
             lines.append(f"  and {len(order) - 20} more with smaller errors")
         lines += [
             f"  along {d.name}: {d.what} {d.predicted:.8g}, differences {d.measured:.8g}, error {d.error:.1e}"
-            for d in self.differences if not d.ok
-        ]  # fmt: skip
+            for d in self.differences
+            if not d.ok
+        ]
         lines += [f"  note: {n}" for n in self.notes]
         return "\n".join(lines)
 

@@ -133,7 +133,7 @@ class Sandbox:
         self._seen[id(x)] = new
         return new  # type: ignore[no-any-return]
 
-    def _enter(self, x: Any, depth: int) -> Any:
+    def _enter(self, x: object, depth: int) -> Any:
         if isinstance(x, Tensor):
             return self._tensor(x)
         if isinstance(x, dict):
@@ -243,7 +243,7 @@ class Sandbox:
                 if new is not value:
                     setattr(c, name, new)
 
-    def _generator(self, x: Any) -> bool:
+    def _generator(self, x: object) -> bool:
         """Random generators: their states."""
         if isinstance(x, torch.Generator):
             self._slot(x.get_state, x.set_state)

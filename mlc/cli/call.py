@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mlc.api import plain
 from mlc.cli.userfile import UserFile
 from mlc.compiled.compiled import CompiledFunction, compile
 from mlc.compiled.report import Report
+from mlc.compiled.underlying import underlying
 from mlc.runtime.interpreter.recording import recording
 from mlc.view.page import Measured
 
@@ -40,7 +40,7 @@ def subject(file: UserFile) -> tuple[Any, tuple[Any, ...], dict[str, Any], dict[
     """The function that is meant, its example arguments, and the options it was compiled with."""
     found = file.function()
     args, kwargs = file.arguments()
-    fn, args, options = plain(found, args)
+    fn, args, options = underlying(found, args)
     return fn, args, kwargs, options
 
 

@@ -29,16 +29,16 @@ from mlc.compiled.report import Report
 from mlc.draw import draw as draw_picture
 from mlc.errors import MlcError, PlanError
 from mlc.passes.planning.options import check_options, planning
-from mlc.passes.planning.plan import Plan
-from mlc.passes.planning.planner import sweep as planned_sweep
 from mlc.progress import progress
 from mlc.view.curve import curve_table, save_curve
 from mlc.view.diff import changes, compare
 from mlc.view.explain import explained
 from mlc.view.listing import difference, listing
 from mlc.view.page import Measured
-from mlc.view.stagelist import PASSES, input_names
+from mlc.view.plan import Plan
+from mlc.view.plan import sweep as planned_sweep
 from mlc.view.stagelist import after as stages_after
+from mlc.view.stagelist import graphs_after, input_names, known, shown
 
 __all__ = ["app", "main"]
 
@@ -242,30 +242,37 @@ def explain(target: Target, memory: Memory = None, as_json: Json = False, verbos
     """Explain the plan: what was chosen for each flow, why, what it costs, the runner-up."""
     program, found = _planned(load(target), memory, verbose)
     if as_json:
-        _print_json(explained(found, program))
+        _print_json(explained(found, program, found.formulas))
     else:
         print(found.explain(verbose).rstrip())
 
 
 @_command
 def inspect(target: Target, memory: Memory = None, after: Annotated[
-        str, typer.Option(metavar="PASS", help=f"The graphs after a pass: {', '.join(PASSES)}.")] = "memory",
-            stage: Annotated[str | None, typer.Option(help="Only this stage: forward, backward.")] = None,
+        str | None, typer.Option(metavar="PASS", help=f"The graphs after a pass: {', '.join(known())}.")] = None,
+            stage: Annotated[
+        str | None, typer.Option(help="Only this stage: program, joint, forward, backward.")] = None,
             diff_passes: Annotated[bool, typer.Option("--diff-passes", help="What each pass changed.")] = False,
             verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
     """Print stage graphs as readable Python: on every line what is kept, recomputed or freed."""
     _, found = _planned(load(target), memory, verbose)
+    if diff_passes:
+        _print_changes(found, stage)
+        return
     for x in stages_after(found, after):
-        if stage not in (None, x.name):
-            continue
-        if not diff_passes:
+        if stage in (None, x.name):
             print(listing(x, input_names(found, x)))
-            continue
-        names = [n for n in PASSES if any(s.name == x.name for s in stages_after(found, n))]
-        for old, new in itertools.pairwise(names):
-            before, behind = (next(s for s in stages_after(found, n) if s.name == x.name) for n in (old, new))
-            changed = difference(before, behind, (f"{x.name} after {old}", f"{x.name} after {new}"))
-            print(changed or f"{new} changed nothing in {x.name}")
+
+
+def _print_changes(found: Plan, stage: str | None) -> None:
+    """What each pass changed in the graphs that it took and gave."""
+    forms = {name: {x.name: x for x in shown(g)} for name, g in graphs_after(found).items()}
+    for (old, before), (new, behind) in itertools.pairwise(forms.items()):
+        if not before.keys() & behind.keys():
+            print(f"{new} made {' and '.join(behind)} of {' and '.join(before)}")
+        for name in before.keys() & behind.keys() if stage is None else {stage} & before.keys() & behind.keys():
+            changed = difference(before[name], behind[name], (f"{name} after {old}", f"{name} after {new}"))
+            print(changed or f"{new} changed nothing in {name}")
 
 
 @_command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,13 +20,22 @@ from mlc.runtime.interpreter.feeds import Drawer, Stale
 from mlc.trace.capture import Recording, Ref
 from mlc.trace.iterables import batch_tensors
 from mlc.trace.observe import Observation
-from mlc.trace.python.inputs import Roots
+from mlc.trace.python.places import Roots
 from mlc.trace.recorder.randomness import RandomWatch
 
-if TYPE_CHECKING:
-    from mlc.compiled.compiled import CompiledFunction
-
 __all__ = ["Call", "Node", "leaf"]
+
+
+class Owner(Protocol):
+    """Whose call it is: a compiled function.
+
+    Attributes:
+        options: Those it was compiled with.
+        report: What its last call measured.
+    """
+
+    options: dict[str, Any]
+    report: Report | None
 
 
 class Node(torch.autograd.Function):
@@ -59,7 +68,7 @@ class Node(torch.autograd.Function):
 class Call:
     """One call of a compiled function; ``seen``: the run that was recorded, where this is the first."""
 
-    def __init__(self, owner: CompiledFunction, entry: Entry, roots: Roots, seen: Observation | None = None) -> None:
+    def __init__(self, owner: Owner, entry: Entry, roots: Roots, seen: Observation | None = None) -> None:
         self.owner = owner
         self.entry = entry
         self.roots = roots
@@ -151,7 +160,7 @@ class Call:
         return [by_input.get(i) for i in self.entry.program.metas]
 
 
-def _tensor(real: Any) -> Tensor:
+def _tensor(real: object) -> Tensor:
     """What the run returned, apart from PyTorch's graph of it."""
     if isinstance(real, Tensor):
         return real.detach()
@@ -167,7 +176,7 @@ def _made_at(recording: Recording, i: int) -> Any:
     return next((e.loc for e in reversed(recording.eqns) if v in e.outs), recording.loc)
 
 
-def leaf(x: Any, outs: list[Tensor]) -> Any:
+def leaf(x: object, outs: list[Tensor]) -> Any:
     """A leaf of what the function returns."""
     if not isinstance(x, Ref):
         return x

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlc.trace.capture import Effect, Ref
-from mlc.trace.python.inputs import Path, Roots
+from mlc.trace.python.places import Path, Roots
 from mlc.trace.python.state import Change, Fresh, Known, New
 from mlc.trace.python.trees import blank
 from mlc.trace.python.view import MISSING, fields_of
@@ -24,7 +24,7 @@ from mlc.trace.python.world import bind, dict_kind, refill, set_field
 __all__ = ["Builder", "commit", "storages"]
 
 
-def _owner(owner: Any, path: Path | None, roots: Roots) -> Any:
+def _owner(owner: object, path: Path | None, roots: Roots) -> Any:
     """What now stands where ``owner`` stood."""
     if path is None:
         return owner
@@ -35,7 +35,7 @@ def _owner(owner: Any, path: Path | None, roots: Roots) -> Any:
     return owner
 
 
-def storages(values: Any) -> set[int]:
+def storages(values: object) -> set[int]:
     """Identities of the memories behind tensors in nested lists."""
     if isinstance(values, Tensor):
         return {values.untyped_storage()._cdata}
@@ -179,11 +179,11 @@ def _apply(e: Effect | Change, target: Any, value: Any, build: Builder, roots: R
         raise AssertionError(e.kind)
 
 
-def _parameter(e: Effect | Change, p: Any, build: Builder, roots: Roots) -> Any:
+def _parameter(e: Effect | Change, p: object, build: Builder, roots: Roots) -> Any:
     return roots.at.get(e.key_path, p) if e.key_path is not None else build.of(p)
 
 
-def _set_item(target: Any, key: Any, value: Any) -> None:
+def _set_item(target: object, key: object, value: object) -> None:
     kind: Any = dict_kind(target) if isinstance(target, dict) else list
     kind.__setitem__(target, key, value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -16,19 +16,20 @@ from mlc.compiled.growth import longer, open_loops, planned_again
 from mlc.compiled.report import Report
 from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError
 from mlc.ir.digest import digest
+from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
 from mlc.passes.planning.options import check_options, planning
-from mlc.passes.planning.plan import Plan, stages_for
-from mlc.passes.planning.planner import make_plan
 from mlc.passes.responses.asked import lost
 from mlc.progress import progress
 from mlc.runtime.call import Executor
 from mlc.runtime.interpreter.feeds import Stale
 from mlc.trace.build import build_program
 from mlc.trace.observe import Observation, observe
-from mlc.trace.python.inputs import Path, Roots, walk
+from mlc.trace.python.inputs import walk
+from mlc.trace.python.places import Path, Roots
 from mlc.trace.recorder.randomness import RandomWatch
 from mlc.units import size_text, time_text
+from mlc.view.plan import Plan, make_plan, stages_for
 
 __all__ = ["CompiledFunction", "compile"]
 
@@ -247,13 +248,13 @@ def compile(fn: Callable[..., Any], /) -> CompiledFunction: ...
 def compile(
     fn: None = None, *, memory: int | str | None = None, backend: str = "auto", stop_gradient: str = "all",
     flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None,
-    verify: str | None = "values",
+    passes: Sequence[Pass] | None = None, verify: str | None = "values",
 ) -> Callable[[Callable[..., Any]], CompiledFunction]: ...  # fmt: skip
 
 
 def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
             flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None,
-            verify: str | None = "values") -> Any:  # fmt: skip
+            passes: Sequence[Pass] | None = None, verify: str | None = "values") -> Any:  # fmt: skip
     """Compile a training loop so that its result can be differentiated through the training.
 
     Args:
@@ -278,6 +279,8 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             that keeping a byte is worth, float; 0 keeps all that saves time), ``"slots"`` (sets of states kept per
             loop, or None: all), ``"parts"`` (micro-batches), ``"offload"`` (bytes from which on what a step saves
             rests on the host, or None: never).
+        passes: The pipeline from a program to its graphs, where it is not :data:`mlc.PIPELINE`: a tuple of passes, some
+            of them yours (see ``docs/passes.md``).
         verify: What the first call of a program compares with the real run of the function: ``"values"`` (results and
             final states), ``"gradient"`` (one directional difference of the gradient, too) or None.
 
@@ -289,7 +292,7 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
     """
     options = dict(
         memory=memory, backend=backend, stop_gradient=stop_gradient, flows=flows, precision=precision, mesh=mesh,
-        levers=levers,
+        levers=levers, passes=passes,
     )  # fmt: skip
     check_options(options)
     if verify not in ("values", "gradient", None):

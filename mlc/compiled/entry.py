@@ -13,14 +13,14 @@ from mlc.compiled.growth import Counts
 from mlc.compiled.health import Health
 from mlc.ir.program import Program
 from mlc.passes.formulas.tripcounts import Group
-from mlc.passes.planning.plan import Plan
 from mlc.runtime.call import Executor
 from mlc.runtime.interpreter.feeds import Drawer
 from mlc.trace.capture import Recording
 from mlc.trace.python.changes import without
-from mlc.trace.python.inputs import Path, Roots
-from mlc.trace.python.reads import Found
-from mlc.trace.recorder.tracer import External
+from mlc.trace.python.found import Found
+from mlc.trace.python.places import Path, Roots
+from mlc.trace.recorder.externals import External
+from mlc.view.plan import Plan
 
 __all__ = ["Entry", "fits", "generator_states", "given_back", "inputs_of", "iterable"]
 
@@ -86,7 +86,7 @@ def _by_reference(rec: Recording) -> list[Any]:
     return [*generators, *[x.dataset for x in loaders]]
 
 
-def _stands(x: Any, before: Roots, now: Roots) -> bool:
+def _stands(x: object, before: Roots, now: Roots) -> bool:
     """Whether an object still stands at every place where it stood."""
     pairs = ((before.objects, now.objects), (before.batches, now.batches))
     return all(b.get(path) is x for a, b in pairs for path, y in a.items() if y is x)

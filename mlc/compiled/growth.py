@@ -14,10 +14,10 @@ from mlc.errors import BudgetError
 from mlc.ir.core import Draw, EffectCall, Feed, Loop
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Program
+from mlc.passes.cost.memory import peak_bytes
 from mlc.passes.formulas.tripcounts import Group, Trips, planned_for
-from mlc.passes.planning.plan import Plan, stages_for
-from mlc.passes.planning.planner import budget_of, make_plan
-from mlc.passes.planning.search import peak_bytes
+from mlc.passes.planning.planner import budget_of
+from mlc.view.plan import Plan, make_plan, stages_for
 
 __all__ = ["Counts", "longer", "open_loops", "peak_at", "planned_again"]
 
@@ -72,8 +72,9 @@ def peak_at(stages: Stages, counts: Counts) -> int:
     return peak_bytes(replace(stages, forward=regions[0], backward=regions[1] if len(regions) > 1 else None))
 
 
-def planned_again(program: Program, plan: Plan, counts: Counts, options: Mapping[str, Any], anyway: bool
-                  ) -> tuple[Program, Plan, int] | None:  # fmt: skip
+def planned_again(
+    program: Program, plan: Plan, counts: Counts, options: Mapping[str, Any], anyway: bool
+) -> tuple[Program, Plan, int] | None:
     """Plan for longer loops, where the plan would not fit the budget at these counts.
 
     Args:

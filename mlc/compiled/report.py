@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlc.compiled.health import Solves, heard
+from mlc.runtime.call import Run
 from mlc.runtime.interpreter.recording import Recording, Span, current
 from mlc.shown import Shown
 from mlc.units import size_text, time_text
 from mlc.view.page import Measured
-
-if TYPE_CHECKING:
-    from mlc.passes.planning.plan import Plan
-    from mlc.runtime.call import Run
+from mlc.view.plan import Plan
 
 __all__ = ["Report"]
 
@@ -62,7 +60,7 @@ class Report(Shown):
         """Seconds, peak and stages, for JSON."""
         solves = {name: s.as_dict() for name, s in self.solves.items()}
         return {"seconds": self.seconds, "peak_bytes": self.peak_bytes, "stages": self.stages, "solves": solves,
-                "variances": self.variances}
+                "variances": self.variances}  # fmt: skip
 
     def __str__(self) -> str:
         stages = ", ".join(f"{name} {time_text(s)}" for name, s in self.stages.items())

@@ -25,9 +25,13 @@ __all__ = ["Redrawn", "compare"]
 
 # Largest difference that summation order explains after many steps, relative to the largest element.
 _TOLERANCE = {
-    torch.float64: 1e-7, torch.float32: 5e-3, torch.complex128: 1e-7, torch.complex64: 5e-3,
-    torch.float16: 0.2, torch.bfloat16: 0.5,
-}  # fmt: skip
+    torch.float64: 1e-7,
+    torch.float32: 5e-3,
+    torch.complex128: 1e-7,
+    torch.complex64: 5e-3,
+    torch.float16: 0.2,
+    torch.bfloat16: 0.5,
+}
 
 
 class Redrawn(Drawer):
@@ -55,8 +59,12 @@ class Redrawn(Drawer):
             torch.set_rng_state(state)
 
 
-def compare(seen: Observation, results: Sequence[Any], where: Callable[[int], Any],
-            again: Callable[[Callable[[Tensor], Tensor]], Sequence[Any]]) -> None:  # fmt: skip
+def compare(
+    seen: Observation,
+    results: Sequence[Any],
+    where: Callable[[int], Any],
+    again: Callable[[Callable[[Tensor], Tensor]], Sequence[Any]],
+) -> None:
     """Compare the results of the compiled program with those of the recorded run.
 
     Args:
@@ -84,29 +92,34 @@ def compare(seen: Observation, results: Sequence[Any], where: Callable[[int], An
     for i, outcome, what, loc in seen.recording.decisions:
         if not same(results[i], outcome, loose=True):
             raise VerifyError(
-                f"the compiled program does not reproduce {what} that the run read here", loc=loc,
+                f"the compiled program does not reproduce {what} that the run read here",
+                loc=loc,
                 advice="this is a fault of mlc: call the function without mlc and report it",
-            )  # fmt: skip
+            )
 
 
-def _mismatch(seen: Observation, i: int, err: str, loc: Any) -> MlcError:
+def _mismatch(seen: Observation, i: int, err: str, loc: object) -> MlcError:
     """What to say where the program does not reproduce the run."""
     if seen.observer.recomputed:
         return CaptureError(
             "a checkpointed part reads state that it changes: what backward() recomputes is not what it computed",
-            loc=seen.observer.recomputed[0], advice="change that state after the checkpointed part, not in it",
-        )  # fmt: skip
+            loc=seen.observer.recomputed[0],
+            advice="change that state after the checkpointed part, not in it",
+        )
     for e in seen.recording.eqns:
         known = PYTORCH_WRONG.get(e.op)
         if known is not None and _order(seen, e) >= known[0]:
             return CaptureError(
                 f"PyTorch gets {known[1]} wrong, and a gradient of the loop needs it: the compiled program does not "
-                f"reproduce the run (result {i} {err})", loc=e.loc, advice=known[2],
-            )  # fmt: skip
+                f"reproduce the run (result {i} {err})",
+                loc=e.loc,
+                advice=known[2],
+            )
     return VerifyError(
-        f"the compiled program does not reproduce the run: result {i} {err}; no number of it is given out", loc=loc,
+        f"the compiled program does not reproduce the run: result {i} {err}; no number of it is given out",
+        loc=loc,
         advice="this is a fault of mlc: call the function without mlc and report it; verify=None skips the comparison",
-    )  # fmt: skip
+    )
 
 
 def _order(seen: Observation, e: Eqn) -> int:
@@ -167,8 +180,9 @@ def _noise(seen: Observation) -> dict[int, float]:
     }
 
 
-def _sensitivity(results: Sequence[Any], again: Callable[[Callable[[Tensor], Tensor]], Sequence[Any]],
-                 noise: dict[int, float]) -> dict[int, float]:  # fmt: skip
+def _sensitivity(
+    results: Sequence[Any], again: Callable[[Callable[[Tensor], Tensor]], Sequence[Any]], noise: dict[int, float]
+) -> dict[int, float]:
     """How far results move, by result, when inputs move by their rounding."""
     generator = torch.Generator().manual_seed(0)
 

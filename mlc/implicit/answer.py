@@ -29,7 +29,9 @@ def answer(result: Any, like: Sequence[Tensor], what: str) -> tuple[list[Tensor]
     """
     leaves, spec = pytree.tree_flatten(result)
     if not leaves:
-        raise CaptureError(f"{what} returned nothing", advice="return x: a tensor, an array, or a tuple or dict of them")
+        raise CaptureError(
+            f"{what} returned nothing", advice="return x: a tensor, an array, or a tuple or dict of them"
+        )
     first = next((t for t in like if t.dtype.is_floating_point), None)
     return [_tensor(x, first, what) for x in leaves], spec
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mlc.errors import DifferentiationError
-from mlc.implicit.solve import Packing
+from mlc.implicit.linear.solve import Packing
 
 __all__ = ["Condition", "Linear", "Tensors", "grads", "stand_ins"]
 
@@ -29,23 +29,21 @@ class Condition(Protocol):
     """
 
     @property
-    def what(self) -> str: ...
+    def what(self) -> str:
+        """What to call it in messages."""
 
     def evaluate(self, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensors:
         """F at x, one tensor for each of x, differentiable."""
-        ...
 
     def unchanged(self) -> None:
         """Check that what it reads is as it was when the root was found."""
-        ...
 
 
 def stand_ins(tensors: Sequence[Tensor], wanted: Sequence[bool], connected: bool) -> list[Tensor]:
     """Tensors to differentiate by: of their own, or (``connected``) on the way to what they were computed from."""
-    if connected:
-        return [t.view_as(t) for t in tensors]
     return [
-        t.detach().requires_grad_(w and t.dtype.is_floating_point) for t, w in zip(tensors, wanted, strict=True)
+        t.view_as(t) if connected and t.requires_grad else t.detach().requires_grad_(w and t.dtype.is_floating_point)
+        for t, w in zip(tensors, wanted, strict=True)
     ]
 
 

@@ -1,9 +1,10 @@
 """The roots' autograd nodes, differentiable as often as one likes.
 
 For F(x, a) = 0 the implicit function theorem gives ``x_bar^T dx/da = -u^T dF/da`` with ``(dF/dx)^T u = x_bar``.  The
-solution u is a node of its own: ``A(x, a) u = v`` solved for u has ``v_bar = z`` with ``A^T z = u_bar``, and the cotangents
-``-d/d(x, a) <z, A(x, a) u>``.  Both rules are written in terms of each other, so second and higher derivatives are the
-same rules again (Blondel et al. 2022, "Efficient and modular implicit differentiation", for the first).
+solution u is a node of its own: ``A(x, a) u = v`` solved for u has ``v_bar = z`` with ``A^T z = u_bar``, and the
+cotangents ``-d/d(x, a) <z, A(x, a) u>``.  Both rules are written in terms of each other, so second and higher
+derivatives are the same rules again (Blondel et al. 2022, "Efficient and modular implicit differentiation", for the
+first).
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor
 
 from mlc.implicit.condition import Condition, Linear, Tensors, grads, stand_ins
+from mlc.implicit.linear.solve import Packing
+from mlc.implicit.log import Log
 from mlc.implicit.residual import check_distance
-from mlc.implicit.solve import Packing, Solve
 from mlc.implicit.system import Settings, solve_system
 
-__all__ = ["Spec", "pull", "rooted"]
+__all__ = ["Spec", "pull", "rooted", "solution"]
 
 
 @dataclass
@@ -31,13 +33,13 @@ class Spec:
         condition: F.
         settings: Of the linear solver.
         n_x: How many tensors x has.
-        last: The last linear solve.
+        log: Keeps the last linear solve.
     """
 
     condition: Condition
     settings: Settings
     n_x: int
-    last: list[Solve] = field(default_factory=list)
+    log: Log = field(default_factory=Log)
 
 
 def rooted(spec: Spec, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensors:
@@ -47,18 +49,24 @@ def rooted(spec: Spec, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensors
     return out if isinstance(out, tuple) else (out,)
 
 
+def solution(spec: Spec, transposed: bool, x: Sequence[Tensor], inputs: Sequence[Tensor], v: Sequence[Tensor]
+             ) -> Tensors:  # fmt: skip
+    """The u with ``(dF/dx)^T u = v`` (``transposed``) or ``(dF/dx) u = v``; differentiable."""
+    apply: Any = _Solution.apply
+    u = apply(spec, transposed, *x, *inputs, *v)
+    return u if isinstance(u, tuple) else (u,)
+
+
 def pull(spec: Spec, x: Sequence[Tensor], inputs: Sequence[Tensor], cts: Sequence[Tensor], wanted: Sequence[bool]
          ) -> list[Tensor | None]:  # fmt: skip
     """Cotangents of ``inputs`` given those of ``x``; differentiable where gradients are enabled."""
     again = torch.is_grad_enabled()
     condition = spec.condition
     condition.unchanged()
-    apply: Any = _Solution.apply
-    u = apply(spec, True, *x, *inputs, *cts)
-    u = u if isinstance(u, tuple) else (u,)
+    u = solution(spec, True, x, inputs, cts)
     with torch.enable_grad():
         given = stand_ins(inputs, wanted, again)
-        values = condition.evaluate(list(x) if again else [t.detach() for t in x], given)
+        values = condition.evaluate(stand_ins(x, [True] * len(x), again), given)
         if not again:
             with torch.no_grad():
                 scale = check_distance(spec, x, u, cts, values)
@@ -97,7 +105,7 @@ class _Solution(torch.autograd.Function):
         found = solve_system(
             spec.settings, linear, packing.flat(v).detach(), transposed=transposed, what=spec.condition.what
         )
-        spec.last[:] = [found]
+        spec.log.last = found
         u = tuple(p.clone() for p in packing.parts(found.x))
         ctx.spec, ctx.transposed = spec, transposed
         ctx.save_for_backward(*x, *inputs, *u)
@@ -108,9 +116,7 @@ class _Solution(torch.autograd.Function):
         spec, n = ctx.spec, ctx.spec.n_x
         saved = ctx.saved_tensors
         x, inputs, u = saved[:n], saved[n : len(saved) - n], saved[len(saved) - n :]
-        apply: Any = _Solution.apply
-        z = apply(spec, not ctx.transposed, *x, *inputs, *cts)
-        z = z if isinstance(z, tuple) else (z,)
+        z = solution(spec, not ctx.transposed, x, inputs, cts)
         again = torch.is_grad_enabled()
         wanted = ctx.needs_input_grad[2 : 2 + len(x) + len(inputs)]
         with torch.enable_grad():

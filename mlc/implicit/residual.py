@@ -1,8 +1,9 @@
 """How far x is from the root, from what the gradient needs anyway.
 
-With ``(dF/dx)^T u = v`` at hand, ``|u| / |v|`` tells how much the inverse Jacobian stretches, so ``|F| |u| / |v|`` is about
-the distance of x from the true root (one Newton step).  It is compared with the size of x, and with the first-order
-effect of the inputs on it where x is small.  The measure has no units: scaling F, the loss or x changes nothing.
+With ``(dF/dx)^T u = v`` at hand, ``|u| / |v|`` tells how much the inverse Jacobian stretches, so ``|F| |u| / |v|`` is
+about the distance of x from the true root (one Newton step).  It is compared with the size of x, and with the
+first-order effect of the inputs on it where x is small.  The measure has no units: scaling F, the loss or x
+changes nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The front door: :func:`root` and :func:`fixed_point` make any solver differentiable through what its answer satisfies.
+"""The front door: :func:`root` and :func:`fixed_point` make solvers differentiable through what their answers satisfy.
 
 The solver is a black box: SciPy, scikit-learn, a C library, a loop.  Only the condition that its answer satisfies is
 differentiated (implicit function theorem), so the gradient costs one linear system whatever the solver did.
@@ -6,111 +6,36 @@ differentiated (implicit function theorem), so the gradient costs one linear sys
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mlc.errors import CaptureError, DifferentiationError, PlanError
+from mlc.errors import CaptureError, DifferentiationError, MlcError, PlanError
 from mlc.implicit.answer import answer, pieces
-from mlc.implicit.condition import Tensors
+from mlc.implicit.closed import UserCondition, caller, detached, name_of
+from mlc.implicit.conditioned import Conditioned
 from mlc.implicit.node import Spec, rooted
-from mlc.implicit.solve import Solve
+from mlc.implicit.recorded import record
 from mlc.implicit.system import Settings
-from mlc.implicit.watch import Instead, Watch, captured, unreachable
+from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["Root", "fixed_point", "root"]
 
 
-class UserCondition:
-    """The user's optimality function over the tensors of one call.
-
-    Args:
-        call: ``(x leaves, input leaves) -> value``.
-        what: Its name.
-        x_spec: Structure of x.
-    """
-
-    def __init__(self, call: Callable[[Sequence[Tensor], Sequence[Tensor]], Any], what: str, x_spec: Any) -> None:
-        self._call, self.what, self._spec = call, what, x_spec
-        self._closure: list[Tensor] = []
-        self._read: list[tuple[Tensor, int]] = []
-
-    def evaluate(self, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensors:
-        """F; see :class:`~mlc.implicit.condition.Condition`.  The last inputs stand for what it reads by closure."""
-        n = len(inputs) - len(self._closure)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.autocast(x[0].device.type, enabled=False))
-            if self._closure:
-                stack.enter_context(Instead(self._closure, inputs[n:]))
-            value = self._call(x, inputs[:n])
-        return pieces(value, x, self._spec, self.what)
-
-    def explore(self, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Evaluate and look: the tensors that it reads by closure and that require grad.
-
-        Raises:
-            DifferentiationError: when it is no function, does not depend on x, or reads such a tensor unseen.
-        """
-        found, values, self._read = self._look(x, inputs)
-        if not any(v.requires_grad for v in values):
-            raise DifferentiationError(
-                f"{self.what} does not depend on x by differentiable operations",
-                advice="compute it from its first argument with torch operators, without detach() or no_grad()",
-            )
-        if found:
-            self._closure = found
-            if self._look(x, [*inputs, *found])[0]:
-                raise unreachable(self.what)
-        return found
-
-    def _look(self, x: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensors, Any]:
-        points = [t.detach().requires_grad_() for t in x]
-        given = [t.detach().requires_grad_(t.requires_grad) for t in inputs]
-        with torch.enable_grad(), Watch(self.what) as watch:
-            values = self.evaluate(points, given)
-        ours = {id(t) for t in (*points, *given)}
-        read = [r for r in watch.read.values() if id(r[0]) not in ours]
-        return captured(watch, values, [*points, *given], self.what), values, read
-
-    def unchanged(self) -> None:
-        """Refuse where a tensor that it reads was changed in place since the root was found."""
-        for t, version in self._read:
-            if t._version != version:
-                raise DifferentiationError(
-                    f"a tensor that {self.what} reads, of shape {tuple(t.shape)}, was changed in place between the "
-                    "solution and its gradient", advice="differentiate before changing it, or pass a copy",
-                )  # fmt: skip
-
-
-class Root:
-    """A solver whose answer can be differentiated; called like the solver.
-
-    Attributes:
-        solve: The user's solver.
-        optimality: The condition.
-        settings: How linear systems are solved.
-        last: The last linear solve of a gradient (:class:`~mlc.implicit.solve.Solve`): iterations, residual, curvature.
-    """
+class Root(Conditioned):
+    """A solver whose answer can be differentiated; called like the solver."""
 
     def __init__(self, solve: Callable[..., Any], optimality: Callable[..., Any], settings: Settings) -> None:
+        super().__init__(solve, optimality, settings)
         functools.update_wrapper(self, solve, updated=())
-        self.solve, self.optimality, self.settings = solve, optimality, settings
-        self._last: list[Solve] = []
 
-    @property
-    def last(self) -> Solve | None:
-        """The last linear solve."""
-        return self._last[0] if self._last else None
-
-    @property
-    def what(self) -> str:
-        """The condition's name for messages."""
-        return f"the optimality condition {_name(self.optimality)}"
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Solve; the answer has the solver's structure, and is connected to what the condition reads.
@@ -120,30 +45,46 @@ class Root:
             DifferentiationError: when the condition cannot be differentiated, or nothing that it reads requires grad
                 although gradients are enabled and it was given tensors that do.
         """
+        tracer: Any = Tracer.current
+        if tracer is not None and not getattr(tracer, "paused", False):
+            return self._recorded(tracer, args, kwargs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         inputs = [t for t in leaves if isinstance(t, Tensor)]
+        if any(t.is_complex() and t.requires_grad for t in inputs):
+            raise DifferentiationError(
+                "mlc.root of complex arguments that require grad", advice="pass torch.view_as_real(argument)"
+            )
         if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in inputs):
             raise CaptureError(
                 "mlc.root inside a torch.func transform", advice="use torch.autograd.grad, which goes through it"
             )
         with torch.no_grad():
-            found = self.solve(*args, **kwargs)
-        x, x_spec = answer(found, inputs, f"the solver {_name(self.solve)}")
-        condition = UserCondition(self._caller(leaves, spec, x_spec), self.what, x_spec)
-        more = condition.explore(x, inputs)
-        tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *more))
-        if tracked:
-            x = list(rooted(Spec(condition, self.settings, len(x), self._last), x, [*inputs, *more]))
+            given, named = detached((args, kwargs))
+            found = self.solve(*given, **named)
+        x, x_spec = answer(found, inputs, self.solver_name)
+        if torch.is_inference_mode_enabled():
+            return pytree.tree_unflatten(x, x_spec)
+        condition = UserCondition(caller(self.optimality, leaves, spec, x_spec), self.what, x_spec)
+        more, depends = condition.explore(x, inputs)
+        if torch.is_grad_enabled() and (more or any(depends)):
+            live = [t if d else t.detach() for t, d in zip(inputs, depends, strict=True)]
+            x = list(rooted(Spec(condition, self.settings, len(x), self.log), x, [*live, *more]))
         return pytree.tree_unflatten(x, x_spec)
 
-    def _caller(self, leaves: list[Any], spec: Any, x_spec: Any) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Any]:
-        def call(x: Sequence[Tensor], inputs: Sequence[Tensor]) -> Any:
-            given = iter(inputs)
-            filled = [next(given) if isinstance(t, Tensor) else t for t in leaves]
-            args, kwargs = pytree.tree_unflatten(filled, spec)
-            return self.optimality(pytree.tree_unflatten(list(x), x_spec), *args, **kwargs)
-
-        return call
+    def _recorded(self, tracer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Inside a compiled function."""
+        if not tracer.real or tracer.nested:
+            raise CaptureError(
+                "mlc.root while tracing without running" if not tracer.real else "mlc.root inside another condition",
+                loc=tracer.place(), advice="trace by running (the default)" if not tracer.real else
+                "solve before, and pass the result as an argument",
+            )  # fmt: skip
+        try:
+            return record(tracer, self, args, kwargs)
+        except MlcError as e:
+            if e.loc is not None:
+                raise
+            raise type(e)(e.what, loc=tracer.place(), advice=e.advice) from e
 
 
 def root(optimality: Callable[..., Any], solver: str | Callable[..., Any] = "cg", *, accuracy: float = 1e-2,
@@ -198,14 +139,14 @@ def fixed_point(update: Callable[..., Any], solver: str | Callable[..., Any] = "
                 **options: Any) -> Callable[[Callable[..., Any]], Root]:  # fmt: skip
     """Differentiate a solver through an update that leaves its answer as it is: ``update(x, *args) = x``.
 
-    For solutions that are no zero of a smooth gradient: a proximal step (lasso), a projected gradient step (box, simplex
-    or norm constraints), a Sinkhorn or Bellman iteration, the layer of a deep equilibrium model.  Derivatives are
-    those of the update where the solution lies.
+    For solutions that are no zero of a smooth gradient: a proximal step (lasso), a projected gradient step (box,
+    simplex or norm constraints), a Sinkhorn or Bellman iteration, the layer of a deep equilibrium model.
+    Derivatives are those of the update where the solution lies.
 
     Args:
         update: ``T(x, *args, **kwargs)`` in torch operators, in the structure and shapes of x.
-        solver: As in :func:`root`; ``"neumann"`` needs one product with the update's Jacobian per term, where the update
-            is a contraction.
+        solver: As in :func:`root`; ``"neumann"`` (the update a contraction) takes one product with the update's
+            Jacobian per term.
         accuracy: As in :func:`root`.
         options: As in :func:`root`.
 
@@ -227,7 +168,7 @@ class Update:
 
     def __init__(self, update: Callable[..., Any]) -> None:
         self.update = update
-        self.__qualname__ = _name(update)
+        self.__qualname__ = name_of(update)
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """The difference, leaf by leaf."""
@@ -237,7 +178,3 @@ class Update:
             [a - b for a, b in zip(leaves, pieces(new, leaves, spec, f"the update {self.__qualname__}"), strict=True)],
             spec,
         )
-
-
-def _name(f: Any) -> str:
-    return str(getattr(f, "__qualname__", None) or type(f).__name__)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mlc.errors import DifferentiationError, PlanError
 from mlc.implicit.condition import Linear
-from mlc.implicit.solvers import SOLVERS, SYMMETRIC, Solve, SolverWarning, default_tol, gmres
+from mlc.implicit.solvers import SOLVERS, SYMMETRIC, MatVec, Solve, SolverWarning, default_tol, gmres
 
 __all__ = ["Settings", "solve_system"]
 
@@ -104,9 +104,8 @@ def solve_system(settings: Settings, linear: Linear, v: Tensor, *, transposed: b
     Raises:
         SolverError: NaN or infinity on the way.
     """
-    forth, back = linear.transposed, linear.product
-    if not transposed:
-        forth, back = back, forth
+    pair: tuple[MatVec, MatVec] = (linear.transposed, linear.product)
+    forth, back = pair if transposed else pair[::-1]
     if callable(settings.solver):
         found = _own(settings.solver, forth, v, settings)
     else:
@@ -167,7 +166,7 @@ def _own(solver: Callable[..., Any], forth: Any, v: Tensor, settings: Settings) 
 
 
 def _warn(found: Solve, settings: Settings, dtype: torch.dtype, what: str) -> None:
-    tries = "more steps, a damping, or solver=\"normal_cg\" or \"direct\""
+    tries = 'more steps, a damping, or solver="normal_cg" or "direct"'
     if found.curvature is not None and found.curvature <= 0:
         tries = f"the Jacobian is singular or indefinite (curvature {found.curvature:.2g} seen): {tries}"
     warnings.warn(

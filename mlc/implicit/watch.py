@@ -33,7 +33,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, what: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._what = what
         self._made: dict[int, Tensor] = {}
         self._start = torch.zeros((), requires_grad=True).view_as(torch.zeros(())).grad_fn._sequence_nr()  # type: ignore[union-attr]
@@ -68,7 +68,7 @@ class Watch(TorchDispatchMode):
             if not self.older(t.grad_fn):
                 return
             self.edges[t.grad_fn, t.output_nr] = t
-        self.read[id(t)] = (t, t._version)
+        self.read[id(t)] = (t, 0 if t.is_inference() else t._version)
 
     def _refuse_writes(self, func: Any, args: Any, kwargs: Any) -> None:
         if not func._schema.is_mutable:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlc.ir.core import Custom, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Var
 from mlc.ir.literals import Objects, literal_text, type_text
-from mlc.ir.program import Program
+from mlc.ir.problem import Problem
 
 __all__ = ["digest"]
 
@@ -71,7 +71,7 @@ class _Words:
         return "(" + ",".join(parts) + ")"
 
 
-def digest(p: Program) -> str:
+def digest(p: Problem) -> str:
     """SHA-256 of the program's structure, hexadecimal."""
     words = _Words()
     words.out += [str(p.n_outputs), *[x.role for x in p.inputs]]

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mlc.ir.core import (
     Alias,
+    Call,
     Custom,
     Eqn,
     Grad,
@@ -36,6 +37,7 @@ from mlc.ir.types import TensorType
 
 __all__ = [
     "alias",
+    "call",
     "custom",
     "effect",
     "flatten",
@@ -130,6 +132,12 @@ def custom(body: Callable[..., Any], args: Sequence[Any], n_in: int, n_out: int,
     return _Custom.apply(body, n_in, n_out, present, *args)  # type: ignore[no-untyped-call]
 
 
+def call(callee: Callable[..., Any], args: Sequence[Any]) -> list[Any]:
+    """A Python function of tensors, connected to PyTorch's graph."""
+    found: list[Any] = callee.connected(args)  # type: ignore[attr-defined]
+    return found
+
+
 def effect(name: str, *args: Any, **kwargs: Any) -> Any:
     """A primitive that draws."""
     raise NotImplementedError(f"{name} belongs to the runtime: run the program, not its graph")
@@ -205,6 +213,8 @@ class _Converter:
         if isinstance(op, Grad):
             n = op.n_loss + op.n_wrt
             return f(grad, (args[: op.n_loss], args[op.n_loss : n], args[n:])), True
+        if isinstance(op, Call):
+            return f(call, (_attribute(graph, root, op.callee, "callee"), args)), True
         if isinstance(op, Index):
             return f(item, (*args, op.at)), False
         if isinstance(op, Primitive):

@@ -29,7 +29,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlc.ir.core import (
     Custom,
@@ -46,17 +46,15 @@ from mlc.ir.core import (
     Var,
 )
 from mlc.ir.literals import Objects, literal_text, type_text
+from mlc.ir.problem import Problem
 from mlc.ir.types import Loc
-
-if TYPE_CHECKING:
-    from mlc.ir.program import Program
 
 __all__ = ["WORDS", "print_program", "print_region", "short_files"]
 
 WORDS: dict[type[Primitive], str] = {Index: "item"}  # where the class says it otherwise
 
 
-def print_program(p: Program) -> str:
+def print_program(p: Problem) -> str:
     """The text of a program."""
     return "\n".join(_Printer(_locs(p)).program(p)) + "\n"
 
@@ -92,7 +90,7 @@ def _all_eqns(r: Region) -> Iterator[Eqn]:
             yield from _all_eqns(e.op.backward)
 
 
-def _locs(p: Program) -> Iterator[Loc | None]:
+def _locs(p: Problem) -> Iterator[Loc | None]:
     yield p.loc
     yield from (x.loc for x in p.levels)
     yield from (x.loc for x in p.flows)
@@ -143,7 +141,7 @@ class _Printer:
 
     # ---- programs
 
-    def program(self, p: Program) -> Iterator[str]:
+    def program(self, p: Problem) -> Iterator[str]:
         yield f"program {json.dumps(p.name)} returns {p.n_outputs}{self.comment(p.loc)}"
         for path, short in self.files.items():
             yield f"file {json.dumps(short)} = {json.dumps(path)}"
@@ -216,7 +214,7 @@ class _Printer:
         """Name of an operator and, for those of ours, what tells it from its default."""
         if not isinstance(op, Primitive):
             return str(op)
-        given = {f.name: getattr(op, f.name) for f in fields(op) if getattr(op, f.name) != f.default}
+        given = {f.name: getattr(op, f.name) for f in fields(op) if f.compare and getattr(op, f.name) != f.default}
         return WORDS.get(type(op), op.name) + self.attrs(**given)
 
     def loop(self, op: Loop, e: Eqn, pad: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ Invariants, for a region and for all regions inside it:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch._ops import OpOverload
 
@@ -36,15 +36,17 @@ from mlc.ir.core import (
     Var,
 )
 from mlc.ir.literals import type_text
-from mlc.ir.program import Program
+from mlc.ir.problem import Problem
 from mlc.ir.types import SeqType, TensorType, Type
 
 __all__ = ["ROLES", "verify", "verify_program"]
 
+_P = TypeVar("_P", bound=Problem)
+
 ROLES = ("meta", "trained", "state", "data")
 
 
-def verify_program(p: Program) -> Program:
+def verify_program(p: _P) -> _P:
     """Check a program: its region, and that inputs and number of results fit it.
 
     Raises:
@@ -64,7 +66,7 @@ def verify_program(p: Program) -> Program:
     return p
 
 
-def _verify_names(p: Program) -> None:
+def _verify_names(p: Problem) -> None:
     levels = {x.name for x in p.levels}
     if len(levels) != len(p.levels):
         raise VerifyError(f"{p.name}: two levels have the same name")

@@ -26,12 +26,13 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from mlc.errors import CaptureError
-from mlc.ir.core import Alias, Random, SafeSqrt, Var, aten
+from mlc.ir.core import Alias, Random, Region, SafeSqrt, Var, aten
 from mlc.ir.inplace import Schema, functional_variant, like_to_fill, schema_of
 from mlc.ir.trees import flatten, map_tensors
 from mlc.ir.types import TensorType
 from mlc.record.fakes import Result, try_types
 from mlc.record.handles import Handle, Storage
+from mlc.record.regions import write_region
 from mlc.record.special import FILLED, SPECIAL, factory
 from mlc.record.values import Values
 
@@ -43,7 +44,7 @@ _WRITES = (_A.copy_.default, _A.zero_.default, _A.fill_.Scalar, _A.fill_.Tensor)
 _KINDS: dict[int, tuple[Any, Schema, Any]] = {}  # by identity: an operator's own hash is slow
 
 
-def _kind(func: Any) -> tuple[Any, Schema, Any]:
+def _kind(func: object) -> tuple[Any, Schema, Any]:
     """The operator (so that it stays), its schema, and its special treatment if it has one."""
     found = _KINDS[id(func)] = (func, schema_of(func), SPECIAL.get(func))
     return found
@@ -99,7 +100,7 @@ class Recorder(Values, TorchDispatchMode):
         out = self._result(func, s, args, kwargs)
         if s.view and not s.random:
             return self._view(func, args, kwargs, out)
-        return self._plain(func, s, args, kwargs, out)
+        return self.recorded(func, s, args, kwargs, out)
 
     def _result(self, func: Any, s: Schema, args: Any, kwargs: Any) -> Any:
         """Fake results of an operator, from what it gave before for arguments of the same types."""
@@ -116,7 +117,7 @@ class Recorder(Values, TorchDispatchMode):
                 self._results[key] = known
         return out
 
-    def _signature(self, a: Any) -> Any:
+    def _signature(self, a: object) -> Any:
         """Arguments with numbers of types in place of tensors, hashable."""
         t = type(a)
         if t is int or t is bool or t is float:
@@ -136,9 +137,10 @@ class Recorder(Values, TorchDispatchMode):
                 out = func(*fargs, **fkwargs)
             except (DynamicOutputShapeException, DataDependentOutputException) as e:
                 raise CaptureError(
-                    f"the result of {func} has a size that depends on data", loc=self.locate()[0],
+                    f"the result of {func} has a size that depends on data",
+                    loc=self.locate()[0],
                     advice="use torch.where or multiply by the mask instead of indexing with it",
-                ) from e  # fmt: skip
+                ) from e
         if torch.Tag.nondeterministic_seeded not in func.tags:
             try_types(func, fargs, fkwargs)
         return out
@@ -147,21 +149,17 @@ class Recorder(Values, TorchDispatchMode):
         """Record an operator as it stands, whatever is special about it."""
         with torch.utils._python_dispatch._disable_current_modes(), self.fake_mode:
             out = func(*map_tensors(args, self.twin), **map_tensors(kwargs, self.twin))
-        return self._plain(func, schema_of(func), args, kwargs, out)
+        return self.recorded(func, schema_of(func), args, kwargs, out)
 
-    def constant(self, t: Tensor, beside: tuple[Tensor | None, ...]) -> Tensor:
-        """What an operator on ``t`` and these tensors reads of ``t``, where PyTorch does not follow it."""
-        return t
+    def wrote(self, h: Handle) -> None:
+        """A storage changed: nobody watches."""
 
-    def differentiated(self, *tensors: Tensor | None) -> bool:
-        """Whether any of these depends on something that is differentiated."""
-        return any(t is not None and self.value(self.handle(t)).mask for t in tensors)
+    def write_region(self, op: object, args: object, index: int, base: object, new: object) -> Region | None:
+        """See :func:`mlc.record.regions.write_region`."""
+        return write_region(lambda: Recorder(merge=True), op, args, index, base, new)
 
-    def scalar(self, t: Tensor) -> Any:
-        """A Python number read from a tensor."""
-        raise CaptureError("a Python number is read from a tensor", loc=self.locate()[0])
-
-    def _plain(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def recorded(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        """Enter an operator that gave ``out`` as an equation; ``out``, with a value."""
         a, kw, tracking = self.operands(args, kwargs)
         flat = [out] if isinstance(out, Tensor) else [t for t in flatten(out) if isinstance(t, Tensor)]
         if not flat:
@@ -173,7 +171,7 @@ class Recorder(Values, TorchDispatchMode):
             func = SafeSqrt()
         if func in FILLED:
             func, a, kw = factory(func, a, kw, types[0])
-        vars_ = self._emit(func, a, types, kw)
+        vars_ = self.emit(func, a, types, kw)
         origin = None if tracking or not self.stops else self.cut_at(args, kwargs)
         soft = not tracking and self.softens(args, kwargs)
         for t, v in zip(flat, vars_, strict=True):
@@ -187,7 +185,7 @@ class Recorder(Values, TorchDispatchMode):
         if fill is not None:
             vars_ = self._fill(fill[0], types[0], fill[1], ())
         else:
-            vars_ = self._emit(Random(func), a, types, kw)
+            vars_ = self.emit(Random(func), a, types, kw)
         for t, v in zip(flat, vars_, strict=True):
             v.mask = 0
             self.wrap(t, v, origin=self.locate()[0])
@@ -195,7 +193,7 @@ class Recorder(Values, TorchDispatchMode):
 
     def _fill(self, op: Any, ty: TensorType, args: Any, kwargs: Any) -> tuple[Var, ...]:
         layout = (ty.shape, ty.stride, ty.dtype, ty.device)
-        outs: tuple[Var, ...] = self._emit(Random(op, fill=True), (*layout, *args), (ty,), kwargs)
+        outs: tuple[Var, ...] = self.emit(Random(op, fill=True), (*layout, *args), (ty,), kwargs)
         outs[0].mask = 0
         return outs
 
@@ -255,14 +253,14 @@ class Recorder(Values, TorchDispatchMode):
         if func is _A.copy_.default:
             src = args[1]
             a, _, _ = self.operands((args[0], src) if torch.is_grad_enabled() else (src,), {})
-            return self._emit(Alias(), (self._fit(a[-1], ty),), (ty,))[0]  # type: ignore[no-any-return]
+            return self.emit(Alias(), (self.fitted(a[-1], ty),), (ty,))[0]  # type: ignore[no-any-return]
         if func is _A.zero_.default or (func is _A.fill_.Scalar):
             value = 0 if func is _A.zero_.default else args[1]
             kw = (("dtype", ty.dtype), ("device", ty.device), ("pin_memory", False))
-            return self._emit(aten("full"), (list(ty.shape), value), (ty,), kw)[0]  # type: ignore[no-any-return]
+            return self.emit(aten("full"), (list(ty.shape), value), (ty,), kw)[0]  # type: ignore[no-any-return]
         if func is _A.fill_.Tensor:
             a, _, _ = self.operands((args[1],), {})
-            return self._fit(a[0], ty)
+            return self.fitted(a[0], ty)
         pure = functional_variant(func)
         if pure is None:
             raise CaptureError(
@@ -271,9 +269,9 @@ class Recorder(Values, TorchDispatchMode):
         a, kw, _ = self.operands(args, kwargs)
         assert out is not None
         op = SafeSqrt() if pure is _A.sqrt.default and self.safe_sqrt else pure
-        return self._emit(op, a, (out,), kw)[0]  # type: ignore[no-any-return]
+        return self.emit(op, a, (out,), kw)[0]  # type: ignore[no-any-return]
 
-    def _pure_type(self, func: Any, s: Schema, args: Any, kwargs: Any) -> TensorType | None:
+    def _pure_type(self, func: object, s: Schema, args: object, kwargs: object) -> TensorType | None:
         """Type of the value that an in-place operator computes, before it is cast to the type of its target.
 
         The operator itself runs too, once per signature: it may refuse its arguments.

@@ -5,25 +5,25 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from mlc.errors import CaptureError
+from mlc.ir.core import Random
+from mlc.ir.inplace import schema_of
 from mlc.ir.types import TensorType
-
-if TYPE_CHECKING:
-    from mlc.record.recorder import Recorder
+from mlc.record.values import Values
 
 __all__ = ["FILLED", "SPECIAL", "factory"]
 
 _A: Any = torch.ops.aten
-Handler = Callable[["Recorder", Any, Any, Any], Any]
+Handler = Callable[[Values, Any, Any, Any], Any]
 
 
-def _batch_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+def _batch_norm(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     """Train-mode batch norm: the pure normalisation, then the running statistics as ordinary in-place updates."""
     x, weight, bias, mean, var, training, momentum, eps = args[:8]
     with rec.active():
@@ -42,8 +42,9 @@ def _batch_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
-def _by_running_statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
-                           ) -> Any:  # fmt: skip
+def _by_running_statistics(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> Any:
     """Eval-mode batch norm spelt out: PyTorch's own has no derivative by the statistics."""
     shape = [1, -1] + [1] * (x.dim() - 2)
     out = (x - mean.view(shape)) * (var + eps).rsqrt().view(shape)
@@ -55,7 +56,7 @@ def _by_running_statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None
 def _batch_norm_like(mean_at: int | None, extra: bool = False) -> Handler:
     """Relatives of ``native_batch_norm``: other places of the statistics, one more result."""
 
-    def run(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    def run(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
         given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
         mean, var = (given.get("running_mean"), given.get("running_var")) if mean_at is not None else (None, None)
         head = (given["input"], given.get("weight"), given.get("bias"), mean, var)
@@ -68,10 +69,8 @@ def _batch_norm_like(mean_at: int | None, extra: bool = False) -> Handler:
     return run
 
 
-def _rrelu(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+def _rrelu(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     """Randomised leaky ReLU: the slopes are drawn, the rest is a product."""
-    from mlc.ir.core import Random
-
     given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
     x, noise = given["self"], given["noise"]
     lower, upper = given.get("lower", 0.125), given.get("upper", 1 / 3)
@@ -81,13 +80,13 @@ def _rrelu(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         types = [TensorType.of(rec.twin(t)) for t in (x, noise)]
         values = tuple(rec.value(rec.handle(t)) for t in (x, noise))
         op = Random(_A.rrelu_with_noise_functional.default)
-        slopes = rec.fresh(rec._emit(op, (*values, lower, upper, True), types)[1])
+        slopes = rec.fresh(rec.emit(op, (*values, lower, upper, True), types)[1])
         with torch.no_grad():
             noise.copy_(slopes)
         return x * slopes
 
 
-def _equal(rec: Recorder, func: Any, args: Any, kwargs: Any) -> bool:
+def _equal(rec: Values, func: Any, args: Any, kwargs: Any) -> bool:
     """A branch on whether two tensors are equal."""
     a, b = args
     if a.shape != b.shape:
@@ -96,10 +95,8 @@ def _equal(rec: Recorder, func: Any, args: Any, kwargs: Any) -> bool:
         return bool(rec.scalar(torch.eq(a, b).all()))
 
 
-def _grouped_mm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+def _grouped_mm(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     """Grouped matrix product; its fake kernel knows bfloat16 only, the real one more."""
-    from mlc.ir.inplace import schema_of
-
     given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
     a, b, offs = given["self"], given["mat2"], given.get("offs")
     dtype = given.get("out_dtype") or a.dtype
@@ -108,14 +105,14 @@ def _grouped_mm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         lead = [a.shape[0] if offs is None or a.dim() == 3 else offs.shape[0]]
     with torch.utils._python_dispatch._disable_current_modes(), rec.fake_mode:
         out = torch.empty([*lead, a.shape[-2], b.shape[-1]], dtype=dtype, device=a.device)
-    return rec._plain(func, schema_of(func), args, kwargs, out)
+    return rec.recorded(func, schema_of(func), args, kwargs, out)
 
 
-def _plain(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+def _plain(rec: Values, func: object, args: object, kwargs: object) -> Any:
     return rec.plain(func, args, kwargs)
 
 
-def _dropout(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+def _dropout(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     """Fused dropout as a product with a mask that is drawn as the fused operator draws it."""
     x, p, train = args[0], args[1], args[2] if len(args) > 2 else kwargs.get("train", True)
     with rec.active():
@@ -124,14 +121,12 @@ def _dropout(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         ty = TensorType.of(rec.twin(x))
         mask_type = TensorType(torch.bool, ty.shape, ty.stride, ty.device)
         layout = (ty.shape, ty.stride, ty.dtype, ty.device)
-        from mlc.ir.core import Random
-
-        (v,) = rec._emit(Random(_A.native_dropout.default, fill=True), (*layout, p), (mask_type,))
+        (v,) = rec.emit(Random(_A.native_dropout.default, fill=True), (*layout, p), (mask_type,))
         mask = rec.fresh(v)
         return x * mask * (0.0 if p == 1 else 1.0 / (1.0 - p)), mask
 
 
-def _zeros(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+def _zeros(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     kw = {k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}
     with rec.active():
         zero = torch.zeros(list(args[0]), **kw)
@@ -145,7 +140,7 @@ def _zeros(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return real
 
 
-def _literal(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+def _literal(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     """``torch.tensor(...)``: a constant; single numbers are kept as literals."""
     t = args[0]
     if isinstance(t, FakeTensor) or id(t) in rec.handles:
@@ -161,11 +156,11 @@ def _literal(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         return torch.full(shape, value, dtype=dtype, device=device)
 
 
-def _nothing(rec: Recorder, func: Any, args: Any, kwargs: Any) -> None:
+def _nothing(rec: Values, func: object, args: object, kwargs: object) -> None:
     return None
 
 
-def _set(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+def _set(rec: Values, func: object, args: object, kwargs: object) -> Any:
     raise CaptureError(
         f"{func} replaces the memory of a tensor",
         loc=rec.locate()[0],
@@ -173,18 +168,19 @@ def _set(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     )
 
 
-def _resize(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+def _resize(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     t: Tensor = args[0]
     if list(t.shape) == list(args[1]):
         return t
     return _set(rec, func, args, kwargs)
 
 
-def _scaler(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+def _scaler(rec: Values, func: object, args: object, kwargs: object) -> Any:
     raise CaptureError(
-        "GradScaler decides on data whether to step", loc=rec.locate()[0],
+        "GradScaler decides on data whether to step",
+        loc=rec.locate()[0],
         advice="use bfloat16 autocast without a GradScaler inside the compiled function",
-    )  # fmt: skip
+    )
 
 
 # Factories that look at a tensor only for its layout, with the value they fill in (None: it is an argument).
@@ -204,19 +200,22 @@ def factory(func: Any, args: Any, kwargs: Any, ty: TensorType) -> tuple[Any, Any
     return _A.full.default, (list(ty.shape), value), kw
 
 
-def _chunked_loss(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+def _chunked_loss(rec: Values, func: object, args: object, kwargs: object) -> Any:
     raise CaptureError(
         "linear_cross_entropy in chunks computes its gradient in the forward pass; the derivative of that "
-        "gradient is silently wrong in PyTorch", loc=rec.locate()[0], advice="call it without chunking options",
-    )  # fmt: skip
+        "gradient is silently wrong in PyTorch",
+        loc=rec.locate()[0],
+        advice="call it without chunking options",
+    )
 
 
-def _embedding(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+def _embedding(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     if (len(args) > 4 and args[4]) or kwargs.get("sparse"):
         raise CaptureError(
             "an embedding with sparse=True has sparse gradients, which cannot be differentiated again",
-            loc=rec.locate()[0], advice="use Embedding(sparse=False)",
-        )  # fmt: skip
+            loc=rec.locate()[0],
+            advice="use Embedding(sparse=False)",
+        )
     return _plain(rec, func, args, kwargs)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from mlc.errors import CaptureError
 from mlc.ir.builder import Builder
-from mlc.ir.core import Eqn, Stop, Var, aten
+from mlc.ir.core import Eqn, Region, Stop, Var, aten
+from mlc.ir.inplace import Schema
 from mlc.ir.trees import each_tensor, map_tensors, substitute
 from mlc.ir.types import Loc, TensorType
 from mlc.record import views
@@ -21,7 +25,7 @@ from mlc.record.handles import Handle, Storage
 __all__ = ["Values"]
 
 
-class Values:
+class Values(ABC):
     """What every tensor of a recording holds.  Subclasses say where code comes from and what unknown tensors are."""
 
     stops = False  # whether differentiation is cut where autograd would (programs; not rules)
@@ -35,7 +39,7 @@ class Values:
         self.tag = "forward"
         self.nested = False  # recording a region of its own: what it derives must not be seen outside
         self._bits = 0
-        self._bit_of: dict[Var, int] = {}
+        self.bit_of: dict[Var, int] = {}
         self._stops: dict[Any, Var] = {}
         self._views: dict[Any, tuple[Var, ...]] = {}
         self.stop_log: list[Eqn] = []
@@ -68,15 +72,51 @@ class Values:
         """The fake twin of a real tensor."""
         raise CaptureError("a tensor from outside reached a recording that has none")
 
+    @abstractmethod
+    def active(self) -> AbstractContextManager[Any]:
+        """Context in which operators are recorded, whether or not they are already."""
+
+    @abstractmethod
+    def plain(self, func: object, args: object, kwargs: object) -> Any:
+        """Record an operator as it stands, whatever is special about it."""
+
+    @abstractmethod
+    def recorded(self, func: object, s: Schema, args: object, kwargs: object, out: object) -> Any:
+        """Enter an operator that gave ``out`` as an equation; ``out``, or what stands for it."""
+
+    @abstractmethod
+    def write_region(self, op: object, args: object, index: int, base: object, new: object) -> Region | None:
+        """``(base, new view) -> new base`` for result ``index`` of a view operator; None without a rule."""
+
+    def scalar(self, t: Tensor) -> Any:
+        """A Python number read from a tensor."""
+        raise CaptureError("a Python number is read from a tensor", loc=self.locate()[0])
+
+    def constant(self, t: Tensor, beside: tuple[Tensor | None, ...]) -> Tensor:
+        """What an operator on ``t`` and these tensors reads of ``t``, where PyTorch does not follow it."""
+        return t
+
     # ---- values of tensors
+
+    @contextlib.contextmanager
+    def recording_apart(self) -> Iterator[None]:
+        """Record into a builder of its own: what is derived there is not seen outside."""
+        saved = self.builder, self._stops, self._views
+        self.nested = True
+        self.builder, self._stops, self._views = Builder(merge=False), dict(saved[1]), dict(saved[2])
+        try:
+            yield
+        finally:
+            self.builder, self._stops, self._views = saved
+            self.nested = False
 
     def new_bit(self, v: Var) -> int:
         """Mark ``v`` as a differentiable leaf value of its own."""
-        bit = self._bit_of.get(v)
+        bit = self.bit_of.get(v)
         if bit is None:
             bit = 1 << self._bits
             self._bits += 1
-            self._bit_of[v] = bit
+            self.bit_of[v] = bit
             v.mask |= bit
         return bit
 
@@ -86,9 +126,10 @@ class Values:
             h = getattr(t, "_mlc", None)
             if h is None:
                 raise CaptureError(
-                    "a tensor appeared that mlc did not see being made", loc=self.locate()[0],
+                    "a tensor appeared that mlc did not see being made",
+                    loc=self.locate()[0],
                     advice="create tensors inside the compiled function with ordinary torch calls",
-                )  # fmt: skip
+                )
             return h  # type: ignore[no-any-return]
         entry = self.handles.get(id(t))
         return self.external(t) if entry is None else entry[1]
@@ -108,13 +149,17 @@ class Values:
                 key = (self.scope(), var, op, repr(args), repr(kwargs))
                 outs = self._views.get(key)
                 if outs is None:
-                    outs = self._emit(views.PHYSICAL.get(op, op), (var, *args), types, kwargs, loc=loc)
+                    outs = self.emit(views.PHYSICAL.get(op, op), (var, *args), types, kwargs, loc=loc)
                     self._views[key] = outs
                 var = outs[index]
             if self.nested:
                 return var
             h.cached, h.version = var, s.version
         return h.cached
+
+    def differentiated(self, *tensors: Tensor | None) -> bool:
+        """Whether any of these depends on something that is differentiated."""
+        return any(t is not None and self.value(self.handle(t)).mask for t in tensors)
 
     def carries(self, t: Tensor, h: Handle) -> bool:
         """Whether the tensor carries a derivative here."""
@@ -130,12 +175,12 @@ class Values:
             if not h.leaf:
                 h.leaf = True
                 if var.mask and h.storage.external is None:
-                    var = self._stop(var, h)
+                    var = self.stopped(var, h)
                     self._own(h, var)
                 h.storage.leaf = h.storage.leaf or not h.chain
             self.new_bit(var)
         elif tracking and var.mask and not self.carries(t, h) and t.dtype.is_floating_point | t.dtype.is_complex:
-            return self._stop(var, h, level=self.depth() if h.soft else None)
+            return self.stopped(var, h, level=self.depth() if h.soft else None)
         return var
 
     def _own(self, h: Handle, var: Var) -> None:
@@ -145,7 +190,8 @@ class Values:
         else:
             h.storage.var = var
 
-    def _stop(self, var: Var, h: Handle, *, level: int | None = None) -> Var:
+    def stopped(self, var: Var, h: Handle, *, level: int | None = None) -> Var:
+        """The value behind a stop for derivatives of this depth (None: all)."""
         key = (self.scope(), var, level, self.tag == "state")
         known = self._stops.get(key)
         if known is None:
@@ -159,7 +205,8 @@ class Values:
             self._stops[key] = known
         return known
 
-    def _emit(self, op: Any, args: Any, types: Sequence[Any], kwargs: Any = (), loc: Loc | None = None) -> Any:
+    def emit(self, op: Any, args: Any, types: Sequence[Any], kwargs: Any = (), loc: Loc | None = None) -> Any:
+        """Append an equation at the user's place now (or ``loc``); its results."""
         here, site = self.locate()
         b = self.builder
         n = len(b.eqns)
@@ -193,12 +240,12 @@ class Values:
         """The tensor ``t`` now holds ``new``; its storage and the storage's other views follow."""
         h = self.handle(t)
         ty = self.fakes.type(self.twin(t))
-        new = self._fit(new, ty)
+        new = self.fitted(new, ty)
         steps: list[Var] = [h.storage.var]
         for op, args, kwargs, index, types, loc in h.chain[:-1]:
             base = steps[-1]
             if op not in views.IDENTITY_VIEWS:
-                base = self._emit(views.PHYSICAL.get(op, op), (base, *args), types, kwargs, loc)[index]
+                base = self.emit(views.PHYSICAL.get(op, op), (base, *args), types, kwargs, loc)[index]
             steps.append(base)
         for (op, args, _, index, _, _), base in zip(reversed(h.chain), reversed(steps), strict=False):
             new = self._through(op, args, index, base, new)
@@ -206,32 +253,32 @@ class Values:
         h.storage.version += 1
         self.wrote(h)
 
+    @abstractmethod
     def wrote(self, h: Handle) -> None:
         """A storage changed (subclasses watch the user's memories)."""
 
-    def _through(self, op: Any, args: Any, index: int, base: Var, new: Var) -> Var:
+    def _through(self, op: object, args: object, index: int, base: Var, new: Var) -> Var:
         if op in views.IDENTITY_VIEWS:
             return new
-        from mlc.record.tracing import write_region
-
-        region = write_region(op, args, index, base.type, new.type)
+        region = self.write_region(op, args, index, base.type, new.type)
         if region is None:
             raise CaptureError(
                 f"an in-place write through a view made by {op} cannot be expressed as a function",
-                loc=self.locate()[0], advice="write the result to a new tensor instead of in place",
-            )  # fmt: skip
+                loc=self.locate()[0],
+                advice="write the result to a new tensor instead of in place",
+            )
         env = dict(zip(region.inputs, (base, new), strict=True))
         for e in region.eqns:
             a = tuple(substitute(x, env) for x in e.args)
-            env.update(zip(e.outs, self._emit(e.op, a, [v.type for v in e.outs], e.kwargs), strict=True))
+            env.update(zip(e.outs, self.emit(e.op, a, [v.type for v in e.outs], e.kwargs), strict=True))
         return env[region.outputs[0]]
 
-    def _fit(self, v: Var, ty: TensorType) -> Var:
+    def fitted(self, v: Var, ty: TensorType) -> Var:
         """Cast and broadcast as an in-place write does."""
         assert isinstance(v.type, TensorType)
         if v.type.dtype != ty.dtype or v.type.device != ty.device:
             to = TensorType(ty.dtype, v.type.shape, v.type.stride, ty.device)
-            (v,) = self._emit(aten("_to_copy"), (v,), (to,), (("dtype", ty.dtype), ("device", ty.device)))
+            (v,) = self.emit(aten("_to_copy"), (v,), (to,), (("dtype", ty.dtype), ("device", ty.device)))
             assert isinstance(v.type, TensorType)
         vt = v.type
         assert isinstance(vt, TensorType)
@@ -239,7 +286,7 @@ class Values:
         if shape != ty.shape:
             lead = len(ty.shape) - len(shape)
             stride = tuple(0 if i < lead or shape[i - lead] != s else strides[i - lead] for i, s in enumerate(ty.shape))
-            (v,) = self._emit(aten("expand"), (v, list(ty.shape)), (TensorType(ty.dtype, ty.shape, stride, ty.device),))
+            (v,) = self.emit(aten("expand"), (v, list(ty.shape)), (TensorType(ty.dtype, ty.shape, stride, ty.device),))
         return v
 
     def twin(self, t: Tensor) -> FakeTensor:
@@ -255,7 +302,7 @@ class Values:
 
     # ---- differentiability
 
-    def tracks(self, args: Any, kwargs: Any) -> bool:
+    def tracks(self, args: object, kwargs: object) -> bool:
         """Whether autograd would track an operator with these arguments."""
         if not torch.is_grad_enabled():
             return False
@@ -290,7 +337,7 @@ class Values:
         each_tensor(kwargs, look)
         return found[0] if found else here
 
-    def softens(self, args: Any, kwargs: Any) -> bool:
+    def softens(self, args: object, kwargs: object) -> bool:
         """Whether a result carries on the derivative of an inner gradient taken without create_graph."""
         if not torch.is_grad_enabled() or not self.stops:
             return False

@@ -23,7 +23,7 @@ IDENTITY_VIEWS = {aten("detach"), aten("alias"), aten("lift_fresh")}
 PHYSICAL = {_A._conj.default: _A._conj_physical.default, _A._neg_view.default: _A.neg.default}
 
 
-def _reshape(new: Tensor, base: Tensor, *_: Any) -> Tensor:
+def _reshape(new: Tensor, base: Tensor, *_: object) -> Tensor:
     return new.reshape(base.shape)
 
 
@@ -113,7 +113,7 @@ _MANY: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-def write_through(op: Any, args: tuple[Any, ...], base: Tensor, new: Tensor, index: int = 0) -> Tensor | None:
+def write_through(op: object, args: tuple[Any, ...], base: Tensor, new: Tensor, index: int = 0) -> Tensor | None:
     """New value of ``base`` after result ``index`` of ``op(base, *args)`` became ``new``; None without a rule."""
     if op in _MANY:
         return _MANY[op](new, base, index, *args)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlc.ir.core import Draw, Eqn, Region, Seed
 from mlc.runtime.inductor.lowering import Inductor
-from mlc.runtime.interpreter.feeds import Drawer, feed_runner
+from mlc.runtime.interpreter.feeds import Drawer, Stale, feed_runner
 from mlc.runtime.interpreter.interpreter import Executable, compile_region
 from mlc.runtime.interpreter.loop import link
 from mlc.runtime.interpreter.recording import Recording, current, each_stage, resumed
@@ -111,8 +111,6 @@ class Executor:
         op, types = e.op, [v.type for v in e.outs]
 
         def run(args: list[Any]) -> list[Tensor]:
-            from mlc.runtime.interpreter.feeds import Stale
-
             try:
                 return self._draws().next(op, types)
             except StopIteration:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlc.errors import CaptureError, PlanError
-from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Stop, Var
+from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Stop, Var, map_vars
 from mlc.ir.program import Input, Level, Program
 from mlc.ir.types import SeqType, Type
 from mlc.ir.verify import verify
@@ -182,8 +182,6 @@ def _reopen(region: Region, opened: dict[Var, Eqn]) -> Region:
                 op=replace(e.op, trips=None, usual=e.op.trips), args=tuple(new.get(v, v) for v in e.args), outs=outs
             )
         elif any(v in new for v in e.inputs):
-            from mlc.ir.core import map_vars
-
             e = e.with_(args=map_vars(e.args, lambda v: new.get(v, v)))
         eqns.append(e)
     outs = tuple(new.get(v, v) for v in region.outputs)
@@ -210,7 +208,7 @@ def _decided(rec: Recording) -> Any:
     return None
 
 
-def _diagnose(program: Program, stop: str, decided: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _diagnose(program: Program, stop: str, decided: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Notes and warnings about meta-parameters without a path, or with a path that is cut.
 
     Args:
@@ -225,8 +223,9 @@ def _diagnose(program: Program, stop: str, decided: Any) -> tuple[tuple[str, ...
     if not metas:
         raise CaptureError(
             "no meta-parameter: the loop reads no tensor that requires grad except those it trains",
-            loc=program.loc, advice="set requires_grad on what you want the gradient of, and use it in the loop",
-        )  # fmt: skip
+            loc=program.loc,
+            advice="set requires_grad on what you want the gradient of, and use it in the loop",
+        )
     outs = region.outputs[: program.n_outputs]
     marks = {region.inputs[i]: 1 << k for k, i in enumerate(metas)}
     passing = dependence(region.eqns, marks, through_stops=outermost(stop))
@@ -241,7 +240,7 @@ def _diagnose(program: Program, stop: str, decided: Any) -> tuple[tuple[str, ...
     notes: list[str] = []
     lost: dict[str, list[str]] = {}
     for k, i in enumerate(metas):
-        cuts = [e for e, bits in cuts_of if bits >> k & 1]
+        cuts = [e for e, bits in cuts_of if bits >> k & 1 and e.tag != "solver"]  # which is no cut of the user's
         name = program.inputs[i].name
         if reached >> k & 1:
             notes += [f"one path of {name} is cut at {c.loc}" for c in cuts if c.loc is not None]
@@ -286,10 +285,12 @@ def _no_path(program: Program, names: list[str], cuts: list[Eqn]) -> CaptureErro
     loc = next((c.loc for c in cuts if c.loc is not None), program.loc)
     if cuts:
         return CaptureError(
-            f"meta-parameter {which} has no path to the result: it is cut by detach() or no_grad() here", loc=loc,
-            advice="remove the detach, or pass stop_gradient=\"inner\" if it is meant for the inner gradient only",
-        )  # fmt: skip
+            f"meta-parameter {which} has no path to the result: it is cut by detach() or no_grad() here",
+            loc=loc,
+            advice='remove the detach, or pass stop_gradient="inner" if it is meant for the inner gradient only',
+        )
     return CaptureError(
-        f"meta-parameter {which} has no path to the result", loc=loc,
+        f"meta-parameter {which} has no path to the result",
+        loc=loc,
         advice="use it in the inner loss, in the update or in the returned value",
-    )  # fmt: skip
+    )

@@ -29,14 +29,17 @@ from mlc.trace.environment import (
     rng_kept,
     zero_grad,
 )
+from mlc.trace.faketracer import FakeTracer
 from mlc.trace.iterables import Source, Sources, loader_patches, substitute, swapped
 from mlc.trace.numbers.placeholders import TracedScalar
 from mlc.trace.optimizers import narrow_counts, restore_flags
-from mlc.trace.patches import _ours, _set, patched
-from mlc.trace.python.inputs import Path, Roots, walk
+from mlc.trace.patches import on_this_thread, patched, replaced
+from mlc.trace.python.frames import is_user_code
+from mlc.trace.python.inputs import walk
+from mlc.trace.python.places import Path, Roots
 from mlc.trace.python.state import Change, Watch, parts
 from mlc.trace.recorder.concrete import Guard
-from mlc.trace.recorder.tracer import External, Step, Tracer
+from mlc.trace.recorder.externals import External, Step
 
 __all__ = ["Recording", "record"]
 
@@ -102,12 +105,12 @@ class Recording:
         return frozenset(range(self.n_outputs)).union(*values)
 
 
-def _refs(value: Any) -> set[int]:
+def _refs(value: object) -> set[int]:
     """Positions of the tensors in a tree of an :class:`Effect`."""
     return {x.index for x in parts(value) if isinstance(x, Ref) and not x.number}
 
 
-def _call(tracer: Tracer, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _call(tracer: FakeTracer, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     tracer.sites.begin(sys._getframe())
     return fn(*args, **kwargs)
 
@@ -121,11 +124,10 @@ def record(
         CaptureError: when something in the loop cannot be represented exactly.
     """
     roots = roots or walk(fn, args, kwargs)
-    tracer = Tracer(roots.tensors)
-    sources = Sources(tracer, roots.loaders)
-    sources.known_objects = {id(o) for o in roots.objects.values()} | {id(o) for o in roots.modules.values()}  # type: ignore[attr-defined]
+    tracer = FakeTracer(roots.tensors)
+    sources = Sources(tracer, roots)
     watch = Watch(roots)
-    active = _ours(tracer)
+    active = on_this_thread()
     iterate, length = loader_patches(sources, roots.loaders, active)
     batches, iterators = roots.batches, roots.iterators
     host = None
@@ -142,8 +144,8 @@ def record(
             put(patched(tracer))
             put(zero_grad(tracer, active))
             put(numbers_in_optimizers())
-            put(_set(DataLoader, "__iter__", iterate))
-            put(_set(DataLoader, "__len__", length))
+            put(replaced(DataLoader, "__iter__", iterate))
+            put(replaced(DataLoader, "__len__", length))
             put(iterators_elsewhere(fn, roots, sources, swaps))
             put(sdpa_kernel(SDPBackend.MATH))
             put(torch.backends.mkldnn.flags(enabled=False))
@@ -175,8 +177,6 @@ def record(
 
 def _users_own(e: Exception) -> bool:
     """Whether an exception was raised by the user's own code (then it is theirs to see as it is)."""
-    from mlc.trace.python.frames import is_user_code
-
     tb = e.__traceback__
     while tb is not None and tb.tb_next is not None:
         tb = tb.tb_next
@@ -186,10 +186,8 @@ def _users_own(e: Exception) -> bool:
     return op in ("RAISE_VARARGS", "RERAISE", "ASSERT")
 
 
-def _explain(e: Exception, tracer: Tracer) -> CaptureError:
+def _explain(e: Exception, tracer: FakeTracer) -> CaptureError:
     """An exception of the user's code or of torch while tracing, with the user's line."""
-    from mlc.trace.python.frames import is_user_code
-
     loc = None
     tb = e.__traceback__
     while tb is not None:
@@ -216,17 +214,17 @@ def changed(before: Roots, after: Roots) -> set[Path]:
     return out
 
 
-def _clean(tracer: Tracer) -> None:
+def _clean(tracer: FakeTracer) -> None:
     """Drop what only tracing needed."""
     tracer.handles.clear()
     tracer.grads.clear()
 
 
-def _finish(tracer: Tracer, fn: Any, out: Any, roots: Roots, watch: Watch, sources: Sources) -> Recording:
+def _finish(tracer: FakeTracer, fn: object, out: object, roots: Roots, watch: Watch, sources: Sources) -> Recording:
     """Collect results and effects (still under the tracer, so that views can be derived)."""
     results: list[Var] = []
 
-    def ref(x: Any) -> Any:
+    def ref(x: object) -> Any:
         if isinstance(x, TracedScalar):
             results.append(tracer.value(tracer.handle(x.tensor)))
             return Ref(len(results) - 1, number=True)
@@ -234,7 +232,7 @@ def _finish(tracer: Tracer, fn: Any, out: Any, roots: Roots, watch: Watch, sourc
             h = tracer.handle(x)
             v = tracer.value(h)
             if not tracer.carries(x, h) and v.mask and v.type.is_float:
-                v = tracer._stop(v, h)
+                v = tracer.stopped(v, h)
             results.append(v)
             return Ref(len(results) - 1)
         return x
@@ -254,17 +252,17 @@ def _finish(tracer: Tracer, fn: Any, out: Any, roots: Roots, watch: Watch, sourc
     )  # fmt: skip
 
 
-def _code_of(fn: Any) -> Any:
+def _code_of(fn: object) -> Any:
     return getattr(fn, "__code__", None) or getattr(getattr(fn, "__func__", None), "__code__", None)
 
 
-def place_of(fn: Any) -> Loc | None:
+def place_of(fn: object) -> Loc | None:
     """Where a function is defined."""
     code = _code_of(fn)
     return Loc(code.co_filename, code.co_firstlineno, code.co_name) if code is not None else None
 
 
-def arg_names(fn: Any) -> tuple[str, ...]:
+def arg_names(fn: object) -> tuple[str, ...]:
     """Names of a function's parameters."""
     code = _code_of(fn)
     return tuple(code.co_varnames[: code.co_argcount]) if code is not None else ()
@@ -281,11 +279,11 @@ def _reuse(sources: Sources) -> tuple[bool, list[str]]:
     return not notes, notes
 
 
-def _effects(tracer: Tracer, roots: Roots, watch: Watch, results: list[Var]) -> list[Effect]:
+def _effects(tracer: FakeTracer, roots: Roots, watch: Watch, results: list[Var]) -> list[Effect]:
     """Final values of everything of the user's that the loop wrote."""
     effects: list[Effect] = []
 
-    def value(x: Any) -> Any:
+    def value(x: object) -> Any:
         if isinstance(x, TracedScalar):
             x_t, number = x.tensor, True
         elif isinstance(x, Tensor):

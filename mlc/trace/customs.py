@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlc.errors import CaptureError, MlcError
-from mlc.ir.builder import Builder
+from mlc.ir.builder import Builder, contiguous
 from mlc.ir.core import Custom, Eqn, Region, Var
 from mlc.ir.types import TensorType
 from mlc.record.recorder import Storage
-
-if TYPE_CHECKING:
-    from mlc.trace.recorder.tracer import Tracer
+from mlc.trace.recorder.observer import Observer
+from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["apply_custom"]
 
@@ -28,12 +27,13 @@ __all__ = ["apply_custom"]
 def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """``cls.apply(*args)`` while tracing."""
     if cls.__name__ == "BackwardHookFunction":
-        if tracer.real and not tracer.nested:
-            return tracer.gradients.hooks.module(cls, apply, args)  # type: ignore[attr-defined]
+        if isinstance(tracer, Observer) and not tracer.nested:
+            return tracer.gradients.hooks.module(cls, apply, args)
         raise CaptureError(
             "a module with a backward hook is called: what the hook does is not an equation of the program",
-            loc=tracer.place(), advice="remove the hook, or change gradients after backward() in the loop itself",
-        )  # fmt: skip
+            loc=tracer.place(),
+            advice="remove the hook, or change gradients after backward() in the loop itself",
+        )
     ins = [a for a in args if isinstance(a, Tensor)]
     tracked = torch.is_grad_enabled() and any(tracer.carries(t, tracer.handle(t)) for t in ins)
     in_vars = [tracer.read(t, tracked) for t in ins]
@@ -48,20 +48,21 @@ def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any,
         "torch/autograd/function.py"
     ):
         raise CaptureError(
-            f"{cls.__name__} is marked once_differentiable: its gradient has no derivative", loc=tracer.place(),
+            f"{cls.__name__} is marked once_differentiable: its gradient has no derivative",
+            loc=tracer.place(),
             advice="write a backward made of differentiable torch operators and remove the mark",
-        )  # fmt: skip
+        )
     raw = [tracer.value(tracer.handle(t)) for t in outs]
     mask = 0
     for v in in_vars:
         mask |= v.mask
-    if tracer.real:
+    if isinstance(tracer, Observer):
         out, outs = _apart(tracer, out, outs, ins)
     results = []
     for t, r in zip(outs, raw, strict=True):
         v = Var(r.type, mask if r.type.is_float else 0)
-        if tracer.real:
-            tracer.bind(t, v)  # type: ignore[attr-defined]
+        if isinstance(tracer, Observer):
+            tracer.bind(t, v)
             results.append(v)
             continue
         h = tracer.handle(t)
@@ -97,7 +98,7 @@ def _context_of(cls: Any) -> Iterator[list[Any]]:
     name = "setup_context" if separate else "forward"
     original = getattr(cls, name)
 
-    def catch(ctx: Any, *args: Any, **kwargs: Any) -> Any:
+    def catch(ctx: object, *args: object, **kwargs: object) -> Any:
         found.append(ctx)
         return original(ctx, *args, **kwargs)
 
@@ -115,32 +116,28 @@ def _context_of(cls: Any) -> Iterator[list[Any]]:
 
 def _trace_backward(tracer: Tracer, cls: Any, ctx: Any, args: Any, in_vars: list[Var], results: list[Var],
                     ) -> tuple[Region, list[Var], tuple[bool, ...]]:  # fmt: skip
-    saved = tracer.builder, tracer._stops, tracer._views
-    tracer.nested = True
-    tracer.builder, tracer._stops, tracer._views = Builder(merge=False), dict(saved[1]), dict(saved[2])
     try:
-        cts = [tracer.fresh(Var(_plain(v.type))) for v in results]
-        ct_vars = [tracer.value(tracer.handle(t)) for t in cts]
-        with torch.enable_grad():
-            grads = cls.backward(ctx, *cts)
-        grads = grads if isinstance(grads, tuple) else (grads,)
-        wanted = [g for a, g in zip(args, grads, strict=False) if isinstance(a, Tensor)]
-        outputs = []
-        for g, v in zip(wanted, in_vars, strict=True):
-            if g is not None:
-                assert isinstance(v.type, TensorType)
-                outputs.append(tracer._fit(tracer.value(tracer.handle(g)), v.type))
-        eqns = tuple(tracer.builder.eqns)
+        with tracer.recording_apart():
+            cts = [tracer.fresh(Var(_plain(v.type))) for v in results]
+            ct_vars = [tracer.value(tracer.handle(t)) for t in cts]
+            with torch.enable_grad():
+                grads = cls.backward(ctx, *cts)
+            grads = grads if isinstance(grads, tuple) else (grads,)
+            wanted = [g for a, g in zip(args, grads, strict=False) if isinstance(a, Tensor)]
+            outputs = []
+            for g, v in zip(wanted, in_vars, strict=True):
+                if g is not None:
+                    assert isinstance(v.type, TensorType)
+                    outputs.append(tracer.fitted(tracer.value(tracer.handle(g)), v.type))
+            eqns = tuple(tracer.builder.eqns)
     except MlcError:
         raise
     except Exception as e:
         raise CaptureError(
-            f"the backward of {cls.__name__} cannot be traced: {e}", loc=tracer.place(),
+            f"the backward of {cls.__name__} cannot be traced: {e}",
+            loc=tracer.place(),
             advice="write it with torch operators on the saved tensors",
-        ) from e  # fmt: skip
-    finally:
-        tracer.builder, tracer._stops, tracer._views = saved
-        tracer.nested = False
+        ) from e
     inside = {o for e in eqns for o in e.outs}
     given = {*in_vars, *results, *ct_vars}
     free = dict.fromkeys(v for e in eqns for v in e.inputs if v not in inside and v not in given)
@@ -149,15 +146,14 @@ def _trace_backward(tracer: Tracer, cls: Any, ctx: Any, args: Any, in_vars: list
     return region, list(free), tuple(g is not None for g in wanted)
 
 
-def _plain(t: Any) -> TensorType:
-    from mlc.ir.builder import contiguous
-
+def _plain(t: object) -> TensorType:
     assert isinstance(t, TensorType)
     return TensorType(t.dtype, t.shape, contiguous(t.shape), t.device)
 
 
-def _region(ins: list[Var], outs: list[Var], free: list[Var], cts: list[Var], eqns: tuple[Eqn, ...],
-            outputs: list[Var]) -> Region:  # fmt: skip
+def _region(
+    ins: list[Var], outs: list[Var], free: list[Var], cts: list[Var], eqns: tuple[Eqn, ...], outputs: list[Var]
+) -> Region:
     """Close over values: fresh input for each (an input may be given twice)."""
     b = Builder(merge=False)
     env: dict[Var, Var] = {}

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mlc.trace.iterables import Sources, Swaps, substitute
 from mlc.trace.numbers.placeholders import traced_max, traced_min
-from mlc.trace.patches import _set
-from mlc.trace.python.inputs import Roots
+from mlc.trace.patches import replaced
+from mlc.trace.python.places import Roots
 from mlc.trace.recorder.tracer import Tracer
 
 
@@ -32,7 +32,7 @@ def iterators_elsewhere(fn: Any, roots: Roots, sources: Sources, swaps: Swaps) -
 
         return put
 
-    def put_global(scope: dict[str, Any], name: str, new: Any, old: Any) -> Callable[[], None]:
+    def put_global(scope: dict[str, Any], name: str, new: object, old: object) -> Callable[[], None]:
         def put() -> None:
             if scope.get(name) is new:
                 scope[name] = old
@@ -76,12 +76,12 @@ def zero_grad(tracer: Tracer, active: Callable[[], bool]) -> Iterator[None]:
         return run
 
     with (
-        _set(
+        replaced(
             torch.optim.Optimizer,
             "zero_grad",
             zero(opt_zero, lambda o: (p for g in o.param_groups for p in g["params"])),
         ),
-        _set(torch.nn.Module, "zero_grad", zero(mod_zero, lambda m: m.parameters())),
+        replaced(torch.nn.Module, "zero_grad", zero(mod_zero, lambda m: m.parameters())),
     ):
         yield
 

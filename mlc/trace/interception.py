@@ -27,7 +27,7 @@ from mlc.trace.gradients.grads import get_grad, put_grad
 from mlc.trace.gradients.taken import Gradients
 from mlc.trace.numbers.number import escape, numbers_of, take
 from mlc.trace.optimizers import after_step, before_step
-from mlc.trace.patches import _set
+from mlc.trace.patches import replaced
 from mlc.trace.recorder.observer import Observer
 from mlc.trace.recorder.packed import packed
 
@@ -123,6 +123,7 @@ def _bulk(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
         return numbers_of(t, ob) if active() and t.layout is torch.strided else _BASE.tolist(t)
 
     def escaping(original: Any) -> Any:
+        @functools.wraps(original)
         def run(t: Tensor, *args: Any, **kwargs: Any) -> Any:
             if active() and t.layout is torch.strided:
                 ob.lent(t)
@@ -193,9 +194,10 @@ def _reentrant(ob: Observer, function: Any, keeps: bool, *args: Any) -> Any:
     out = function(*args)
     if ob.writes != writes or (len(ob.draws) != draws and not keeps):
         raise CaptureError(
-            "a reentrant checkpoint changes state, and does it again in the backward pass", loc=ob.place(),
+            "a reentrant checkpoint changes state, and does it again in the backward pass",
+            loc=ob.place(),
             advice="checkpoint(..., use_reentrant=False)",
-        )  # fmt: skip
+        )
     return out
 
 
@@ -265,10 +267,10 @@ def _files(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
 
         return call
 
-    def to_write(file: Any, mode: Any = "r", *args: Any, **kwargs: Any) -> bool:
+    def to_write(file: object, mode: object = "r", *args: object, **kwargs: object) -> bool:
         return isinstance(mode, str) and bool(set(mode) & set("wax+"))
 
-    def saves(obj: Any, f: Any, *args: Any, **kwargs: Any) -> bool:
+    def saves(obj: object, f: object, *args: object, **kwargs: object) -> bool:
         return isinstance(f, (str, os.PathLike))
 
     yield builtins, "open", noting(builtins.open, to_write)
@@ -304,10 +306,12 @@ def _hooks(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
     yield BackwardHook, "_apply_on_tensors", around
     old: Any = nn.Module._maybe_warn_non_full_backward_hook
 
-    def refuse(self: nn.Module, *args: Any) -> Any:
+    def refuse(self: nn.Module, *args: object) -> Any:
         if active():
-            raise hooks.refused("is one of the old kind, put on a module by register_backward_hook",
-                                "use register_full_backward_hook instead")  # fmt: skip
+            raise hooks.refused(
+                "is one of the old kind, put on a module by register_backward_hook",
+                "use register_full_backward_hook instead",
+            )
         return old(self, *args)
 
     yield nn.Module, "_maybe_warn_non_full_backward_hook", refuse
@@ -331,8 +335,8 @@ def intercepted(ob: Observer) -> Iterator[Active]:
 
     with contextlib.ExitStack() as stack:
 
-        def put(owner: Any, name: str, value: Any) -> None:
-            stack.enter_context(_set(owner, name, value))
+        def put(owner: object, name: str, value: object) -> None:
+            stack.enter_context(replaced(owner, name, value))
 
         utils = sys.modules.get("transformers.utils.import_utils")
         if hasattr(utils, "is_torchdynamo_compiling"):  # it asks before it looks at the values of tensors

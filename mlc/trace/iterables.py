@@ -19,18 +19,20 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from mlc.errors import CaptureError
 from mlc.trace.python.batches import leaves as _leaves
-from mlc.trace.python.inputs import Path
+from mlc.trace.python.frames import is_user_code
+from mlc.trace.python.places import Path, Roots
+from mlc.trace.recorder.observer import Observer
 from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["Source", "Sources", "batch_tensors", "substitute"]
 
 
-def batch_tensors(item: Any) -> list[Tensor]:
+def batch_tensors(item: object) -> list[Tensor]:
     """Tensors in an item, in a fixed order."""
     return [t for _, t in _leaves(item, ())]
 
 
-def _plain(item: Any) -> bool:
+def _plain(item: object) -> bool:
     """Whether an item holds nothing but tensors (other values would be baked into the program)."""
     if isinstance(item, Tensor) or item is None:
         return True
@@ -74,19 +76,25 @@ def _python_random() -> Any:
 
 
 class Sources:
-    """All iterables of one trace."""
+    """All iterables of one trace.
 
-    def __init__(self, tracer: Tracer, loaders: dict[int, Path]) -> None:
+    Args:
+        tracer: What records it.
+        roots: What stands where before the call.
+    """
+
+    def __init__(self, tracer: Tracer, roots: Roots) -> None:
         self.tracer = tracer
         self.all: list[Source] = []
         self._by_id: dict[int, int] = {}
-        self._loaders = loaders
+        self._loaders = roots.loaders
+        self.known = {id(o) for o in (*roots.objects.values(), *roots.modules.values())}  # there before the call
         self._random = _python_random()
         self.host_random = False
-        self.drawn: dict[Path, list[Any]] = {}  # items that were taken before and come first
+        self.drawn = roots.drawn  # items that were taken before and come first
         self._locals: dict[tuple[int, int], dict[str, Any]] = {}
 
-    def add(self, obj: Any, path: Path | None, *, once: bool = False) -> int:
+    def add(self, obj: object, path: Path | None, *, once: bool = False) -> int:
         """Index of the source for ``obj``."""
         at = self._by_id.get(id(obj))
         if at is None:
@@ -142,8 +150,6 @@ class Sources:
             return
         f = sys._getframe(2)
         while f is not None and f is not self.tracer.sites.base:
-            from mlc.trace.python.frames import is_user_code
-
             if is_user_code(f.f_code):
                 now = {n: v for n, v in f.f_locals.items() if type(v) in (int, float, bool, str)}
                 before = self._locals.get((source, visit))
@@ -181,7 +187,7 @@ def _changing(name: str) -> Any:
     change = getattr(list, name)
 
     @functools.wraps(change)
-    def call(self: _TracedList, *args: Any, **kwargs: Any) -> Any:
+    def call(self: _TracedList, *args: object, **kwargs: object) -> Any:
         theirs = self._sources.all[self._source].object
         found = change(theirs, *args, **kwargs)
         list.__setitem__(self, slice(None), theirs)
@@ -236,7 +242,7 @@ class Swaps:
         self._made: list[tuple[Any, Any]] = []  # what stands for a list or tuple, and that one
         self._held: list[int] = []  # references to each before the run
 
-    def made(self, new: Any, old: Any) -> Any:
+    def made(self, new: object, old: object) -> Any:
         """Note what stands for one of the user's."""
         self._made.append((new, old))
         return new
@@ -264,7 +270,7 @@ class Swaps:
         self._held = [sys.getrefcount(new) for new, _ in self._made]
 
 
-def _replace(holder: Any, new: Any, old: Any) -> None:
+def _replace(holder: object, new: object, old: object) -> None:
     """The user's code kept what it was given: it shall have kept its own list."""
     if isinstance(holder, types.CellType):
         holder.cell_contents = old
@@ -285,8 +291,9 @@ def swapped() -> Iterator[Swaps]:
         swaps.back()
 
 
-def substitute(x: Any, path: Path, batches: dict[Path, Any], iterators: dict[Path, Any], sources: Sources,
-               swaps: Swaps) -> Any:  # fmt: skip
+def substitute(
+    x: Any, path: Path, batches: dict[Path, Any], iterators: dict[Path, Any], sources: Sources, swaps: Swaps
+) -> Any:
     """Arguments with lists of batches and iterators replaced by ones that tell the tracer.
 
     Dicts and lists stay the user's own objects, with other entries until ``swaps.back()``.
@@ -315,7 +322,7 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
     """Replacements for ``DataLoader.__iter__`` and ``__len__`` while tracing."""
     original_iter, original_len = DataLoader.__iter__, DataLoader.__len__
 
-    def source_of(loader: Any) -> int:
+    def source_of(loader: object) -> int:
         return sources.add(loader, loaders.get(id(loader)))
 
     def iterate(loader: Any) -> Any:
@@ -323,9 +330,13 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
             return original_iter(loader)
         if isinstance(loader.dataset, (_TracedList, _TracedTuple)):
             vars(loader)["dataset"] = sources.all[loader.dataset._source].object  # later calls read the user's own list
-        if sources.tracer.real and loaders.get(id(loader)) is None and not _rooted(loader.dataset, sources, loaders):
+        if (
+            isinstance(sources.tracer, Observer)
+            and loaders.get(id(loader)) is None
+            and not _rooted(loader.dataset, sources, loaders)
+        ):
             return original_iter(loader)  # over tensors that the call made: its items are picked by recorded operators
-        if sources.tracer.real and _carries(loader.dataset):
+        if isinstance(sources.tracer, Observer) and _carries(loader.dataset):
             return original_iter(loader)  # likewise over tensors that are differentiated
         source = source_of(loader)
         if loaders.get(id(loader)) is None and not _rooted(loader.dataset, sources, loaders):
@@ -335,7 +346,7 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
     def iter_real(loader: Any) -> Iterator[Any]:
         with _disable_current_modes():
             items = original_iter(loader)
-        return _constant(items, sources.tracer) if sources.tracer.real else items
+        return _constant(items, sources.tracer) if isinstance(sources.tracer, Observer) else items
 
     def length(loader: Any) -> int:
         if active():
@@ -346,7 +357,7 @@ def loader_patches(sources: Sources, loaders: dict[int, Path], active: Callable[
     return iterate, length
 
 
-def _carries(dataset: Any) -> bool:
+def _carries(dataset: object) -> bool:
     """Whether a dataset only picks rows of tensors, some of which require grad."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
@@ -359,12 +370,13 @@ def _constant(items: Iterator[Any], tracer: Tracer) -> Iterator[Any]:
         if any(t.requires_grad for t in batch_tensors(item)):
             raise CaptureError(
                 "a DataLoader gives a tensor that requires grad, and what its dataset computes is not recorded",
-                loc=tracer.place(), advice="TensorDataset over that tensor, or pick its rows in the loop",
-            )  # fmt: skip
+                loc=tracer.place(),
+                advice="TensorDataset over that tensor, or pick its rows in the loop",
+            )
         yield item
 
 
-def _rooted(dataset: Any, sources: Sources, loaders: dict[int, Path]) -> bool:
+def _rooted(dataset: object, sources: Sources, loaders: dict[int, Path]) -> bool:
     """Whether a dataset was there before the call (then its loader may be iterated again as it is)."""
-    known = getattr(sources, "known_objects", {})
+    known = sources.known
     return id(dataset) in known or any(s.object is dataset and s.path is not None for s in sources.all)

@@ -30,16 +30,18 @@ from mlc.trace.numbers.mode import NumberMode
 from mlc.trace.numbers.patches import followed
 from mlc.trace.numbers.types import conversions, linked_max, linked_min
 from mlc.trace.optimizers import narrow_counts, restore_flags
-from mlc.trace.patches import _set
+from mlc.trace.patches import replaced
 from mlc.trace.python.changes import Changes, changes, place, without
+from mlc.trace.python.found import Found
 from mlc.trace.python.frames import is_user_module
-from mlc.trace.python.inputs import Path, Roots, walk
-from mlc.trace.python.reads import Found, Reads
+from mlc.trace.python.inputs import walk
+from mlc.trace.python.places import Path, Roots
+from mlc.trace.python.reads import Reads
 from mlc.trace.python.state import parts
 from mlc.trace.python.world import World
+from mlc.trace.recorder.externals import External
 from mlc.trace.recorder.observer import Observer
 from mlc.trace.recorder.randomness import RandomWatch
-from mlc.trace.recorder.tracer import External
 
 __all__ = ["Observation", "observe"]
 
@@ -82,6 +84,7 @@ class Observation:
         self.observer.snapshots.clear()
         self.observer.memories.clear()
         self.observer.ended = True
+        self.observer.rehearsal.clear()
         self.reals = []
         self.out = None
         for src in self.recording.sources:
@@ -93,8 +96,10 @@ class Observation:
         RandomWatch.put(self.random[0])
 
 
-def observe(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
-            drawn: dict[Path, list[Any]] | None = None, flows: Any = None) -> Observation:  # fmt: skip
+def observe(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], drawn: dict[Path, list[Any]] | None = None,
+    flows: Any = None,
+) -> Observation:
     """Run one call for real and record it.
 
     Args:
@@ -114,9 +119,7 @@ def observe(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     generators = [g for g in roots.objects.values() if isinstance(g, torch.Generator)]
     ob = Observer(roots.tensors, list(roots.at.values()), generators)
     ob.flows = {n: r for n, r in flows.items() if isinstance(r, Response)} if isinstance(flows, Mapping) else {}
-    sources = Sources(ob, roots.loaders)
-    sources.drawn = roots.drawn
-    sources.known_objects = {id(o) for o in roots.objects.values()} | {id(o) for o in roots.modules.values()}  # type: ignore[attr-defined]
+    sources = Sources(ob, roots)
     try:
         return _observed(fn, args, kwargs, roots, ob, sources, world)
     except BaseException as e:
@@ -132,8 +135,9 @@ def observe(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         ob.ended = True
 
 
-def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sources: Sources, world: World
-              ) -> Observation:  # fmt: skip
+def _observed(
+    fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sources: Sources, world: World
+) -> Observation:
     with contextlib.ExitStack() as stack:
         put = stack.enter_context
         put(quiet())
@@ -144,8 +148,8 @@ def _observed(fn: Any, args: Any, kwargs: Any, roots: Roots, ob: Observer, sourc
         given = {**dict(enumerate(args)), **kwargs}
         new = {k: substitute(v, ("args", k), roots.batches, roots.iterators, sources, swaps) for k, v in given.items()}
         new_args, new_kwargs = tuple(new[i] for i in range(len(args))), {k: new[k] for k in kwargs}
-        put(_set(DataLoader, "__iter__", iterate))
-        put(_set(DataLoader, "__len__", length))
+        put(replaced(DataLoader, "__iter__", iterate))
+        put(replaced(DataLoader, "__len__", length))
         put(_optimizers_numbers())
         put(sdpa_kernel(SDPBackend.MATH))
         put(torch.backends.mkldnn.flags(enabled=False))
@@ -200,11 +204,12 @@ def _refuse_hooks_of_nodes(ob: Observer, reads: Reads) -> None:
         code, line = reads.hooked_nodes[0]
         ob.refusal = ob.refusal or CaptureError(
             "a backward hook is put on a node of PyTorch's graph (grad_fn)",
-            loc=Loc(code.co_filename, line, code.co_name), advice="put it on the tensor instead: t.register_hook(...)",
-        )  # fmt: skip
+            loc=Loc(code.co_filename, line, code.co_name),
+            advice="put it on the tensor instead: t.register_hook(...)",
+        )
 
 
-def _user_modules(fn: Any) -> list[dict[str, Any]]:
+def _user_modules(fn: object) -> list[dict[str, Any]]:
     """Globals of the user's modules: of the function's own, and of all that are no library."""
     scopes = [vars(m) for m in list(sys.modules.values()) if is_user_module(m)]
     own = getattr(getattr(fn, "__func__", fn), "__globals__", None)
@@ -255,7 +260,7 @@ class _Finish:
         self.unknown = False  # something was left that no program has a value for
         self.by_tensor = {id(x.tensor): x for x in ob.externals.values()}
 
-    def finish(self, fn: Any, out: Any, found: Found, sources: Sources, calm: bool) -> Recording:
+    def finish(self, fn: object, out: object, found: Found, sources: Sources, calm: bool) -> Recording:
         """The recording."""
         ob = self.ob
         self.place_externals()
@@ -272,9 +277,10 @@ class _Finish:
             decisions.append((len(self.results) - 1, outcome, what, loc))
         reusable, notes = self.reuse(sources, calm)
         grads = [
-            (self.roots.tensors.get(id(t)), t, none) for t, none in ob.grad_reads.values()
+            (self.roots.tensors.get(id(t)), t, none)
+            for t, none in ob.grad_reads.values()
             if id(t) in self.by_tensor and (id(t) in ob.grads_seen or self.trained(t))
-        ]  # fmt: skip
+        ]
         given = self.results[:n_outputs]
         ends = [v for v, x in zip(given, self.reals, strict=False) if isinstance(x, Tensor) and x.requires_grad]
         warned = [*dropped_ways(ob.gradients, _needed(ob, given)), *ob.gradients.hooks.unheard(ends)]
@@ -283,7 +289,6 @@ class _Finish:
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,
             sources.all, ob.steps, self.roots, reusable, notes, [], grads, getattr(fn, "__name__", "program"),
             place_of(fn), ob.stop_log, set(), arg_names(fn), decisions, generators, warned,
-            ob.responses,
         )  # fmt: skip
 
     def place_externals(self) -> None:
@@ -294,7 +299,7 @@ class _Finish:
                 if x.path is None:
                     self.ob.unplaced.append(x.read)
 
-    def output(self, x: Any) -> Any:
+    def output(self, x: object) -> Any:
         """A leaf of what the function returned."""
         if isinstance(x, Linked):
             return self.number(x)
@@ -310,13 +315,13 @@ class _Finish:
         ref = self.ref(x.value, self.ob.number_out(x.tensor))
         return Ref(ref.index, number=True, kind=type(x.value))
 
-    def ref(self, real: Any, var: Var) -> Ref:
+    def ref(self, real: object, var: Var) -> Ref:
         """A result of the program."""
         self.results.append(var)
         self.reals.append(real)
         return Ref(len(self.results) - 1, param=isinstance(real, Tensor) and real.requires_grad)
 
-    def value(self, x: Any) -> Any:
+    def value(self, x: object) -> Any:
         """A tensor that the call made, or a number, that an object of the user's now holds."""
         if isinstance(x, Linked):
             return self.number(x)
@@ -327,7 +332,7 @@ class _Finish:
             return x
         return self.ref(x.detach(), self.ob.present(x))
 
-    def effects(self, fn: Any, found: Found) -> list[Any]:
+    def effects(self, fn: object, found: Found) -> list[Any]:
         """Final values of everything of the user's that the run wrote."""
         ob = self.ob
         effects: list[Any] = []
@@ -345,7 +350,7 @@ class _Finish:
             self.changes = changes(self.world, self.roots, found, arg_names(fn), self.value)
         return effects + [c for c in self.changes.all if c.kind != "grad" or self.trained(c.owner)]
 
-    def trained(self, t: Any) -> bool:
+    def trained(self, t: object) -> bool:
         """Whether the loop writes a tensor, or made an optimizer for it (what it only reads is a meta-parameter)."""
         ext = self.by_tensor.get(id(t))
         return ext is None or ext.written or id(t) in self.ob.rebound or id(t) in self.ob.optimized

@@ -7,15 +7,14 @@ and host-side scalars off); the flags and everything else of the user's optimize
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import optim
 
 from mlc.errors import CaptureError
-
-if TYPE_CHECKING:
-    from mlc.trace.recorder.tracer import Tracer
+from mlc.trace.recorder.observer import Observer
+from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["after_step", "before_step", "narrow_counts", "restore_flags"]
 
@@ -48,17 +47,19 @@ def _flags(group: dict[str, Any]) -> dict[str, Any]:
 def before_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., None]:
     """Hook that prepares an optimizer for a recorded step."""
 
-    def hook(opt: optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def hook(opt: optim.Optimizer, args: object, kwargs: object) -> None:
         if not active():
             return
         for cls in type(opt).__mro__:
-            if cls.__module__.startswith("torch.optim") and cls.__name__ in (_REFUSED if tracer.real else _UNKNOWN):
+            if cls.__module__.startswith("torch.optim") and cls.__name__ in (
+                _REFUSED if isinstance(tracer, Observer) else _UNKNOWN
+            ):
                 what, advice = _UNKNOWN[cls.__name__]
                 raise CaptureError(f"{what}; it cannot be differentiated through", loc=tracer.place(), advice=advice)
         saved = []
         for group in opt.param_groups:
             flags = _flags(group)
-            if tracer.real and _at_rest(tracer, opt, group):
+            if isinstance(tracer, Observer) and _at_rest(tracer, opt, group):
                 flags.pop("differentiable", None)
             saved.append((group, {k: group[k] for k in flags}))
             if group.get("fused"):
@@ -66,8 +67,8 @@ def before_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., Non
             group.update(flags)
             if isinstance(opt, optim.SGD):
                 _start_momentum(opt, group)
-            if tracer.real:
-                tracer.reloaded(_hyperparameters(group))  # type: ignore[attr-defined]
+            if isinstance(tracer, Observer):
+                tracer.reloaded(_hyperparameters(group))
         tracer.flags.append(saved)
         tracer.step_begins(opt)
         _widen_counts(tracer, opt)
@@ -132,22 +133,23 @@ def narrow_counts(tracer: Tracer) -> None:
 
 def _refuse_not_a_number(tracer: Tracer, opt: optim.Optimizer) -> None:
     """PyTorch's all-tensor formula of Adam is 0 / 0 where a rate is a tensor of 0 and a gradient exactly 0."""
-    if not tracer.real or not isinstance(opt, (optim.Adam, optim.AdamW)):
+    if not isinstance(tracer, Observer) or not isinstance(opt, (optim.Adam, optim.AdamW)):
         return
-    with tracer.pause(), torch.no_grad():  # type: ignore[attr-defined]
+    with tracer.pause(), torch.no_grad():
         for group in opt.param_groups:
             lr = group["lr"]
             if isinstance(lr, torch.Tensor) and not bool(lr) and any(bool(p.isnan().any()) for p in group["params"]):
                 raise CaptureError(
                     "a learning rate that is a tensor is exactly 0 where a gradient is exactly 0, too",
-                    loc=tracer.place(), advice="start the warm-up at a small positive rate, or give 0 as a number",
-                )  # fmt: skip
+                    loc=tracer.place(),
+                    advice="start the warm-up at a small positive rate, or give 0 as a number",
+                )
 
 
 def after_step(tracer: Tracer, active: Callable[[], bool]) -> Callable[..., None]:
     """Hook that ends a recorded step."""
 
-    def hook(opt: optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def hook(opt: optim.Optimizer, args: object, kwargs: object) -> None:
         if active() and tracer.flags:
             _refuse_not_a_number(tracer, opt)
             restore_flags(tracer.flags.pop())

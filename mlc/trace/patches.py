@@ -20,16 +20,17 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from mlc.errors import CaptureError
 from mlc.trace.customs import apply_custom
+from mlc.trace.faketracer import FakeTracer
 from mlc.trace.numbers import placeholders as scalars
 from mlc.trace.optimizers import after_step, before_step
-from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["patched"]
 
 _BASE: Any = torch._C.TensorBase
 
 
-def _ours(tracer: Tracer) -> Callable[[], bool]:
+def on_this_thread() -> Callable[[], bool]:
+    """A question to ask later: whether this thread, which asks now, is recording."""
     me = threading.get_ident()
 
     def active() -> bool:
@@ -39,7 +40,8 @@ def _ours(tracer: Tracer) -> Callable[[], bool]:
 
 
 @contextlib.contextmanager
-def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """Context in which an attribute of a class or module is another one."""
     missing = object()
     old = vars(owner).get(name, missing) if isinstance(owner, type) else getattr(owner, name)
     setattr(owner, name, value)
@@ -52,7 +54,7 @@ def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, old)
 
 
-def _engine(tracer: Tracer, active: Callable[[], bool]) -> Any:
+def _engine(tracer: FakeTracer, active: Callable[[], bool]) -> Any:
     original = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
 
     def run(outputs: Any, grad_tensors: Any, keep_graph: Any = False, create_graph: Any = False, inputs: Any = (),
@@ -76,19 +78,21 @@ def _engine(tracer: Tracer, active: Callable[[], bool]) -> Any:
         if not allow_unreachable and any(g is None for g in grads):
             which = next(i for i, g in enumerate(grads) if g is None)
             raise CaptureError(
-                f"input {which} of autograd.grad was not used to compute the loss", loc=tracer.place(),
+                f"input {which} of autograd.grad was not used to compute the loss",
+                loc=tracer.place(),
                 advice="pass allow_unused=True or materialize_grads=True",
-            )  # fmt: skip
+            )
         return tuple(grads)
 
     return run
 
 
-def _hook(tracer: Tracer) -> CaptureError:
+def _hook(tracer: FakeTracer) -> CaptureError:
     return CaptureError(
         "backward hooks cannot be traced: what they do to the gradient is not an equation of the program",
-        loc=tracer.place(), advice="change the gradient after backward() instead, in the loop itself",
-    )  # fmt: skip
+        loc=tracer.place(),
+        advice="change the gradient after backward() instead, in the loop itself",
+    )
 
 
 def _refuse(make: Callable[[], CaptureError], active: Callable[[], bool], original: Any) -> Any:
@@ -100,7 +104,7 @@ def _refuse(make: Callable[[], CaptureError], active: Callable[[], bool], origin
     return call
 
 
-def _numbers(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any]]:
+def _numbers(tracer: FakeTracer, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any]]:
     base: Any = torch._C.TensorBase
 
     def item(t: Tensor) -> Any:
@@ -130,7 +134,7 @@ def _numbers(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, 
             return "<traced>" if t.numel() == 1 else f"<traced {tuple(t.shape)}>"
         return str(original_format(t, spec))
 
-    def text(t: Tensor, *args: Any, **kwargs: Any) -> str:
+    def text(t: Tensor, *args: object, **kwargs: object) -> str:
         if active() and (isinstance(t, FakeTensor) or id(t) in tracer.handles):
             return f"<traced {t.dtype} {tuple(t.shape)}>"
         return str(original_repr(t, *args, **kwargs))
@@ -147,18 +151,20 @@ def _numbers(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, 
     yield Tensor, "__repr__", text
 
 
-def _numpy(tracer: Tracer, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any]]:
+def _numpy(tracer: FakeTracer, active: Callable[[], bool]) -> Iterator[tuple[Any, str, Any]]:
     def make() -> CaptureError:
         return CaptureError(
             "a tensor is converted to NumPy while tracing: its values are not known yet, and NumPy code has no "
-            "derivative", loc=tracer.place(), advice="use torch operators, or convert outside the compiled function",
-        )  # fmt: skip
+            "derivative",
+            loc=tracer.place(),
+            advice="use torch operators, or convert outside the compiled function",
+        )
 
     yield Tensor, "numpy", _refuse(make, active, _BASE.numpy)
     yield Tensor, "__array__", _refuse(make, active, Tensor.__array__)
 
 
-def _data(tracer: Tracer, active: Callable[[], bool]) -> property:
+def _data(tracer: FakeTracer, active: Callable[[], bool]) -> property:
     base = _BASE.data
 
     def get(t: Tensor) -> Any:
@@ -169,15 +175,16 @@ def _data(tracer: Tracer, active: Callable[[], bool]) -> property:
             if isinstance(value, (FakeTensor, Tensor)) and tracer.same_memory(t, value):
                 return  # what `p.data -= g` does last
             raise CaptureError(
-                "assigning to .data replaces the memory of a tensor behind autograd's back", loc=tracer.place(),
+                "assigning to .data replaces the memory of a tensor behind autograd's back",
+                loc=tracer.place(),
                 advice="write `with torch.no_grad(): p.copy_(new)`",
-            )  # fmt: skip
+            )
         base.__set__(t, value)
 
     return property(get, put)
 
 
-def _grad(tracer: Tracer, active: Callable[[], bool]) -> property:
+def _grad(tracer: FakeTracer, active: Callable[[], bool]) -> property:
     base = _BASE.grad
 
     def get(t: Tensor) -> Any:
@@ -195,7 +202,7 @@ def _grad(tracer: Tracer, active: Callable[[], bool]) -> property:
     return property(get, put, drop)
 
 
-def _seed(tracer: Tracer, active: Callable[[], bool], original: Any) -> Any:
+def _seed(tracer: FakeTracer, active: Callable[[], bool], original: Any) -> Any:
     def manual_seed(seed: Any) -> Any:
         if active():
             tracer.seed(int(seed))
@@ -218,9 +225,9 @@ def _checkpoint(active: Callable[[], bool]) -> Any:
 
 
 @contextlib.contextmanager
-def patched(tracer: Tracer) -> Iterator[None]:
+def patched(tracer: FakeTracer) -> Iterator[None]:
     """Install the replacements for the time of a trace."""
-    active = _ours(tracer)
+    active = on_this_thread()
     base = torch.autograd.function._SingleLevelFunction  # below Function.apply, which users keep references to
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -237,8 +244,8 @@ def patched(tracer: Tracer) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(scalars.deciding(tracer.decide))
 
-        def put(owner: Any, name: str, value: Any) -> None:
-            stack.enter_context(_set(owner, name, value))
+        def put(owner: object, name: str, value: object) -> None:
+            stack.enter_context(replaced(owner, name, value))
 
         utils = sys.modules.get("transformers.utils.import_utils")
         if hasattr(utils, "is_torchdynamo_compiling"):  # it asks before it looks at the values of tensors
@@ -250,8 +257,11 @@ def patched(tracer: Tracer) -> Iterator[None]:
         for owner, name, value in (*_numbers(tracer, active), *_numpy(tracer, active)):
             put(owner, name, value)
         put(Tensor, "register_hook", _refuse(hook, active, Tensor.register_hook))
-        put(Tensor, "register_post_accumulate_grad_hook",
-            _refuse(hook, active, Tensor.register_post_accumulate_grad_hook))  # fmt: skip
+        put(
+            Tensor,
+            "register_post_accumulate_grad_hook",
+            _refuse(hook, active, Tensor.register_post_accumulate_grad_hook),
+        )
         for name in ("register_full_backward_hook", "register_full_backward_pre_hook", "register_backward_hook"):
             put(nn.Module, name, _refuse(hook, active, getattr(nn.Module, name)))
         put(torch.utils.checkpoint, "checkpoint", _checkpoint(active))

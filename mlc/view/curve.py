@@ -8,9 +8,9 @@ from io import StringIO
 from pathlib import Path
 
 from mlc.errors import MlcError
-from mlc.passes.planning.plan import Plan
 from mlc.units import size_text, time_text
-from mlc.view.explain import printed, table
+from mlc.view.plan import Plan
+from mlc.view.tables import printed, table
 
 __all__ = ["curve_csv", "curve_picture", "curve_table", "save_curve"]
 

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Program
 from mlc.ir.types import Loc
 from mlc.passes.cost.facts import Stage, facts_of, flops_of, stages_of, traffic_of, work
 from mlc.passes.cost.timeline import HOLDERS, predicted
 from mlc.units import size_text
-from mlc.view.explain import names_text, table
-
-if TYPE_CHECKING:
-    from mlc.passes.planning.plan import Plan
+from mlc.view.tables import names_text, table
 
 __all__ = ["count_text", "details", "executions"]
 
 LINES = 8  # of the user's code, the most expensive ones
 
 
-def details(plan: Plan, program: Program) -> list[object]:
+def details(graphs: Stages, program: Program) -> list[object]:
     """Tables and lines to print after the explanation."""
-    from mlc.passes.planning.plan import stages_for
-
-    graphs = stages_for(program, plan)
     stages = stages_of(graphs)
     runs = [list(executions(s.region)) for s in stages]
     live = predicted(stages, graphs)

@@ -15,10 +15,11 @@ from mlc.ir.program import Flow, Level, Program
 from mlc.ir.types import SeqType, Type
 from mlc.passes.cost.facts import any_number
 from mlc.units import size_text, time_text
-from mlc.view.explain import choice_of, names_text
+from mlc.view.explain import choice_of
+from mlc.view.tables import names_text
 
 if TYPE_CHECKING:
-    from mlc.passes.planning.plan import Plan
+    from mlc.view.plan import Plan
 
 __all__ = ["MANY", "Arrow", "Box", "Diagram", "diagram_of"]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlc.units import size_text, time_text
-from mlc.view.explain import printed, table
+from mlc.view.tables import printed, table
 
 if TYPE_CHECKING:
-    from mlc.passes.planning.plan import Decision, Plan
+    from mlc.passes.planning.plan import Decision
+    from mlc.view.plan import Plan
 
 __all__ = ["changes", "compare"]
 

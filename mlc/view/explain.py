@@ -1,57 +1,40 @@
-"""A plan on one screen: levels, flows with what was chosen for each and why, cost and peak.
-
-Drawn with rich; colours only where the output is a terminal.
-"""
+"""A plan on one screen: levels, flows with what was chosen for each and why, cost and peak."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Flow, Level, Program
+from mlc.passes.formulas.comparison import Formulas
+from mlc.passes.planning.plan import Decision, PlanDocument
 from mlc.units import size_text, time_text
+from mlc.view.details import details
+from mlc.view.formulatext import formula_lines
+from mlc.view.tables import bundle, names_text, printed, table
 
-if TYPE_CHECKING:
-    from mlc.passes.planning.plan import Decision, Plan
+__all__ = ["choice_of", "explain", "explained"]
 
-__all__ = ["bundle", "choice_of", "explain", "explained", "names_text", "printed", "table"]
-
-WIDTH = 120
-NUMBERS = {
-    "trips",
-    "state",
-    "time",
-    "memory",
-    "before",
-    "after",
-    "change",
-    "ops",
-    "flops",
-    "moved",
-    "peak",
-    "share",
-    "runs",
-}
 _VALUE = {"start": "is where it starts", "trained above": "is trained above"}
 
 
 _GUARDS = 8  # lines about guards
 
 
-def explain(plan: Plan, program: Program | None, verbose: bool = False) -> str:
+def explain(
+    plan: PlanDocument, program: Program | None, formulas: Formulas | None = None, stages: Stages | None = None
+) -> str:
     """What a plan does, for people; without its program only the decisions are known.
 
     Args:
         plan: The plan.
         program: Its program.
-        verbose: Also what each stage costs, where its time and memory go, and the paths of the meta-parameters.
+        formulas: Its formulas, when they are to be told.
+        stages: Its stage graphs, when more is to be told: what each costs, where its time and memory go, and the paths
+            of the meta-parameters.
     """
     parts: list[object] = [_headline(plan, program)]
     if program is not None:
@@ -59,14 +42,10 @@ def explain(plan: Plan, program: Program | None, verbose: bool = False) -> str:
     rest = _remaining(plan, program)
     if rest:
         parts.append(_decisions(rest))
-    if program is not None and (verbose or plan._stages is not None):
-        from mlc.view.formulatext import formula_lines
-
-        parts += formula_lines(plan.formulas, verbose)
-    if verbose and program is not None:
-        from mlc.view.details import details
-
-        parts += details(plan, program)
+    if formulas is not None:
+        parts += formula_lines(formulas, stages is not None)
+    if stages is not None and program is not None:
+        parts += details(stages, program)
     if program is not None:
         parts += [f"note: {note}" for note in program.notes]
         parts += [f"guard: {g}" for g in program.guards[:_GUARDS]]
@@ -77,7 +56,7 @@ def explain(plan: Plan, program: Program | None, verbose: bool = False) -> str:
     return printed(*parts)
 
 
-def explained(plan: Plan, program: Program) -> dict[str, Any]:
+def explained(plan: PlanDocument, program: Program, formulas: Formulas) -> dict[str, Any]:
     """The same as data, for JSON."""
     flows = []
     for f in program.flows:
@@ -98,30 +77,11 @@ def explained(plan: Plan, program: Program) -> dict[str, Any]:
     return {
         "function": program.name, **{k: getattr(plan, k) for k in keys}, "levels": levels, "flows": flows,
         "decisions": [d.model_dump() for d in plan.decisions], "notes": list(program.notes),
-        "guards": list(program.guards), "formulas": plan.formulas.as_dict(),
+        "guards": list(program.guards), "formulas": formulas.as_dict(),
     }  # fmt: skip
 
 
-def printed(*parts: object) -> str:
-    """Text and tables as lines: coloured and as wide as the terminal, or plain and WIDTH wide."""
-    terminal = sys.stdout.isatty()
-    out = StringIO()
-    console = Console(
-        file=out,
-        force_terminal=terminal,
-        width=None if terminal else WIDTH,
-        highlight=False,
-        legacy_windows=False,
-    )
-    for part in parts:
-        if isinstance(part, str):
-            console.print(part, markup=False, soft_wrap=True)
-        else:
-            console.print(part)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-
-
-def _headline(plan: Plan, program: Program | None) -> str:
+def _headline(plan: PlanDocument, program: Program | None) -> str:
     what = program.name if program is not None else f"a program ({plan.program[:12]})"
     way = "differentiated in forward mode" if plan.mode == "forward" else (
         f"inner gradients differentiated in {plan.mode} mode"
@@ -140,17 +100,6 @@ def _headline(plan: Plan, program: Program | None) -> str:
     return ", ".join(parts)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table without the columns in which nothing stands."""
-    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
-    for c in (columns[i] for i in kept):
-        made.add_column(c, justify="right" if c in NUMBERS else "left")
-    for row in rows:
-        made.add_row(*[Text(row[i]) for i in kept])
-    return made
-
-
 def _levels(levels: Sequence[Level]) -> Table:
     rows = []
     for x in levels:
@@ -162,7 +111,7 @@ def _levels(levels: Sequence[Level]) -> Table:
     return table(("level", "optimizer", "trips", "state", "trains", "at"), rows)
 
 
-def _flows(plan: Plan, program: Program) -> Table:
+def _flows(plan: PlanDocument, program: Program) -> Table:
     rows = []
     for sources, f in bundle(program.flows):
         names = f"{names_text(sources)} -> {f.target}"
@@ -174,7 +123,7 @@ def _flows(plan: Plan, program: Program) -> Table:
     return table(("flow", "kind", "choice", "why", "time", "memory", "runner-up"), rows)
 
 
-def choice_of(plan: Plan, f: Flow) -> tuple[str, str, str]:
+def choice_of(plan: PlanDocument, f: Flow) -> tuple[str, str, str]:
     """What was chosen for a flow, why, and what it costs (empty where nothing is known of that)."""
     d = _decision_for(plan.decisions, f)
     if d is None:
@@ -190,7 +139,7 @@ def _decision_for(decisions: Sequence[Decision], f: Flow) -> Decision | None:
     return next((d for d in decisions if d.subject in wanted), None)
 
 
-def _standard(plan: Plan, f: Flow) -> tuple[str, str]:
+def _standard(plan: PlanDocument, f: Flow) -> tuple[str, str]:
     """Choice and reason where no decision was needed."""
     if f.kind == "stop":
         return "cut", f.why + (f", line {f.loc.line}" if f.loc is not None else "")
@@ -210,7 +159,7 @@ def _standard(plan: Plan, f: Flow) -> tuple[str, str]:
     return "reverse", "what was trained enters a loss above"
 
 
-def _remaining(plan: Plan, program: Program | None) -> list[Decision]:
+def _remaining(plan: PlanDocument, program: Program | None) -> list[Decision]:
     flows = program.flows if program is not None else ()
     shown = {id(_decision_for(plan.decisions, f)) for f in flows}
     return [d for d in plan.decisions if id(d) not in shown]
@@ -223,22 +172,3 @@ def _decisions(decisions: Sequence[Decision]) -> Table:
 
 def _cost(d: Decision) -> tuple[str, str]:
     return time_text(d.seconds) if d.seconds is not None else "", size_text(d.bytes) if d.bytes is not None else ""
-
-
-# ---- words
-
-
-def bundle(flows: Iterable[Flow]) -> list[tuple[list[str], Flow]]:
-    """Flows that differ in their source only, together: ``(sources, one of them)``."""
-    found: dict[tuple[object, ...], tuple[list[str], Flow]] = {}
-    for f in flows:
-        key = (f.kind, f.target, f.carries, f.why, str(f.loc), f.source if f.kind == "gradient" else "")
-        found.setdefault(key, ([], f))[0].append(f.source)
-    return list(found.values())
-
-
-def names_text(names: Sequence[str], most: int = 2) -> str:
-    """``a, b and 3 more``."""
-    if len(names) <= most + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most} more"

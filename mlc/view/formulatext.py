@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import sympy
 
+from mlc.passes.formulas.comparison import Formulas
 from mlc.passes.formulas.formulas import Replayed
 from mlc.passes.formulas.peaks import Expr
-
-if TYPE_CHECKING:
-    from mlc.passes.formulas.alternatives import Formulas
 
 __all__ = ["expression_text", "formula_line", "formula_lines"]
 

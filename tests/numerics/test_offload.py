@@ -10,13 +10,15 @@ import pytest
 
 import mlc.compiled.compiled
 from mlc.ir.core import Loop
+from mlc.ir.lowered.contract import Levers
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.verify import verify
-from mlc.passes.lowering.lower import Levers, finish
-from mlc.passes.planning.plan import Plan, joint_of
+from mlc.passes.planning.planned import joint_of
+from mlc.view.plan import Plan
 from tests.numerics import test_data, test_epochs, test_levels
 from tests.numerics.program import Program, check_compiled
 from tests.numerics.test_optimizers import make
+from tests.passes.finishing import finish
 from tests.thinned import every
 
 CASES = [(o, "mlp", 5) for o in ("sgd", "sgd_nesterov", "adam", "adamw_amsgrad", "rmsprop_both", "adafactor")]

@@ -29,7 +29,7 @@ def made() -> tuple[Tensor, ...]:
 
 def chain(w: Tensor, v: Tensor, eta: Tensor, h: Tensor) -> Tensor:
     """eta -> pre -> fine -> result, and eta -> fine: two paths."""
-    a, c = torch.optim.SGD([w], lr=0.5), torch.optim.SGD([v], lr=0.4)
+    a, c = torch.optim.SGD([w], lr=0.5), torch.optim.SGD([v], lr=0.3)
     with mlc.level("pre"):
         for _ in range(60):
             a.zero_grad()
@@ -45,7 +45,7 @@ def chain(w: Tensor, v: Tensor, eta: Tensor, h: Tensor) -> Tensor:
 
 def top_down(w: Tensor, v: Tensor, eta: Tensor, h: Tensor) -> Tensor:
     """eta enters only the middle problem, whose solution enters the bottom one (Betty returns 0 here)."""
-    a, c = torch.optim.SGD([w], lr=0.5), torch.optim.SGD([v], lr=0.4)
+    a, c = torch.optim.SGD([w], lr=0.5), torch.optim.SGD([v], lr=0.3)
     with mlc.level("middle"):
         for _ in range(60):
             a.zero_grad()

@@ -11,10 +11,9 @@ from torch import Tensor
 
 import mlc
 from mlc.ir.core import Eqn, Loop, Region
+from mlc.ir.lowered.contract import Levers, Refused
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.verify import verify
-from mlc.passes.lowering.lower import Levers
-from mlc.passes.microbatch.independence import Refused
 from mlc.passes.microbatch.phases import in_phases
 from mlc.passes.microbatch.split import TAG
 from mlc.passes.planning import search

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mlc.ir.core import Eqn, Region, Var, aten
+from mlc.ir.lowered.contract import Refused
 from mlc.ir.types import TensorType
 from mlc.ir.verify import verify
 from mlc.passes.cost.memory import region_peak
 from mlc.passes.microbatch.dependence import MIXED, SAME, SUM, Shard
-from mlc.passes.microbatch.independence import Analysis, Refused, batchwise
+from mlc.passes.microbatch.independence import Analysis, batchwise
 from mlc.passes.microbatch.split import microbatch
 from mlc.record.retype import Retyper
 from mlc.runtime.interpreter.interpreter import compile_region

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 import mlc
-from mlc.passes.planning.plan import VERSION, Decision, Plan
-from mlc.view import explain
+from mlc import units
+from mlc.passes.planning.plan import VERSION, Decision
+from mlc.view import tables
+from mlc.view.plan import Plan
 from tests import programs
 
 
@@ -56,15 +58,15 @@ def test_names_in_brackets_are_no_markup() -> None:
 
 def test_colours_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = mlc.plan(programs.two_levels())
-    monkeypatch.setattr(explain, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr(tables, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
     assert "\x1b[" in plan.explain()
 
 
 def test_words() -> None:
-    assert explain.names_text(["a", "b", "c"]) == "a, b, c"
-    assert explain.names_text(["a", "b", "c", "d"]) == "a, b and 2 more"
-    assert [explain.size_text(n) for n in (512, 2048, 3 << 40)] == ["512 B", "2.0 KiB", "3.0 TiB"]
-    assert [explain.time_text(s) for s in (2, 0.01, 3e-6)] == ["2.00 s", "10.0 ms", "3 us"]
+    assert tables.names_text(["a", "b", "c"]) == "a, b, c"
+    assert tables.names_text(["a", "b", "c", "d"]) == "a, b and 2 more"
+    assert [units.size_text(n) for n in (512, 2048, 3 << 40)] == ["512 B", "2.0 KiB", "3.0 TiB"]
+    assert [units.time_text(s) for s in (2, 0.01, 3e-6)] == ["2.00 s", "10.0 ms", "3 us"]
 
 
 # ---- files

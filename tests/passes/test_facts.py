@@ -10,7 +10,7 @@ from mlc.ir.core import Loop, Region
 from mlc.passes.cost.facts import Stage, facts_of, flops_of, stages_of
 from mlc.passes.cost.memory import region_peak
 from mlc.passes.cost.timeline import HOLDERS, predicted
-from mlc.passes.planning.plan import stages_for
+from mlc.view.plan import stages_for
 from tests import programs
 
 
@@ -29,7 +29,7 @@ def test_flops_are_those_of_the_counter_of_pytorch() -> None:
     net, meta, x = Net(), nn.Parameter(torch.ones(())), torch.randn(4, 2, 6, 6)
     plan = mlc.plan(mlc.trace(loss, net, meta, x))
     counted = 0
-    for stage in stages_of(plan._stages):
+    for stage in stages_of(plan.stages):
         counted += sum(flops_of(e) for e in stage.region.walk())
     with FlopCounterMode(display=False) as counter:
         loss(net, meta, x).backward()
@@ -43,9 +43,9 @@ def straight(r: Region) -> bool:
 @pytest.mark.parametrize("name", programs.ALL)
 def test_the_timeline_of_a_body_peaks_where_liveness_does(name: str) -> None:
     plan = mlc.plan(programs.ALL[name]())
-    bodies = [e.op.body for s in stages_of(plan._stages) for e in s.region.walk() if isinstance(e.op, Loop)]
+    bodies = [e.op.body for s in stages_of(plan.stages) for e in s.region.walk() if isinstance(e.op, Loop)]
     for r in [b for b in bodies if straight(b)]:
-        (points,) = predicted([Stage("forward", r, frozenset(), frozenset())], plan._stages)
+        (points,) = predicted([Stage("forward", r, frozenset(), frozenset())], plan.stages)
         assert max((p.total for p in points), default=0) == region_peak(r)
 
 
@@ -81,7 +81,7 @@ def test_long_loops_are_thinned_without_losing_their_peak() -> None:
 def test_fates_cover_every_equation() -> None:
     for name in programs.ALL:
         plan = mlc.plan(programs.ALL[name]())
-        for stage in stages_of(plan._stages):
+        for stage in stages_of(plan.stages):
             facts = facts_of(stage)
             assert facts.keys() == set(stage.region.walk())
             results = [e for e in stage.region.eqns if set(e.outs) & stage.results]

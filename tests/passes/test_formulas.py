@@ -11,16 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mlc
+from mlc.ir.lowered.contract import Levers
 from mlc.ir.lowered.slots import replayed_steps
 from mlc.ir.lowered.stages import Stages
 from mlc.passes.cost.equations import Meter
+from mlc.passes.cost.memory import peak_bytes
 from mlc.passes.formulas.breakeven import BreakEven, break_evens, tangent_break
 from mlc.passes.formulas.formulas import Formula, Replayed, Symbols, formula_of, tangent_costs
 from mlc.passes.formulas.tripcounts import Trips, planned_for
-from mlc.passes.lowering.lower import Levers, finish
-from mlc.passes.planning.plan import Plan, joint_of, stages_for
-from mlc.passes.planning.planner import make_plan
-from mlc.passes.planning.search import peak_bytes
+from mlc.passes.planning.planned import joint_of
+from mlc.view.plan import Plan, make_plan, stages_for
+from tests.passes.finishing import finish
 from tests.test_planner import loop, problem
 
 T = sympy.Symbol("T", integer=True, positive=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import mlc
 from mlc.ir.core import Region
-from mlc.passes.microbatch.independence import Refused
+from mlc.ir.lowered.contract import Refused
 from tests.passes.splitting import both, error, is_split
 
 Made = tuple[Callable[..., Any], tuple[Any, ...], list[Tensor]]

@@ -9,9 +9,9 @@ from mlc.ir.core import Loop, Region
 from mlc.ir.verify import verify
 from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.autodiff.jacobian import MOST_COLUMNS, count, forward_stages, legal
+from mlc.passes.cost.memory import peak_bytes
 from mlc.passes.lowering.modes import resolve
-from mlc.passes.planning.plan import Plan
-from mlc.passes.planning.search import peak_bytes
+from mlc.view.plan import Plan
 
 
 def descend(start: Tensor, batches: list[Tensor], lr: Tensor, scale: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def test_a_level_in_reverse() -> None:
 def test_reverse_for_all_and_for_the_only_level_are_the_same_graph() -> None:
     sizes = []
     for flows in ("reverse", {"L1": "reverse"}, "mixed"):
-        stages = mlc.plan(traced(), flows=flows)._stages
+        stages = mlc.plan(traced(), flows=flows).stages
         assert stages is not None
         assert stages.backward is not None
         sizes.append(sum(1 for _ in stages.backward.walk()))

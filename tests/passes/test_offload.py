@@ -11,6 +11,7 @@ import torch
 import mlc
 from mlc.ir.core import Loop, Region
 from mlc.ir.digest import digest
+from mlc.ir.lowered.contract import Levers
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.parse import parse
 from mlc.ir.program import Program
@@ -20,14 +21,14 @@ from mlc.passes.cost import rates
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.facts import stages_of
 from mlc.passes.cost.timeline import predicted
-from mlc.passes.lowering.lower import Levers, finish
 from mlc.passes.planning import search
-from mlc.passes.planning.plan import Plan, joint_of, stages_for
-from mlc.passes.planning.planner import make_plan, sweep
+from mlc.passes.planning.planned import joint_of
 from mlc.passes.remat.offload import LEAST, transfers
 from mlc.view.curve import curve_csv, curve_table
 from mlc.view.diff import changes, compare
+from mlc.view.plan import Plan, make_plan, stages_for, sweep
 from tests.ir.regions import loop_program
+from tests.passes.finishing import finish
 from tests.runtime.test_host import problem
 from tests.test_planner import loop
 

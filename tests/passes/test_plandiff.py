@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import mlc
-from mlc.passes.planning.plan import Decision, Plan
+from mlc.passes.planning.plan import Decision
 from mlc.view.diff import changes, compare
+from mlc.view.plan import Plan
 from tests import programs
 
 

@@ -10,12 +10,14 @@ from torch import nn
 
 import mlc
 import mlc.compiled.compiled
+from mlc.ir.lowered.contract import Levers
 from mlc.passes.cost.facts import stages_of
+from mlc.passes.cost.memory import peak_bytes
 from mlc.passes.cost.timeline import HOLDERS, predicted
-from mlc.passes.lowering.lower import Levers, finish
-from mlc.passes.planning.plan import joint_of, stages_for
-from mlc.passes.planning.search import peak_bytes
+from mlc.passes.planning.planned import joint_of
 from mlc.runtime.interpreter.recording import REPLAY
+from mlc.view.plan import stages_for
+from tests.passes.finishing import finish
 from tests.test_planner import OPTIMIZERS, loop
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

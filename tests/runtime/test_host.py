@@ -13,11 +13,13 @@ from torch import Tensor, nn
 import mlc
 import mlc.compiled.compiled
 from mlc.ir.core import Loop
-from mlc.passes.lowering.lower import Levers, finish
-from mlc.passes.planning.plan import Plan, joint_of
-from mlc.passes.planning.search import peak_bytes
+from mlc.ir.lowered.contract import Levers
+from mlc.passes.cost.memory import peak_bytes
+from mlc.passes.planning.planned import joint_of
 from mlc.runtime.interpreter import host
 from mlc.runtime.interpreter.host import Column, Incoming, Lane, Parcel, Reader, Shelf
+from mlc.view.plan import Plan
+from tests.passes.finishing import finish
 from tests.test_planner import OPTIMIZERS, loop
 
 BASE = torch.arange(60.0).reshape(3, 4, 5)

@@ -288,7 +288,7 @@ def distinct(depth: int) -> set[str]:
         return net(xs[0]).square().mean()
 
     weight = torch.ones(4, requires_grad=True)
-    stages = mlc.plan(mlc.trace(loop, Net(depth), weight, [torch.randn(3, 4) for _ in range(4)]))._stages
+    stages = mlc.plan(mlc.trace(loop, Net(depth), weight, [torch.randn(3, 4) for _ in range(4)])).stages
     assert stages is not None
     assert stages.backward is not None
     return {key_of(body) for r in bodies(stages.forward, stages.backward) for body in segments(r)}

@@ -14,7 +14,8 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from mlc.trace.python.inputs import Roots, walk
+from mlc.trace.python.inputs import walk
+from mlc.trace.python.places import Roots
 from tests.trace.watched import watch
 
 

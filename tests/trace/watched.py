@@ -7,8 +7,10 @@ from typing import Any
 
 from mlc.compiled.commit import commit
 from mlc.trace.python.changes import Changes, changes, without
-from mlc.trace.python.inputs import Roots, walk
-from mlc.trace.python.reads import Found, Reads
+from mlc.trace.python.found import Found
+from mlc.trace.python.inputs import walk
+from mlc.trace.python.places import Roots
+from mlc.trace.python.reads import Reads
 from mlc.trace.python.world import World
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from mlc.ir.program import Flow, Program
+from mlc.ir.problem import Flow, Problem
 
 __all__ = ["Cut", "LevelGraph"]
 
@@ -42,7 +42,7 @@ class LevelGraph:
             nodes' ``role`` is ``"meta"`` or ``"level"``.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Problem) -> None:
         self.program = program
         self.graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
         for i in program.metas:

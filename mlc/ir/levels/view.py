@@ -16,7 +16,7 @@ from mlc.ir.core import Eqn, Grad, Loop, Region, Stop, Var
 from mlc.ir.fx import region_to_fx
 from mlc.ir.levels.steps import Step, find_steps
 from mlc.ir.levels.valuegraph import ValueGraph
-from mlc.ir.program import Level, Program
+from mlc.ir.problem import Level, Problem
 
 __all__ = ["LevelView"]
 
@@ -28,7 +28,7 @@ class LevelView:
     code.
     """
 
-    def __init__(self, program: Program, level: Level) -> None:
+    def __init__(self, program: Problem, level: Level) -> None:
         self.program = program
         self.level = level
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Eqn, Grad, Loop, Region, Stop, Var
+from mlc.ir.lowered.nesting import map_bodies
 from mlc.passes.autodiff.forward import pushforward
 from mlc.passes.autodiff.reverse import Deeper, Inside, Passing, active_vars, outermost, passes, pull_eqn, pullback
 from mlc.passes.rules.recorded import NoRule
@@ -295,8 +296,6 @@ def lower_grad(b: Builder, rec: GradRecord) -> list[Var]:
 
 def lower_grads(region: Region, policy: Policy) -> Region:
     """The region with every inner gradient lowered, loop bodies included."""
-    from mlc.passes.autodiff.loops import map_bodies
-
     b = Builder(policy=policy)
     env = {v: b.input(v.type, n) for v, n in zip(region.inputs, _names(region), strict=True)}
     Tape(b, region, env, Policy("reverse", policy.stop))

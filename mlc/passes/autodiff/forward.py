@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-from mlc.ir.builder import Builder
-from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Solve, Stop, Var, aten
+from mlc.ir.builder import Builder, contiguous_type
+from mlc.ir.core import Alias, Call, Custom, Eqn, Index, Pack, SafeSqrt, Stop, Var, aten
 from mlc.ir.types import SeqType, TensorType
-from mlc.passes.rules.recorded import NoRule, forward_rule
+from mlc.passes.autodiff.transpose import forward_rule
+from mlc.passes.rules.recorded import NoRule
 
-__all__ = ["NotForward", "pushforward"]
+__all__ = ["PUSH", "NotForward", "push_eqn", "pushforward"]
 
 
 class NotForward(NoRule):
@@ -48,6 +50,10 @@ def pushforward(
     return out
 
 
+# Forward rules of primitives with regions in them: filled where these rules are (:mod:`mlc.passes.autodiff.loops`).
+PUSH: dict[type[Any], Callable[[Builder, Eqn, dict[Var, Var]], None]] = {}
+
+
 def push_eqn(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     """Forward rule of one equation; enters tangents of its results into ``tan``."""
     op = e.op
@@ -57,12 +63,8 @@ def push_eqn(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
         return
     elif isinstance(op, SafeSqrt):
         tan[e.outs[0]] = _safe_sqrt(b, e, tan[e.args[0]])
-    elif isinstance(op, Solve):
-        raise NotForward(f"the solve of level {op.level} is differentiated in reverse")
-    elif isinstance(op, Loop):
-        from mlc.passes.autodiff.loops import push_loop
-
-        push_loop(b, e, tan)
+    elif type(op) in PUSH:
+        PUSH[type(op)](b, e, tan)
     elif isinstance(op, Pack):
         parts = tuple(tan[v] if v in tan else b.zero(v.type) for v in e.args)
         tan[e.outs[0]] = b.emit(Pack(), parts, (e.outs[0].type,))[0]
@@ -72,6 +74,8 @@ def push_eqn(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
         tan[e.outs[0]] = b.emit(op, (seq,), (seq.type.elem,))[0]
     elif isinstance(op, Custom):
         raise NotForward(f"{op.title} is a custom autograd.Function: its backward is differentiated in reverse")
+    elif isinstance(op, Call):
+        _push_call(b, e, tan)
     else:
         _push_aten(b, e, tan)
 
@@ -84,6 +88,16 @@ def _safe_sqrt(b: Builder, e: Eqn, t: Var) -> Var:
     (half,) = b.emit(aten("mul", "Scalar"), (t, 0.5), (t.type,))
     (quotient,) = b.emit(aten("div", "Tensor"), (half, y), (ty,))
     return b.emit(aten("masked_fill", "Scalar"), (quotient, zero, 0), (ty,))[0]
+
+
+def _push_call(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
+    op = e.op
+    assert isinstance(op, Call)
+    which = tuple([v in tan and v.type.is_float for v in e.args])
+    derived = Call(f"push {op.title}", op.callee.pushed(which, len(e.outs)), op.seconds)
+    args = (*e.args, *e.outs, *[tan[v] for v, w in zip(e.args, which, strict=True) if w])
+    types = [contiguous_type(v.type) for v in e.outs]
+    tan.update(zip(e.outs, b.emit(derived, args, types, loc=e.loc, tag="tangent"), strict=True))
 
 
 def _push_aten(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:

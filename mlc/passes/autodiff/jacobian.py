@@ -17,16 +17,16 @@ from torch import Tensor
 
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Custom, Eqn, Loop, Region, Stop, Var
+from mlc.ir.lowered.nesting import map_bodies
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Program
 from mlc.ir.types import TensorType, Type
 from mlc.passes.autodiff.adjoint import Policy, Tape, lower_grads
 from mlc.passes.autodiff.forward import NotForward
-from mlc.passes.autodiff.loops import map_bodies
 from mlc.passes.autodiff.reverse import Inside, Passing, active_vars, loop_activity, outermost
 from mlc.passes.autodiff.tangents import Pusher
 from mlc.passes.remat.prune import prune
-from mlc.passes.rules.recorded import _mode
+from mlc.passes.rules.recorded import fake_mode
 from mlc.record.recorder import Recorder
 
 __all__ = ["MOST_COLUMNS", "count", "forward_stages", "legal"]
@@ -163,7 +163,7 @@ def _seeds(b: Builder, types: Sequence[Type], k: int) -> list[Var]:
     if k == 1:
         return [b.one(types[0])]
     ends = list(accumulate((_elements(t) for t in types), initial=0))
-    rec = Recorder(merge=True, fake_mode=_mode())
+    rec = Recorder(merge=True, fake_mode=fake_mode())
     with rec:
         made: list[Tensor] = []
         for t, start in zip(types, ends[:-1], strict=True):
@@ -177,7 +177,7 @@ def _seeds(b: Builder, types: Sequence[Type], k: int) -> list[Var]:
 
 def _contraction(program: Program, region: Region, reach: _Reach, columns: dict[int, Var]) -> Region:
     """Backward stage: ``(columns..., cotangents...) -> hypergradients``."""
-    rec = Recorder(merge=True, fake_mode=_mode())
+    rec = Recorder(merge=True, fake_mode=fake_mode())
     metas = [region.inputs[i].type for i in reach.metas]
     saved = {j: rec.fresh(rec.builder.input(v.type, f"columns_{j}")) for j, v in columns.items()}
     given = {j: rec.fresh(rec.builder.input(contiguous_type(region.outputs[j].type), f"ct_{j}")) for j in reach.outputs}

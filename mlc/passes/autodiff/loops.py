@@ -7,45 +7,18 @@ direction pushes tangents, reading the emitted carries.  Complexity: one body ad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from mlc.ir.builder import Builder
+from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Eqn, Grad, Loop, Region, Stop, Var, elem_type
+from mlc.ir.loopview import LoopView
 from mlc.ir.types import SeqType
 from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape
-from mlc.passes.autodiff.forward import pushforward
-from mlc.passes.autodiff.reverse import loop_activity, passes
+from mlc.passes.autodiff.forward import PUSH, pushforward
+from mlc.passes.autodiff.reverse import PULL, add_cotangent, loop_activity, passes
 
-__all__ = ["map_bodies", "nested_gradients", "pull_loop", "push_loop"]
-
-
-def map_bodies(region: Region, f: Callable[[Region], Region]) -> Region:
-    """Apply ``f`` to the bodies of the region's loops (not recursively)."""
-    eqns = []
-    for e in region.eqns:
-        if isinstance(e.op, Loop):
-            op = replace(e.op, body=f(e.op.body))
-            if op.replay is not None:
-                op = replace(op, replay=replace(op.replay, body=f(op.replay.body)))
-            e = e.with_(op=op)
-        eqns.append(e)
-    return Region(region.inputs, tuple(eqns), region.outputs, region.names)
-
-
-class _Parts:
-    """Arguments and body inputs of a loop by role."""
-
-    def __init__(self, e: Eqn) -> None:
-        op = e.op
-        assert isinstance(op, Loop)
-        self.op = op
-        nc, nk = op.n_carry, op.n_const
-        self.init, self.consts, self.seqs = e.args[:nc], e.args[nc : nc + nk], e.args[nc + nk :]
-        ins = op.body.inputs
-        self.in_carry, self.in_const, self.in_seq = ins[:nc], ins[nc : nc + nk], ins[nc + nk :]
-        self.next, self.emit = op.body.outputs[:nc], op.body.outputs[nc:]
-        self.final, self.emitted = e.outs[:nc], e.outs[nc:]
+__all__ = ["nested_gradients", "pull_loop", "push_loop"]
 
 
 def nested_gradients(region: Region) -> frozenset[Eqn]:
@@ -87,7 +60,7 @@ def saved_values(body: Region) -> list[Var]:
 def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:
     """Reverse rule of a loop: adds a loop in the opposite direction and cotangents of its inputs to ``cts``."""
     policy = b.policy
-    p = _Parts(b.current(e))
+    p = LoopView(b.current(e))
     carried, _ = loop_activity(b.current(e), active, policy.through)
     consts = [i for i, v in enumerate(p.consts) if v in active]
     seqs = [i for i, v in enumerate(p.seqs) if v in active]
@@ -113,13 +86,11 @@ def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None
     types = [v.type for v in body.outputs[: op.n_carry]] + [op.sequence(v.type) for v in body.outputs[op.n_carry :]]
     outs = b.emit(op, args, types, loc=e.loc, tag="adjoint")
     targets = [*[p.init[i] for i in carried], *[p.consts[i] for i in consts], *[p.seqs[i] for i in seqs]]
-    from mlc.passes.autodiff.reverse import _give
-
     for v, ct in zip(targets, outs, strict=True):
-        _give(b, cts, v, ct, active)
+        add_cotangent(b, cts, v, ct, active)
 
 
-def _reaching(p: _Parts, carried: list[int], wanted: set[int], given: list[int]) -> list[int]:
+def _reaching(p: LoopView, carried: list[int], wanted: set[int], given: list[int]) -> list[int]:
     """The carries that may have a cotangent: wanted behind the loop, or read on the way to one, or to what is emitted.
 
     Running statistics and averages that only the final state needs have none, so nothing is kept for them.
@@ -135,12 +106,10 @@ def _reaching(p: _Parts, carried: list[int], wanted: set[int], given: list[int])
         wanted = more
 
 
-def _adjoint_body(p: _Parts, carried: list[int], consts: list[int], seqs: list[int], given: list[int],
+def _adjoint_body(p: LoopView, carried: list[int], consts: list[int], seqs: list[int], given: list[int],
                   cts: dict[Var, Var], wrt: list[Var], keep: list[Var], policy: Policy, reverse_over: frozenset[Eqn],
                   ) -> tuple[Region, list[Var]]:  # fmt: skip
     """Body of the adjoint loop, and the forward body's values that it reads (carries and saved values)."""
-    from mlc.ir.builder import contiguous_type
-
     b = Builder(policy=policy)
     ct_carry = [b.input(contiguous_type(p.in_carry[i].type), f"ct_{i}") for i in carried]
     ct_const = [b.input(contiguous_type(p.in_const[i].type), f"acc_{i}") for i in consts]
@@ -184,9 +153,7 @@ def _zero(b: Builder, v: Var) -> Var:
 
 def push_loop(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     """Forward rule of a loop: a loop in the same direction over tangents, reading the emitted carries."""
-    from mlc.ir.builder import contiguous_type
-
-    p = _Parts(b.current(e))
+    p = LoopView(b.current(e))
     given = {v for v in (*p.init, *p.consts, *p.seqs) if v in tan}
     carried, _ = loop_activity(b.current(e), given, b.policy.through)
     consts = [i for i, v in enumerate(p.consts) if v in tan]
@@ -219,3 +186,7 @@ def push_loop(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     results = b.emit(op, args, types, loc=e.loc, tag="tangent")
     tan.update((p.final[i], r) for i, r in zip(carried, results[: len(carried)], strict=True))
     tan.update((p.emitted[i], r) for i, r in zip(emits, results[len(carried) :], strict=True))
+
+
+PULL[Loop] = pull_loop
+PUSH[Loop] = push_loop

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch._ops import OpOverload
 
 from mlc.errors import DifferentiationError
-from mlc.ir.builder import Builder
-from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Solve, Stop, Tell, Var, aten
+from mlc.ir.builder import Builder, contiguous_type
+from mlc.ir.core import Alias, Call, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Tell, Var, aten
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.rules.recorded import NoRule, differentiable_outs, reverse_rule
 
 __all__ = [
+    "PULL",
     "Deeper",
     "Inside",
     "Passing",
     "active_vars",
+    "add_cotangent",
     "dependence",
     "loop_activity",
     "outermost",
@@ -166,38 +168,40 @@ def pullback(b: Builder, eqns: Sequence[Eqn], seeds: dict[Var, Var], wrt: Sequen
     return cts
 
 
+# Reverse rules of primitives with regions in them, which differentiate those in turn: filled where these rules are
+# (:mod:`mlc.passes.autodiff.loops`).
+PULL: dict[type[Any], Callable[[Builder, Eqn, dict[Var, Var], set[Var]], None]] = {}
+
+
 def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passing: bool = False) -> None:
     """Reverse rule of one equation, any operator; adds to ``cts``."""
     op = e.op
     if isinstance(op, (Alias, Tell)) or (isinstance(op, Stop) and passing):
-        _give(b, cts, e.args[0], cts[e.outs[0]], active)
+        add_cotangent(b, cts, e.args[0], cts[e.outs[0]], active)
     elif isinstance(op, (Stop,)) or e.impure:
         return
     elif isinstance(op, SafeSqrt):
-        _give(b, cts, e.args[0], _safe_sqrt(b, e, cts[e.outs[0]]), active)
-    elif isinstance(op, Solve):
-        from mlc.passes.responses.solving import pull_solve
-
-        pull_solve(b, e, cts, active)
-    elif isinstance(op, Loop):
-        from mlc.passes.autodiff.loops import pull_loop
-
-        pull_loop(b, e, cts, active)
+        add_cotangent(b, cts, e.args[0], _safe_sqrt(b, e, cts[e.outs[0]]), active)
+    elif type(op) in PULL:
+        PULL[type(op)](b, e, cts, active)
     elif isinstance(op, Pack):
         ct = cts[e.outs[0]]
         assert isinstance(ct.type, SeqType)
         for i, v in enumerate(e.args):
             if v in active:
-                _give(b, cts, v, b.emit(Index(i), (ct,), (ct.type.elem,))[0], active)
+                add_cotangent(b, cts, v, b.emit(Index(i), (ct,), (ct.type.elem,))[0], active)
     elif isinstance(op, Index):
         _pull_index(b, e, cts, active)
     elif isinstance(op, Custom):
         _pull_custom(b, e, cts, active)
+    elif isinstance(op, Call):
+        _pull_call(b, e, cts, active)
     else:
         _pull_aten(b, e, cts, active)
 
 
-def _give(b: Builder, cts: dict[Var, Var], v: Var, ct: Var, active: set[Var]) -> None:
+def add_cotangent(b: Builder, cts: dict[Var, Var], v: Var, ct: Var, active: set[Var]) -> None:
+    """Add a cotangent to that of a value, if it may have one."""
     if v in active:
         cts[v] = b.add(cts.get(v), ct)
 
@@ -241,7 +245,20 @@ def _pull_custom(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> N
         if has:
             g = next(grads)
             if type(v) is Var:
-                _give(b, cts, v, g, active)
+                add_cotangent(b, cts, v, g, active)
+
+
+def _pull_call(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:
+    op = e.op
+    assert isinstance(op, Call)
+    wanted = tuple([v in active and v.type.is_float for v in e.args])
+    given = tuple([v in cts for v in e.outs])
+    targets = [v for v, w in zip(e.args, wanted, strict=True) if w]
+    derived = Call(f"pull {op.title}", op.callee.pulled(wanted, given), op.seconds)
+    args = (*e.args, *e.outs, *[cts[v] for v in e.outs if v in cts])
+    types = [contiguous_type(v.type) for v in targets]
+    for v, ct in zip(targets, b.emit(derived, args, types, loc=e.loc, tag="backward"), strict=True):
+        add_cotangent(b, cts, v, ct, active)
 
 
 def _pull_aten(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:
@@ -258,4 +275,4 @@ def _pull_aten(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> Non
     outs = iter(b.inline(rule.region, [*ins, *e.outs, *grads_in], tag="backward", loc=e.loc))
     for v, has in zip([v for v in ins if v in active], rule.present, strict=True):
         if has:
-            _give(b, cts, v, next(outs), active)
+            add_cotangent(b, cts, v, next(outs), active)

@@ -18,13 +18,14 @@ from dataclasses import replace
 import torch
 
 from mlc.ir.builder import Builder, contiguous_type
-from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt, Solve, Stop, Var, aten, map_vars
+from mlc.ir.core import Alias, Call, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt, Solve, Stop, Var, aten, map_vars
+from mlc.ir.loopview import LoopView
 from mlc.ir.types import SeqType, TensorType, Type
 from mlc.passes.autodiff.forward import NotForward, push_eqn
-from mlc.passes.autodiff.loops import _Parts
 from mlc.passes.autodiff.reverse import Inside, Through, loop_activity
+from mlc.passes.autodiff.transpose import forward_rule
 from mlc.passes.autodiff.vmapped import batched_type, inline_batched, slice_type
-from mlc.passes.rules.recorded import NoRule, forward_rule
+from mlc.passes.rules.recorded import NoRule
 
 __all__ = ["Pusher"]
 
@@ -84,6 +85,8 @@ class Pusher:
             return
         if self.k == 1 or isinstance(e.op, Alias | Index | Custom) or e.impure:
             push_eqn(self.b, e, self.tan)
+        elif isinstance(e.op, Call):
+            raise NotForward(f"{e.op.title} runs as it is, with one tangent at a time")
         elif isinstance(e.op, SafeSqrt):
             self.tan[e.outs[0]] = self._safe_sqrt(e)
         elif isinstance(e.op, Pack):
@@ -134,7 +137,7 @@ class Pusher:
         if e.op.replay is not None:  # type: ignore[union-attr]
             raise NotForward("a loop that rebuilds its states is differentiated in reverse only")
         here = e.with_(args=map_vars(e.args, self.env.__getitem__))
-        p = _Parts(here)
+        p = LoopView(here)
         carried, _ = loop_activity(here, set(self.tan), self.through)
         consts = [i for i, v in enumerate(p.consts) if v in self.tan]
         seqs = [i for i, v in enumerate(p.seqs) if v in self.tan]
@@ -154,7 +157,7 @@ class Pusher:
         self.tan.update((primal[i], t) for i, t in zip(carried, outs[op.n_carry : nc], strict=True))
         self.tan.update((primal[op.n_carry + i], t) for i, t in zip(emits, outs[nc + op.n_emit :], strict=True))
 
-    def _body(self, p: _Parts, carried: list[int], consts: list[int], seqs: list[int]) -> tuple[Region, list[int]]:
+    def _body(self, p: LoopView, carried: list[int], consts: list[int], seqs: list[int]) -> tuple[Region, list[int]]:
         """Body of the fused loop, and which emitted sequences have tangents."""
         deep = self.through is True
         inner = Pusher(Builder(policy=self.b.policy), self.k, bool(deep) or "inner",

@@ -21,7 +21,7 @@ from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Alias, Eqn, Region, Stop, Var, aten, map_vars
 from mlc.ir.trees import flatten
 from mlc.ir.types import SeqType, TensorType, Type
-from mlc.passes.rules.recorded import NoRule, _mode, _rebuild, signature
+from mlc.passes.rules.recorded import NoRule, fake_mode, signature, with_values
 from mlc.record.recorder import Recorder
 
 __all__ = ["batched_type", "inline_batched", "slice_type"]
@@ -99,7 +99,7 @@ def _rule(e: Eqn, batched: tuple[bool, ...], n_outs: int) -> Region | None:
 
 
 def _record(e: Eqn, batched: tuple[bool, ...], n_outs: int) -> Region:
-    rec = Recorder(merge=True, fake_mode=_mode())
+    rec = Recorder(merge=True, fake_mode=fake_mode())
     ins: list[Tensor] = []
     for v in e.inputs:
         t = rec.fresh(rec.builder.input(v.type))
@@ -107,7 +107,7 @@ def _record(e: Eqn, batched: tuple[bool, ...], n_outs: int) -> Region:
         ins.append(t)
 
     def call(*values: Tensor) -> tuple[Tensor, ...]:
-        args, kwargs = _rebuild([list(e.args), dict(e.kwargs)], list(values))
+        args, kwargs = with_values([list(e.args), dict(e.kwargs)], list(values))
         return tuple([t for t in flatten(e.op(*args, **kwargs)) if isinstance(t, Tensor)])  # type: ignore[operator]
 
     before = torch._C._functorch._is_vmap_fallback_enabled()  # type: ignore[attr-defined]

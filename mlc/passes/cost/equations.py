@@ -14,7 +14,7 @@ import torch
 from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry
 
-from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Random, Region, SafeSqrt, Stop, Var, map_vars
+from mlc.ir.core import Alias, Call, Custom, Eqn, Feed, Index, Loop, Pack, Random, Region, SafeSqrt, Stop, Var, map_vars
 from mlc.ir.inplace import schema_of
 from mlc.ir.keys import equation_key
 from mlc.ir.lowered.slots import replayed_steps
@@ -125,6 +125,8 @@ class Meter:
         op = e.op
         if isinstance(op, _FREE):
             return _NOTHING
+        if isinstance(op, Call):
+            return Cost(seconds=op.seconds)
         if isinstance(op, Loop):
             once = self._body(op.body) * op.count
             if op.replay is None:

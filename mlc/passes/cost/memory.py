@@ -11,18 +11,29 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from mlc.ir.core import Eqn, Loop, Region, Solve, Var
 from mlc.ir.lowered.reuse import shared_with
 from mlc.ir.lowered.slots import Slots
+from mlc.ir.lowered.stages import Stages
 from mlc.ir.types import SeqType, TensorType, resident
 from mlc.passes.cost.storage import Book, own_bytes, roots_of, workspace
 
 __all__ = [
-    "Footprint", "LoopMemory", "Profile", "Replays", "freed_carries", "held_at", "liveness", "rebuilt_of",
-    "region_peak", "root_of", "roots_of", "set_bytes",
+    "Footprint",
+    "LoopMemory",
+    "Profile",
+    "Replays",
+    "freed_carries",
+    "held_at",
+    "liveness",
+    "peak_bytes",
+    "rebuilt_of",
+    "region_peak",
+    "root_of",
+    "roots_of",
+    "set_bytes",
 ]  # fmt: skip
 
 
@@ -106,7 +117,7 @@ class Footprint:
         book.enter_loop(e, i, loop.results, loop.keeps)
         return max(during, book.live)
 
-    def hand_over(self, book: Book, stages: Any) -> tuple[list[Var], int]:
+    def hand_over(self, book: Book, stages: Stages) -> tuple[list[Var], int]:
         """What the call holds once the forward stage has run.
 
         Args:
@@ -116,6 +127,7 @@ class Footprint:
         Returns:
             Inputs of the backward stage that die in it, and bytes of results beside them.
         """
+        assert stages.backward is not None
         first: dict[Var, Var] = {}
         own, counted = [], set[Var]()
         outputs = stages.forward.outputs
@@ -330,3 +342,13 @@ def rebuilt_of(op: Loop) -> set[Var]:
 
 def _bytes(values: Iterable[Var]) -> int:
     return sum(resident(v.type) for v in values)
+
+
+def peak_bytes(stages: Stages, footprint: Footprint | None = None) -> int:
+    """Predicted peak of a call beyond its inputs: the forward stage, or what is kept and the backward stage."""
+    footprint = Footprint() if footprint is None else footprint
+    forward = footprint.region(stages.forward)
+    if stages.backward is None:
+        return forward.peak
+    owned, results = footprint.hand_over(forward.book, stages)
+    return max(forward.peak, results + footprint.region(stages.backward, owned).peak)

@@ -16,9 +16,8 @@ import sympy
 
 from mlc.ir.core import Region, Var
 from mlc.ir.lowered.stages import Stages
-from mlc.passes.cost.memory import Footprint, Profile
+from mlc.passes.cost.memory import Footprint, Profile, peak_bytes
 from mlc.passes.formulas.tripcounts import Trips
-from mlc.passes.planning.search import peak_bytes
 
 __all__ = ["FAR", "OFF", "Expr", "Peaks", "affine"]
 

@@ -15,11 +15,12 @@ from torch._ops import OpOverload
 
 from mlc.ir.builder import contiguous, dce, renamed
 from mlc.ir.core import Eqn, Loop, Region, Var, aten
+from mlc.ir.lowered.contract import Refused
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.types import SeqType, TensorType, nbytes
 from mlc.passes.cost.equations import flops
 from mlc.passes.microbatch.dependence import PARTS, Shard, shape_of
-from mlc.passes.microbatch.independence import Analysis, Refused, batchwise, followed
+from mlc.passes.microbatch.independence import Analysis, batchwise, followed
 from mlc.passes.microbatch.part import FACTORIES, LABEL, Part, Unexpected
 from mlc.record.retype import shared
 

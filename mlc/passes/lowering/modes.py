@@ -9,41 +9,20 @@ with the number of elements.  All are exact; an operator that cannot go forward 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlc.errors import PlanError
-from mlc.ir.core import Eqn
-from mlc.ir.lowered.stages import Joint, Stages
+from mlc.ir.lowered.contract import Modes
 from mlc.ir.program import Program
-from mlc.passes.autodiff.adjoint import Policy
-from mlc.passes.autodiff.forward import NotForward
-from mlc.passes.lowering.lower import differentiate
-from mlc.passes.responses.respond import differences, gradients_of, respond
 from mlc.passes.responses.response import Response
 
-__all__ = ["MODES", "Modes", "check_flows", "differentiated", "resolve"]
+__all__ = ["MODES", "check_flows", "resolve"]
 
 MODES = ("mixed", "reverse", "forward")
 _USE = (
     'use "mixed", "reverse" or "forward", or a dict from names of levels or meta-parameters to these, or of levels to '
     'responses such as mlc.Implicit("cg")'
 )
-
-
-@dataclass(frozen=True)
-class Modes:
-    """What ``flows`` means for one program.
-
-    Attributes:
-        mode: Of the whole program.
-        levels: Modes of the inner gradients of single levels, where they differ from it.
-        responses: How the derivative of what a level trained is obtained, by name of the level, where it is not exact.
-    """
-
-    mode: str
-    levels: Mapping[str, str] = field(default_factory=dict)
-    responses: Mapping[str, Response] = field(default_factory=dict)
 
 
 def check_flows(flows: Any) -> None:
@@ -118,25 +97,3 @@ def _subject(name: Any, levels: set[str], metas: set[str]) -> str:
             advice="there are " + ", ".join(sorted(levels) + sorted(metas)),
         )
     return source
-
-
-def differentiated(program: Program, modes: Modes, policy: Policy) -> tuple[Joint | Stages, str, str]:
-    """The program differentiated under these modes and responses.
-
-    Returns:
-        What :func:`mlc.passes.lowering.lower.finish` takes, the mode that was used, and why it is not the one asked for
-        (empty when it is).
-    """
-    policy = replace(policy, mode=modes.mode, reverse=_gradients(program, modes))
-    policy = replace(policy, differences=differences(program, modes.responses))
-    program = respond(program, modes.responses, policy)
-    try:
-        return differentiate(program, policy), modes.mode, ""
-    except NotForward as why:
-        return differentiate(program, replace(policy, mode="mixed")), "mixed", str(why)
-
-
-def _gradients(program: Program, modes: Modes) -> frozenset[Eqn]:
-    """Gradient equations of the levels that go in reverse."""
-    chosen = [x for x in program.levels if modes.levels.get(x.name) == "reverse"]
-    return frozenset(e for level in chosen for e in gradients_of(program, level))

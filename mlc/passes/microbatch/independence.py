@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlc.ir.core import Alias, Custom, Eqn, Region, Stop, Var, map_vars
-from mlc.ir.types import Loc, SeqType, TensorType, nbytes
+from mlc.ir.lowered.contract import Refused
+from mlc.ir.types import SeqType, TensorType, nbytes
 from mlc.passes.microbatch.dependence import MIXED, SAME, SUM, Dependence, Local, Shard, Site, shape_of
 from mlc.passes.microbatch.rules import heavy, linear_rule, name_of, rule_for
 
@@ -24,25 +25,6 @@ __all__ = ["Analysis", "Placed", "Refused", "batchwise", "followed"]
 
 _TRIALS, _MORE = 12, 8
 _CONE = 200
-
-
-@dataclass(frozen=True)
-class Refused:
-    """Why a batch cannot be split: a reason for people, and the user's line.
-
-    Attributes:
-        reason: One sentence.
-        loc: Where examples meet; None when no line is to blame.
-        work: How far single examples had been followed until then: heavy operators, bytes of values.
-        divides: Whether it is only that the batch cannot be cut into so many equal parts.
-        at: Position of the equation where they meet; None when it is not about one.
-    """
-
-    reason: str
-    loc: Loc | None = None
-    work: tuple[int, int] = (0, 0)
-    divides: bool = False
-    at: int | None = None
 
 
 @dataclass(frozen=True)

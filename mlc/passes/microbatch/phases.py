@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from mlc.ir.builder import renamed
 from mlc.ir.core import Eqn, Region, Var
+from mlc.ir.lowered.contract import Refused
 from mlc.passes.cost.equations import flops
-from mlc.passes.microbatch.independence import Refused
 from mlc.passes.microbatch.split import microbatch
 from mlc.passes.remat.inlined import TAG
 

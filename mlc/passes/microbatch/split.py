@@ -13,9 +13,10 @@ from torch._ops import OpOverload
 
 from mlc.ir.builder import dce, renamed
 from mlc.ir.core import Eqn, Loop, Region, Var, aten
+from mlc.ir.lowered.contract import Refused
 from mlc.ir.types import nbytes
 from mlc.passes.microbatch.dependence import MIXED, SUM, Shard
-from mlc.passes.microbatch.independence import Analysis, Refused, batchwise
+from mlc.passes.microbatch.independence import Analysis, batchwise
 from mlc.passes.microbatch.part import LABEL, TAG, Part, Unexpected
 from mlc.passes.remat.schedule import on_demand
 from mlc.record.retype import shared

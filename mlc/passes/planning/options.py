@@ -11,6 +11,7 @@ import torch
 
 from mlc.errors import PlanError
 from mlc.passes.lowering.modes import check_flows
+from mlc.passes.lowering.pipeline import check_passes
 from mlc.units import parse_memory
 
 __all__ = ["check_levers", "check_options", "free_memory", "planning"]
@@ -28,6 +29,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise PlanError(f"backend={options['backend']!r}", advice='use "auto", "interpreter" or "inductor"')
     check_flows(options.get("flows"))
     check_levers(options.get("levers"))
+    check_passes(options.get("passes"))
     for name in ("precision", "mesh"):
         if options.get(name) is not None:
             raise PlanError(f"{name}={options[name]!r} is not supported yet", advice=f"leave {name} out")

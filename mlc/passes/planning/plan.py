@@ -1,4 +1,4 @@
-"""Plans: the decisions of the compiler as data - what was chosen for each flow, why, what it costs."""
+"""Plans as data: the decisions of the compiler - what was chosen for each flow, why, what it costs."""
 
 from __future__ import annotations
 
@@ -6,21 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlc.errors import PlanError
-from mlc.ir.digest import digest
-from mlc.ir.lowered.stages import Joint, Stages
-from mlc.ir.program import Program
-from mlc.passes.autodiff.adjoint import Policy
-from mlc.passes.formulas.alternatives import Formulas, Rivals, formulas_of
-from mlc.passes.lowering.lower import Levers, finish
-from mlc.passes.lowering.modes import Modes, differentiated
+from mlc.ir.lowered.contract import Context, Levers, Modes
 from mlc.passes.responses.response import read
-from mlc.shown import Shown
-from mlc.view.explain import explain
 
-__all__ = ["VERSION", "Decision", "Plan", "joint_of", "stages_for"]
+__all__ = ["VERSION", "Decision", "PlanDocument", "read_plan"]
 
 VERSION = 1
 
@@ -38,7 +30,7 @@ class Decision(BaseModel):
     runner_up: str = ""
 
 
-class Plan(Shown, BaseModel):
+class PlanDocument(BaseModel):
     """What the compiler decided for one program.
 
     Attributes:
@@ -51,7 +43,7 @@ class Plan(Shown, BaseModel):
         responses: How the derivative of what a level trained is obtained, by name of the level, where not exactly.
         stop: Meaning of stops, ``"all"`` or ``"inner"``.
         backend: ``"interpreter"`` or ``"inductor"``.
-        price: Seconds of a call that a byte of its peak was worth (see :class:`mlc.passes.lowering.lower.Levers`).
+        price: Seconds of a call that a byte of its peak was worth (see :class:`mlc.ir.lowered.contract.Levers`).
         slots: Sets of states kept per loop, the others replayed; None: all of them.
         parts: Micro-batches, where examples are independent.
         offload: Bytes of an element from which on what loops keep for their adjoint rests on the host; None: nothing.
@@ -59,6 +51,7 @@ class Plan(Shown, BaseModel):
         peak_bytes: Predicted peak of what a call allocates beyond its inputs, bytes.
         host_bytes: Predicted bytes that rest on the host beside them.
         seconds: Predicted time of forward and backward, seconds.
+        passes: Names of the passes, where they are not :data:`mlc.passes.lowering.pipeline.PIPELINE`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,32 +72,10 @@ class Plan(Shown, BaseModel):
     peak_bytes: int = 0
     host_bytes: int = 0
     seconds: float = 0.0
-    _bound: Program | None = PrivateAttr(default=None)
-    _stages: Stages | None = PrivateAttr(default=None)
-    _rivals: Rivals | None = PrivateAttr(default=None)
-    _formulas: Formulas | None = PrivateAttr(default=None)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and self.model_dump() == other.model_dump()
+    passes: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
-
-    def bind(self, program: Program) -> Plan:
-        """Remember the program that the plan was made for (in memory only); returns the plan.
-
-        Raises:
-            PlanError: when it belongs to another program.
-        """
-        if self.program != digest(program):
-            raise PlanError("this plan belongs to another program", advice="plan the program again with mlc.plan")
-        self._bound = program
-        return self
-
-    @property
-    def bound(self) -> Program | None:
-        """The program it was made for; None for a plan that was loaded without one."""
-        return self._bound
 
     @property
     def levers(self) -> Levers:
@@ -112,58 +83,26 @@ class Plan(Shown, BaseModel):
         return Levers(self.price, self.slots, self.parts, offload=self.offload)
 
     @property
+    def context(self) -> Context:
+        """What the passes are told."""
+        return Context(self.modes, self.stop, self.levers)
+
+    @property
     def modes(self) -> Modes:
         """Which way derivatives go, and how each level responds."""
         return Modes(self.mode, self.flows, {name: read(x) for name, x in self.responses.items()})
-
-    @property
-    def formulas(self) -> Formulas:
-        """Time (seconds), peak (bytes) and flops as sympy expressions in the trips of the loops; break-even points.
-
-        Computed when asked for. A plan that was loaded knows no other plans to compare with.
-
-        Raises:
-            PlanError: for a plan that was loaded without its program.
-        """
-        if self._formulas is None:
-            if self._bound is None:
-                raise PlanError("a plan alone has no formulas", advice="Plan.load(path, program)")
-            stages = stages_for(self._bound, self)
-            self._formulas = formulas_of(
-                stages,
-                self._bound,
-                self._rivals,
-                mode=self.mode,
-                compiled=self.backend == "inductor",
-                budget=self.memory,
-            )
-            self._rivals = None
-        return self._formulas
-
-    def explain(self, verbose: bool = False) -> str:
-        """Levels, flows, what was chosen for each and why, on one screen; ``verbose``: and where time and memory go."""
-        return explain(self, self._bound, verbose)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
         Path(path).write_text(self.model_dump_json(indent=2) + "\n")
 
-    @classmethod
-    def load(cls, path: str | Path, program: Program | None = None) -> Plan:
-        """Read a plan.
 
-        Args:
-            path: A file that :meth:`save` wrote.
-            program: The program to use it with, if it is there already.
+def read_plan(path: Path) -> dict[str, Any]:
+    """The fields of a plan that was saved.
 
-        Raises:
-            PlanError: when the file is malformed, from a newer version, or belongs to another program.
-        """
-        plan = _read(Path(path))
-        return plan if program is None else plan.bind(program)
-
-
-def _read(path: Path) -> Plan:
+    Raises:
+        PlanError: when the file is malformed, or from a newer version.
+    """
     again = "make it again with mlc.plan(program).save(path)"
     try:
         data = json.loads(path.read_text())
@@ -180,26 +119,8 @@ def _read(path: Path) -> Plan:
             advice=f"update mlc, or {again}",
         )
     try:
-        return Plan.model_validate(data)
+        return PlanDocument.model_validate(data).model_dump()
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(x) for x in first["loc"])
         raise PlanError(f"{path} is no plan: {where}: {first['msg']}", advice=again) from None
-
-
-def stages_for(program: Program, plan: Plan) -> Stages:
-    """Stage graphs of a program under a plan.
-
-    Raises:
-        PlanError: when the plan belongs to another program.
-    """
-    if plan.program != digest(program):
-        raise PlanError("this plan belongs to another program", advice="plan the program again with mlc.plan")
-    if plan._stages is not None and plan.bound is program:
-        return plan._stages
-    return finish(joint_of(program, plan), plan.levers)
-
-
-def joint_of(program: Program, plan: Plan) -> Joint | Stages:
-    """The program differentiated as a plan says, before anything is decided about memory."""
-    return differentiated(program, plan.modes, Policy(plan.mode, plan.stop))[0]

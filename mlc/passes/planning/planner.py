@@ -11,22 +11,25 @@ from typing import Any
 import torch
 
 from mlc.errors import BudgetError
-from mlc.ir.core import Eqn, Region
+from mlc.ir.core import Region
 from mlc.ir.digest import digest
+from mlc.ir.lowered.contract import Context, Findings, Modes
 from mlc.ir.program import Program
 from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.autodiff.jacobian import count, legal
 from mlc.passes.cost.equations import Meter, device_of
-from mlc.passes.formulas.alternatives import Rivals
-from mlc.passes.lowering.modes import Modes, differentiated, resolve
+from mlc.passes.lowering.modes import resolve
+from mlc.passes.lowering.pipeline import PIPELINE, Passes, check_passes, differentiated, names
+from mlc.passes.planning.alternatives import Alternatives
 from mlc.passes.planning.options import check_options, free_memory
-from mlc.passes.planning.plan import Decision, Plan
+from mlc.passes.planning.plan import Decision, PlanDocument
+from mlc.passes.planning.planned import PlannedProgram
 from mlc.passes.planning.search import Candidate, Search, front, thrift
 from mlc.passes.responses.asked import asked, decided, lost, needs_reverse, refuse_forward
 from mlc.passes.responses.response import written
 from mlc.units import parse_memory, size_text, time_text
 
-__all__ = ["FEW", "budget_of", "make_plan", "sweep", "usable"]
+__all__ = ["FEW", "budget_of", "plan_program", "planned_sweep", "usable"]
 
 FEW = 8  # most tangents for which forward mode is tried without being asked for
 _SHARE = 0.8  # of what the device has free
@@ -38,8 +41,9 @@ _HIDDEN = 0.05  # of a call, that copies add, for them to count as hidden: those
 _LEFT, _COMPILE, _CALLS = 0.5, 0.3, 500
 
 
-def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
-              flows: Any = None, precision: Any = None, mesh: Any = None, levers: Any = None) -> Plan:  # fmt: skip
+def plan_program(program: Program, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
+              flows: Any = None, precision: Any = None, mesh: Any = None, levers: Any = None, passes: Any = None,
+              ) -> PlannedProgram:  # fmt: skip
     """Choose the fastest exact plan that fits the memory.
 
     Raises:
@@ -47,10 +51,10 @@ def make_plan(program: Program, *, memory: Any = None, backend: str = "auto", st
         PlanError: for options that make no sense.
     """
     given = {"backend": backend, "stop_gradient": stop_gradient, "flows": flows, "precision": precision, "mesh": mesh}
-    check_options({**given, "levers": levers})
+    check_options({**given, "levers": levers, "passes": passes})
     wanted = parse_memory(memory)
     with _no_collection():
-        planner = _Planner(program, flows, stop_gradient)
+        planner = _Planner(program, flows, stop_gradient, check_passes(passes))
         if wanted == "min":
             chosen = min((s.frugal() for s in planner.searches), key=thrift)
         else:
@@ -83,11 +87,11 @@ def usable(budget: int) -> int:
     return budget - min(_SPARE, budget // _OF_BUDGET)
 
 
-def sweep(program: Program, *, backend: str = "auto", stop_gradient: str = "all", flows: Any = None,
-          say: Callable[[str], None] = lambda text: None) -> list[Plan]:  # fmt: skip
+def planned_sweep(program: Program, *, backend: str = "auto", stop_gradient: str = "all", flows: Any = None,
+          passes: Any = None, say: Callable[[str], None] = lambda text: None) -> list[PlannedProgram]:  # fmt: skip
     """The whole curve of time and memory: one plan for each point, fastest first; ``say`` hears where it is."""
     with _no_collection():
-        planner = _Planner(program, flows, stop_gradient)
+        planner = _Planner(program, flows, stop_gradient, check_passes(passes))
         points = front(c for s in planner.searches for c in s.curve(say))
         return [planner.plan(c, c.peak, backend) for c in points]
 
@@ -95,31 +99,31 @@ def sweep(program: Program, *, backend: str = "auto", stop_gradient: str = "all"
 class _Planner:
     """Searches of a program, one per mode that may be used."""
 
-    def __init__(self, program: Program, flows: Any, stop: str) -> None:
+    def __init__(self, program: Program, flows: Any, stop: str, passes: Passes) -> None:
         self.program = program
         self.stop = stop
         self.asked = resolve(program, flows)
-        self.responses = asked(program, flows)
-        self.fallbacks: dict[str, str] = {}
+        self.passes = passes
         self.fixed: frozenset[str] = frozenset()
-        self.why_not = ""
         self.searches: list[Search] = []
+        self.responses = asked(program, flows)
         modes = replace(self.asked or Modes("mixed"), responses=self.responses)
         refuse_forward(modes)
         lost(program, self.responses)
-        joint, used, self.why_not = differentiated(program, modes, Policy("mixed", stop, self._note))
-        self.modes = Modes(used, modes.levels if used == modes.mode else {}, self.responses)
-        self.searches.append(Search(used, joint))
+        self.found = self._search(modes)
+        self.modes = Modes(self.found.mode, modes.levels if self.found.mode == modes.mode else {}, self.responses)
         few = self.asked is None and not needs_reverse(self.responses) and 0 < count(program) <= FEW
         if few and legal(program, Policy("forward", stop)) is None:
-            joint, used, why = differentiated(
-                program, Modes("forward", responses=self.responses), Policy("forward", stop)
-            )
-            if not why:
-                self.searches.append(Search(used, joint))
+            self._search(Modes("forward", responses=self.responses))
 
-    def _note(self, e: Eqn, why: str) -> None:
-        self.fallbacks[str(e.loc)] = why
+    def _search(self, modes: Modes) -> Findings:
+        """A search of the program under these modes, unless one under the mode that they come to is there already."""
+        context = Context(modes, self.stop, findings=Findings())
+        joint = differentiated(self.program, context, self.passes)
+        found = context.findings
+        if not self.searches or not found.why_not:
+            self.searches.append(Search(found.mode, joint, self.passes))
+        return found
 
     def fastest(self, budget: int) -> Candidate:
         """The fastest candidate within the budget.
@@ -146,22 +150,19 @@ class _Planner:
         search = next(s for s in self.searches if s.mode == c.mode)
         return search.at(replace(c.levers, **levers))
 
-    def plan(self, c: Candidate, budget: int | None, backend: str) -> Plan:
+    def plan(self, c: Candidate, budget: int | None, backend: str) -> PlannedProgram:
         """The plan of a candidate."""
         how, seconds, lowering = self._backend(c, backend)
-        made = Plan(
+        made = PlanDocument(
             program=digest(self.program), memory=budget, mode=c.mode, stop=self.stop,
             flows=dict(self.modes.levels) if c.mode == self.modes.mode else {},
-            responses={name: written(r) for name, r in self.responses.items()},
-            backend=how,
+            responses={name: written(r) for name, r in self.responses.items()}, backend=how,
             price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts, offload=c.levers.offload,
             decisions=(*self._modes(c), *decided(self.program, self.responses), *self._levers(c, budget), lowering),
             peak_bytes=c.peak, seconds=seconds,
-            host_bytes=c.transfers.bytes,
-        ).bind(self.program)  # fmt: skip
-        made._stages = c.stages
-        made._rivals = Rivals(c, self.searches, _LEFT)
-        return made
+            host_bytes=c.transfers.bytes, passes=() if self.passes == PIPELINE else names(self.passes),
+        )  # fmt: skip
+        return PlannedProgram(self.program, made, c.stages, Alternatives(c, self.searches, _LEFT), self.passes)
 
     def _backend(self, c: Candidate, asked: str) -> tuple[str, float, Decision]:
         """How regions are lowered, the predicted seconds of a call then, and why."""
@@ -186,9 +187,9 @@ class _Planner:
         out = []
         other = next((s.at(s.ladder()[0]) for s in self.searches if s.mode != c.mode), None)
         if self.asked is not None and self.asked.mode != "mixed":
-            reason = f"{self.asked.mode} was asked for, but {self.why_not}" if self.why_not else "asked for"
+            reason = f"{self.asked.mode} was asked for, but {self.found.why_not}" if self.found.why_not else "asked for"
             out.append(
-                Decision(subject="mode", choice=c.mode, reason=reason, runner_up="" if self.why_not else "mixed")
+                Decision(subject="mode", choice=c.mode, reason=reason, runner_up="" if self.found.why_not else "mixed")
             )
         elif other is not None:
             k = count(self.program)
@@ -197,7 +198,7 @@ class _Planner:
             out.append(Decision(subject="mode", choice=c.mode, reason=reason, seconds=c.seconds, bytes=c.peak,
                                 runner_up=_point(other.mode, other)))  # fmt: skip
         for level in self.program.levels[1:]:
-            why = self.fallbacks.get(str(level.loc))
+            why = self.found.fallbacks.get(str(level.loc))
             if c.mode != "mixed":
                 out.append(Decision(subject=level.name, choice=c.mode, reason="the mode of the whole program"))
             elif level.name in self.modes.levels:

@@ -16,15 +16,16 @@ from functools import cached_property
 import torch
 
 from mlc.ir.core import Loop
+from mlc.ir.lowered.contract import Context, Findings, Levers, Refused
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.passes.cost.equations import Meter, device_of
-from mlc.passes.cost.memory import Footprint, set_bytes
-from mlc.passes.lowering.lower import Levers, finish
-from mlc.passes.microbatch.independence import Refused, batchwise
+from mlc.passes.cost.memory import peak_bytes, set_bytes
+from mlc.passes.lowering.pipeline import PIPELINE, Passes, lowered
+from mlc.passes.microbatch.independence import batchwise
 from mlc.passes.planning.options import free_memory
 from mlc.passes.remat.offload import LEAST, Transfers, transfers
 
-__all__ = ["Candidate", "Search", "front", "peak_bytes", "thrift"]
+__all__ = ["Candidate", "Search", "front", "thrift"]
 
 # Prices of a byte, in times of moving it once: each step buys about a quarter of what is left to buy.
 _PRICES = (0.0, 2.0, 8.0, 32.0, 128.0, 512.0, 1024.0, 8192.0)
@@ -58,16 +59,6 @@ class Candidate:
     transfers: Transfers = field(default_factory=Transfers)
 
 
-def peak_bytes(stages: Stages, footprint: Footprint | None = None) -> int:
-    """Predicted peak of a call beyond its inputs: the forward stage, or what is kept and the backward stage."""
-    footprint = Footprint() if footprint is None else footprint
-    forward = footprint.region(stages.forward)
-    if stages.backward is None:
-        return forward.peak
-    owned, results = footprint.hand_over(forward.book, stages)
-    return max(forward.peak, results + footprint.region(stages.backward, owned).peak)
-
-
 @dataclass
 class Search:
     """Candidates of one program under one mode, evaluated when they are asked for.
@@ -75,10 +66,12 @@ class Search:
     Args:
         mode: How derivatives go.
         joint: The differentiated program.
+        passes: The pipeline.
     """
 
     mode: str
     joint: Joint | Stages
+    passes: Passes = PIPELINE
     found: dict[Levers, Candidate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -93,8 +86,9 @@ class Search:
         """The candidate with these levers."""
         known = self.found.get(levers)
         if known is None:
-            refused: list[Refused] = []
-            stages = finish(self.joint, levers, refused.append)
+            context = Context(levers=levers, findings=Findings())
+            stages = lowered(self.joint, context, self.passes)
+            refused = context.findings.refused
             seconds = self.meter.region(stages.forward).seconds
             seconds += 0.0 if stages.backward is None else self.meter.region(stages.backward).seconds
             copies = self._copies(stages) if levers.offload is not None else Transfers()

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.lowered.contract import Context, Graphs
 from mlc.ir.lowered.slots import replayed_steps
+from mlc.ir.lowered.stages import Stages
 from mlc.ir.types import SeqType, TensorType, nbytes
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.memory import rebuilt_of, roots_of
 
-__all__ = ["LEAST", "Transfers", "offload", "transfers"]
+__all__ = ["LEAST", "Offload", "Transfers", "offload", "transfers"]
 
 LEAST = 2**16  # bytes of an element below which starting a copy costs more than the memory is worth
 
@@ -33,6 +35,24 @@ class Transfers:
 
     bytes: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Offload:
+    """Marks of loops whose emissions rest on the host (``stages -> stages``)."""
+
+    name: ClassVar[str] = "offload"
+    takes: ClassVar[type[Stages]] = Stages
+    ensures: ClassVar[str] = "no value changes; loops say which of their emissions rest on the host"
+
+    def apply(self, graphs: Graphs, context: Context) -> Graphs:
+        """From as many bytes of an element on as the levers name; nothing where they name none."""
+        assert isinstance(graphs, Stages)
+        if context.levers.offload is None:
+            return graphs
+        both = (graphs.forward, *([] if graphs.backward is None else [graphs.backward]))
+        found = offload(both, context.levers.offload)
+        return replace(graphs, forward=found[0], backward=found[1] if len(found) > 1 else None)
 
 
 def offload(regions: Iterable[Region], least: int) -> tuple[Region, ...]:

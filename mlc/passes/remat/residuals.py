@@ -96,7 +96,7 @@ def _keep(region: Region, pair: Pair, price: float, meter: Meter) -> Region:
         return price * resident(v.type) * count
 
     def redo(e: Eqn) -> float | None:
-        return None if e.impure else meter(e).seconds * count
+        return None if e.once else meter(e).seconds * count
 
     try:
         kept = choose(primal, demanded, keep, redo)

@@ -109,7 +109,7 @@ def _once(region: Region, at: int, price: float, cut: int, meter: Meter) -> Regi
         return region
 
     def redo(e: Eqn) -> float | None:
-        if e.impure or isinstance(e.op, Loop) or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)):
+        if e.once or isinstance(e.op, Loop) or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)):
             return None
         return meter(e).seconds
 

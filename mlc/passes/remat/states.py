@@ -74,7 +74,7 @@ def _sparse(e: Eqn, slots: int, price: float, meter: Meter) -> Eqn | None:
         return price * resident(v.type) * trips
 
     def redo(x: Eqn) -> float | None:
-        return None if x.impure else meter(x).seconds * again * trips
+        return None if x.once else meter(x).seconds * again * trips
 
     while True:
         wanted = [op.body.outputs[i] for i in sorted(carries)]

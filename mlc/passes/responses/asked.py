@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from mlc.errors import PlanError
+from mlc.ir.lowered.contract import Modes
 from mlc.ir.program import Level, Program
-from mlc.passes.lowering.modes import Modes
 from mlc.passes.planning.plan import Decision
 from mlc.passes.responses.response import (
     Evolution,

@@ -20,11 +20,11 @@ from torch import Tensor
 from mlc.errors import PlanError
 from mlc.ir.builder import Builder, contiguous, contiguous_type
 from mlc.ir.core import Custom, Eqn, Noise, Region, Stop, Tell, Var
+from mlc.ir.lowered.nesting import map_bodies
 from mlc.ir.program import Program
 from mlc.ir.types import TensorType, Type
 from mlc.passes.autodiff.adjoint import Policy, Tape, lower_grads
 from mlc.passes.autodiff.forward import NotForward
-from mlc.passes.autodiff.loops import map_bodies
 from mlc.passes.autodiff.reverse import outermost
 from mlc.passes.autodiff.tangents import Pusher
 from mlc.passes.responses.again import Again, again

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Alias, Eqn, Region, Solve, Var, aten
-from mlc.passes.autodiff.reverse import pullback
+from mlc.passes.autodiff.forward import PUSH, NotForward
+from mlc.passes.autodiff.reverse import PULL, pullback
 
 __all__ = ["negated", "pull_solve"]
 
@@ -54,6 +55,14 @@ def _copied(b: Builder, body: Region, env: dict[Var, Var]) -> list[Eqn]:
         outs = b.copy_eqn(x, env)
         found.update((b.position[v], b.eqns[b.position[v]]) for v in outs)
     return [found[i] for i in sorted(found)]
+
+
+def _not_forward(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
+    raise NotForward("the solve of an implicit response is differentiated in reverse")
+
+
+PULL[Solve] = pull_solve
+PUSH[Solve] = _not_forward
 
 
 def negated(b: Builder, v: Var) -> Var:

@@ -25,9 +25,8 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
-from mlc.errors import DifferentiationError, MlcError
-from mlc.ir.builder import Builder
-from mlc.ir.core import Alias, Eqn, Region, Var
+from mlc.errors import MlcError
+from mlc.ir.core import Eqn, Region, Var
 from mlc.ir.keys import equation_key
 from mlc.ir.trees import flatten
 from mlc.ir.types import TensorType, Type
@@ -54,7 +53,8 @@ _CACHE: dict[Any, Rule | NoRule] = {}
 _MODE: FakeTensorMode | None = None
 
 
-def _mode() -> FakeTensorMode:
+def fake_mode() -> FakeTensorMode:
+    """The mode of fake tensors that all rules are recorded under."""
     global _MODE
     if _MODE is None:
         _MODE = FakeTensorMode(allow_non_fake_inputs=False)
@@ -70,14 +70,15 @@ def _type_of(v: Var) -> Type:
     return v.type
 
 
-def _rebuild(a: Any, values: list[Tensor]) -> Any:
+def with_values(a: Any, values: list[Tensor]) -> Any:
+    """Arguments with the next of ``values`` (which are taken out of the list) in place of each variable."""
     t = type(a)
     if t is Var:
         return values.pop(0)
     if t is tuple or t is list:
-        return t([_rebuild(x, values) for x in a])
+        return t([with_values(x, values) for x in a])
     if t is dict:
-        return {k: _rebuild(v, values) for k, v in a.items()}
+        return {k: with_values(v, values) for k, v in a.items()}
     return a
 
 
@@ -150,10 +151,13 @@ def differentiable_outs(e: Eqn) -> tuple[bool, ...]:
     return found
 
 
-def forward_rule(e: Eqn, active: Given) -> Rule:
+def forward_rule(e: Eqn, active: Given, transposed: Callable[[Eqn, Given], Rule]) -> Rule:
     """Forward rule of ``e``: inputs ``(*e.inputs, *e.outs, *tangents)``, one result per out.
 
-    ``active[i]`` is the type of the tangent of input i, or None when it has none.
+    Args:
+        e: The equation.
+        active: For each of ``e.inputs``, the type of its tangent, or None when it has none.
+        transposed: The rule from transposing the reverse rule, where PyTorch has none that can be trusted.
     """
     key = ("jvp", signature(e), active)
 
@@ -165,7 +169,7 @@ def forward_rule(e: Eqn, active: Given) -> Rule:
         try:
             return _first(e, ways, lambda way: _record_forward(e, active, way))
         except NoRule:
-            return _transposed(e, active)
+            return transposed(e, active)
 
     return _cached(key, make)
 
@@ -221,7 +225,7 @@ class _RuleTape:
     """Fakes for one equation's inputs, results and the (co)tangents."""
 
     def __init__(self, e: Eqn, active: tuple[bool, ...], extra: Sequence[Type]) -> None:
-        self.rec = Recorder(merge=True, fake_mode=_mode())
+        self.rec = Recorder(merge=True, fake_mode=fake_mode())
         self.e = e
         b = self.rec.builder
         self.ins = [self._fake(b.input(v.type), a) for v, a in zip(e.inputs, active, strict=True)]
@@ -238,7 +242,7 @@ class _RuleTape:
 
     def call(self, way: Callable[..., Any], ins: Sequence[Tensor]) -> list[Tensor]:
         """Run the operator; its results stand for the equation's results."""
-        args = _rebuild([list(self.e.args), dict(self.e.kwargs)], list(ins))
+        args = with_values([list(self.e.args), dict(self.e.kwargs)], list(ins))
         result = [t for t in flatten(way(*args[0], **args[1])) if isinstance(t, Tensor)]
         if len(result) != len(self.outs):
             raise NoRule(f"{self.e.op}: results differ")
@@ -294,27 +298,3 @@ def _record_forward(e: Eqn, active: Given, way: Callable[..., Any]) -> Rule:
     if not any(r is not None for r in results):
         raise NoRule(f"{e.op}: no tangent")  # not to be trusted: the reverse rule decides whether it is zero
     return tape.rule(results, [v.type for v in e.outs])
-
-
-def _transposed(e: Eqn, active: Given) -> Rule:
-    """Forward rule from the reverse rule, by differentiating the latter in its cotangent (linear in it)."""
-    from mlc.passes.autodiff.reverse import pullback
-
-    given = tuple([v.type if d else None for v, d in zip(e.outs, differentiable_outs(e), strict=True)])
-    back = reverse_rule(e, tuple([a is not None for a in active]), given)
-    b = Builder()
-    ins = [b.input(v.type) for v in (*e.inputs, *e.outs)]
-    tangents = [b.input(a) for a in active if a is not None]
-    probes = [b.emit(Alias(), (b.zero(g),), (g,))[0] for g in given if g is not None]
-    start = len(b.eqns)
-    outs = b.inline(back.region, [*ins, *probes])
-    seeds: dict[Var, Var] = {}
-    for o, t in zip(outs, [t for t, p in zip(tangents, back.present, strict=True) if p], strict=True):
-        seeds[o] = b.add(seeds.get(o), t)
-    try:
-        found = pullback(b, b.eqns[start:], seeds, probes)
-    except DifferentiationError as err:
-        raise NoRule(str(err)) from err
-    probe = iter(probes)
-    results = [found.get(next(probe)) if g is not None else None for g in given]
-    return Rule(b.region([r for r in results if r is not None]), tuple([r is not None for r in results]))

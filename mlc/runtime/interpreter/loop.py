@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlc.ir.core import Eqn, Feed, Loop, Noise, Region, Solve, Tell
+from mlc.ir.core import Call, Eqn, Feed, Loop, Noise, Region, Solve, Tell
 from mlc.runtime.interpreter.host import Column, Reader, Shelf
 from mlc.runtime.interpreter.interpreter import Executable, compile_region
 from mlc.runtime.interpreter.recording import REPLAY, each_trip
@@ -107,14 +107,16 @@ def link(
     def special(e: Eqn) -> Callable[..., Any] | None:
         if isinstance(e.op, Solve):
             return SolveRunner(e.op, compiled(e.op.body), tell)
-        if isinstance(e.op, Loop):
-            return LoopRunner(e.op, compiled(e.op.body), None if e.op.replay is None else compiled(e.op.replay.body))
         if isinstance(e.op, Noise):
             return noise_runner(e)
         if isinstance(e.op, Tell):
             return tell_runner(e.op, tell)
+        if isinstance(e.op, Loop):
+            return LoopRunner(e.op, compiled(e.op.body), None if e.op.replay is None else compiled(e.op.replay.body))
         if isinstance(e.op, Feed):
             return feed(e.op)
+        if isinstance(e.op, Call):
+            return e.op.callee
         return draw(e)
 
     return special

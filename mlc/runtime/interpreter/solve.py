@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from mlc.implicit.solve import Packing, Solve
+from mlc.implicit.linear.solve import Packing, Solve
 from mlc.implicit.solvers import SOLVERS
 from mlc.ir.core import Eqn, Tell
 from mlc.ir.core import Solve as SolveOp

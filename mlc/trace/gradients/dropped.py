@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlc.ir.core import Eqn, Grad, Stop, Var
 from mlc.trace.gradients.grads import get_grad
-
-if TYPE_CHECKING:
-    from mlc.trace.gradients.taken import Gradients
+from mlc.trace.gradients.store import GradientStore
 
 __all__ = ["dropped_ways"]
 
 
-def dropped_ways(gradients: Gradients, live: set[Var]) -> list[str]:
+def dropped_ways(gradients: GradientStore, live: set[Var]) -> list[str]:
     """Warnings: gradients that the result needs, which stop at a training that was not declared."""
     ob = gradients.observer
     found: dict[str, None] = {}
@@ -26,7 +24,7 @@ def dropped_ways(gradients: Gradients, live: set[Var]) -> list[str]:
     ]:
         if out is not None and out not in live:
             continue
-        update = _update_between(gradients, losses, ob._bit_of[target], depth)
+        update = _update_between(gradients, losses, ob.bit_of[target], depth)
         if update is not None:
             found[
                 f"the gradient taken at {loc} stops at the update at {update}, as in PyTorch: what was trained "
@@ -36,7 +34,7 @@ def dropped_ways(gradients: Gradients, live: set[Var]) -> list[str]:
     return list(found)
 
 
-def _update_between(gradients: Gradients, losses: Sequence[Var], bit: int, depth: int) -> Any:
+def _update_between(gradients: GradientStore, losses: Sequence[Var], bit: int, depth: int) -> Any:
     """The line of an update on the way from the losses to a value; None where only other state is (an average)."""
     for e in _back(gradients, losses, bit, depth):
         held = isinstance(e.op, Stop) and e.op.level is not None and e.op.level <= depth
@@ -45,7 +43,7 @@ def _update_between(gradients: Gradients, losses: Sequence[Var], bit: int, depth
     return None
 
 
-def _back(gradients: Gradients, start: Sequence[Var], bit: int, depth: int) -> Iterator[Eqn]:
+def _back(gradients: GradientStore, start: Sequence[Var], bit: int, depth: int) -> Iterator[Eqn]:
     """Equations on the ways back to a value, updates of trainings included."""
     through = gradients.reach(depth, through=True)
     seen: set[Var] = set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,15 +23,12 @@ from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.levels.flows import find_levels
 from mlc.passes.responses.respond import respond
 from mlc.trace.gradients.unroll import Unroll
-
-if TYPE_CHECKING:
-    from mlc.trace.recorder.observer import Observer
-    from mlc.trace.recorder.tracer import External
+from mlc.trace.recorder.drawing import Drawing
 
 __all__ = ["evaluate"]
 
 
-def evaluate(observer: Observer, vs: Sequence[Var]) -> list[Tensor]:
+def evaluate(observer: Drawing, vs: Sequence[Var]) -> list[Tensor]:
     """The values of ``vs``, which the last ``grad`` equation gave.
 
     Memory: every step up to here is kept while it runs, as by a plain unroll.
@@ -53,7 +50,7 @@ def evaluate(observer: Observer, vs: Sequence[Var]) -> list[Tensor]:
     return [_laid_out(observer, x, v) for x, v in zip(found, vs, strict=True)]
 
 
-def _answered(observer: Observer, region: Region, externals: Sequence[External]) -> Region:
+def _answered(observer: Drawing, region: Region, externals: Sequence[Any]) -> Region:
     """The recording so far with the responses of its levels."""
     asked = {n: r for n, r in observer.responses.items() if r is not None}
     asked.update({n.partition(" -> ")[0]: r for n, r in observer.flows.items() if isinstance(n, str)})
@@ -68,7 +65,7 @@ def _answered(observer: Observer, region: Region, externals: Sequence[External])
     return respond(program, responses, Policy()).region
 
 
-def _laid_out(observer: Observer, found: Tensor, v: Var) -> Tensor:
+def _laid_out(observer: Drawing, found: Tensor, v: Var) -> Tensor:
     ty = v.type
     assert isinstance(ty, TensorType)
     with observer.pause(), torch.no_grad():
@@ -78,7 +75,7 @@ def _laid_out(observer: Observer, found: Tensor, v: Var) -> Tensor:
 class Replay(Unroll):
     """An unroll of the recording so far, on the items that were drawn."""
 
-    def __init__(self, observer: Observer, eqns: tuple[Eqn, ...], externals: Any) -> None:
+    def __init__(self, observer: Drawing, eqns: tuple[Eqn, ...], externals: Any) -> None:
         super().__init__(eqns, [x.var for x in externals])
         self._observer = observer
         self._drawn: dict[tuple[int, int], int] = {}

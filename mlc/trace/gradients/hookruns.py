@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from mlc.ir.core import Var
 from mlc.trace.gradients.grads import get_grad
-
-if TYPE_CHECKING:
-    from mlc.trace.gradients.hooksites import Sites
+from mlc.trace.gradients.hooksites import Sites
 
 __all__ = ["Run"]
 

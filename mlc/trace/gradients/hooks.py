@@ -28,6 +28,7 @@ from mlc.ir.core import Stop, Var
 from mlc.ir.types import TensorType
 from mlc.trace.gradients.hookruns import Run
 from mlc.trace.gradients.hooksites import Recorded, Site, Sites, key_of
+from mlc.trace.gradients.store import GradientStore
 
 __all__ = ["Hooks"]
 
@@ -37,13 +38,19 @@ _TABLES = ("_backward_hooks", "_post_accumulate_grad_hooks")
 class Hooks(Sites):
     """Backward hooks of one recorded run of the user's function."""
 
+    def __init__(self, gradients: GradientStore) -> None:
+        super().__init__(gradients)
+        self.runs: list[Run] = []  # of autograd's engine, the innermost last
+
     # ---- registration
 
     def register(self, t: Tensor, fn: Any, table: str) -> Any:
         """``t.register_hook(fn)`` in the loop, or ``register_post_accumulate_grad_hook``."""
         if torch._C._functorch.is_functorch_wrapped_tensor(t) or t.layout is not torch.strided:
-            raise self.refused("is put on a tensor inside torch.func, or on a sparse one",
-                               "take the gradient with torch.autograd.grad, of a dense tensor")  # fmt: skip
+            raise self.refused(
+                "is put on a tensor inside torch.func, or on a sparse one",
+                "take the gradient with torch.autograd.grad, of a dense tensor",
+            )
         put = self._originals[table]
         with torch._C.DisableTorchFunction():
             if t.is_leaf or not t.requires_grad or table != "_backward_hooks":
@@ -63,8 +70,10 @@ class Hooks(Sites):
         if known is not None and known.table is not None:
             return known
         if ob.nested:
-            raise self.refused("is put on a tensor inside the forward or backward of a custom Function",
-                               "put it on the tensor that goes in or comes out")  # fmt: skip
+            raise self.refused(
+                "is put on a tensor inside the forward or backward of a custom Function",
+                "put it on the tensor that goes in or comes out",
+            )
         site = self.of_view(t) if part else self.of_whole(t)
         # Stays when the user's hooks are removed: then the gradient goes on as it is.
         self._originals["_backward_hooks"](t, Recorded(None, lambda _, g: self._arrived(site, [g])))
@@ -148,14 +157,14 @@ class Hooks(Sites):
             self.gradients.create_graph = run.create_graph
             ob.next_stretch()
 
-    def _after(self, t: Tensor, fn: Any, _: Any) -> None:
+    def _after(self, t: Tensor, fn: object, _: object) -> None:
         """A hook that runs when a gradient was accumulated."""
         run = self.runs[-1]
         with self._recording():
             run.settle(t)
             self._call(run, fn, t)
 
-    def _on_leaf(self, t: Tensor, fn: Any, g: Tensor) -> Any:
+    def _on_leaf(self, t: Tensor, fn: object, g: Tensor) -> Any:
         """A hook that sees the gradient of a leaf."""
         run = self.runs[-1]
         with self._recording():
@@ -183,7 +192,7 @@ class Hooks(Sites):
         reach = self.gradients.reach()
         there = reach.among(losses, [w for w, g in zip(site.after, grads, strict=True) if g is not None])
         beyond = reach.beyond(losses)
-        if any(ob._bit_of[w] & beyond for w in there):
+        if any(ob.bit_of[w] & beyond for w in there):
             raise self.beyond()
         targets = [w for w in site.after if w in there]
         outs = dict(zip(targets, self.gradients.equation(run.pairs, targets, *run.where, run.level), strict=True))
@@ -241,7 +250,7 @@ class Hooks(Sites):
         s = self.observer.handle(g).storage
         return g._version, id(s), s.version
 
-    def _result(self, run: Run, fn: Any, given: Tensor, g: Tensor) -> tuple[Tensor | None, Var]:
+    def _result(self, run: Run, fn: object, given: Tensor, g: Tensor) -> tuple[Tensor | None, Var]:
         """What a hook returned, and the value of the gradient after it."""
         before = self._state(given)
         self._ran.add(key_of(fn))
@@ -262,10 +271,10 @@ class Hooks(Sites):
             return g
         return self.gradients.bound(g, v, run.create_graph)
 
-    def _value(self, run: Run, g: Any, like: Tensor) -> Any:
+    def _value(self, run: Run, g: object, like: Tensor) -> Any:
         if not isinstance(g, Tensor):
             return None  # PyTorch refuses it
-        return self.observer._fit(self.observer.read(g, run.create_graph), TensorType.of(like))
+        return self.observer.fitted(self.observer.read(g, run.create_graph), TensorType.of(like))
 
     def _lower(self, site: Site, run: Run) -> None:
         """A gradient of an outer level, taken with PyTorch's graph, sees the hook, too."""
@@ -299,10 +308,11 @@ class Hooks(Sites):
             if not through and (changing or hooks - self._ran):
                 raise CaptureError(
                     "a backward hook stands between the loop and its result: it would run when the result is "
-                    "differentiated, outside of the call", loc=site.loc,
+                    "differentiated, outside of the call",
+                    loc=site.loc,
                     advice="put it only on tensors that backward() in the loop reaches (such as: if self.training), "
                     "remove it before the last forward pass, or write it as a torch.autograd.Function",
-                )  # fmt: skip
+                )
             if hooks and (changing or not through):
                 found.append(
                     f"the backward hook put on at {site.loc} does not run when the result is differentiated: the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -14,10 +14,7 @@ from mlc.errors import CaptureError
 from mlc.ir.core import Stop, Var
 from mlc.ir.types import Loc, TensorType
 from mlc.record.handles import Handle, Storage
-from mlc.trace.gradients.hookruns import Run
-
-if TYPE_CHECKING:
-    from mlc.trace.gradients.taken import Gradients
+from mlc.trace.gradients.store import GradientStore
 
 __all__ = ["HOOK", "Recorded", "Site", "Sites", "key_of"]
 
@@ -62,7 +59,7 @@ class Recorded:
     def __post_init__(self) -> None:
         self.__name__ = getattr(self.fn, "__name__", "hook")  # PyTorch names it in its errors
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: object) -> Any:
         """PyTorch runs the hook."""
         return self.run(self.fn, *args)
 
@@ -70,11 +67,10 @@ class Recorded:
 class Sites:
     """Backward hooks of one recorded run of the user's function."""
 
-    def __init__(self, gradients: Gradients) -> None:
+    def __init__(self, gradients: GradientStore) -> None:
         self.gradients = gradients
         self.observer = gradients.observer
         self.sites: dict[Var, Site] = {}
-        self.runs: list[Run] = []
         self._originals: dict[str, Any] = {
             "_backward_hooks": Tensor.register_hook,
             "_post_accumulate_grad_hooks": Tensor.register_post_accumulate_grad_hook,
@@ -93,8 +89,10 @@ class Sites:
         e = b.producer(v)
         late = "put the hook on it right after it is made, or on a copy (t = t.clone()) that is used in its place"
         if e is None:
-            raise self.refused("is put on a tensor that was computed before the call",
-                               "put it on before the call: it runs when the result is differentiated")  # fmt: skip
+            raise self.refused(
+                "is put on a tensor that was computed before the call",
+                "put it on before the call: it runs when the result is differentiated",
+            )
         if t._is_view() and v not in self.sites:
             raise self.refused("is put on a view of all of another tensor", late)
         where = b.position[v]
@@ -113,8 +111,10 @@ class Sites:
         further = any(x.chain[: len(h.chain)] == h.chain and x is not h for x in mem.layouts.values())
         types = [h.storage.var.type, *(step[4][step[3]] for step in h.chain[:-1])]
         if further or TensorType.of(t) in types or self._read(h):
-            raise self.refused("is put on a view that may be in use already",
-                               "put it on a copy (t = t.clone()) that is used in its place")  # fmt: skip
+            raise self.refused(
+                "is put on a view that may be in use already",
+                "put it on a copy (t = t.clone()) that is used in its place",
+            )
         v = ob.present(t)
         (w,) = self._stops([v])
         storage = Storage(w)
@@ -137,7 +137,7 @@ class Sites:
         ob = self.observer
         tag, ob.tag = ob.tag, HOOK
         try:
-            return [ob._emit(Stop(ob.depth()), (v,), (v.type,))[0] for v in values]
+            return [ob.emit(Stop(ob.depth()), (v,), (v.type,))[0] for v in values]
         finally:
             ob.tag = tag
 
@@ -149,7 +149,7 @@ class Sites:
             self.sites[v] = site
         return site
 
-    def module(self, cls: Any, apply: Callable[..., Any], args: Sequence[Any]) -> Any:
+    def module(self, cls: object, apply: Callable[..., Any], args: Sequence[Any]) -> Any:
         """What goes into or comes out of a module with hooks; PyTorch puts a node of its own there."""
         ob = self.observer
         followed = [i for i, a in enumerate(args) if isinstance(a, Tensor) and ob.carries(a, ob.handle(a))]
@@ -168,7 +168,7 @@ class Sites:
         self._positions = followed
         return outs
 
-    def node(self, node: Any, users: Sequence[Any]) -> Any:
+    def node(self, node: object, users: Sequence[Any]) -> Any:
         """That node, as PyTorch puts its hook on it."""
         assert self._group is not None
         self._group.keys = {key_of(f) for f in users}
@@ -196,12 +196,16 @@ class Sites:
 
     def out_of_sight(self) -> CaptureError:
         """A hook on what depends only on what was computed before the call."""
-        return self.refused("stands where only gradients of what was computed before the call pass",
-                            "look at that gradient when the result is differentiated, outside of the call")  # fmt: skip
+        return self.refused(
+            "stands where only gradients of what was computed before the call pass",
+            "look at that gradient when the result is differentiated, outside of the call",
+        )
 
     def _in_place(self) -> CaptureError:
-        return self.refused("writes to its gradient in place, and other gradients may lie there",
-                            "return the new gradient (such as 2 * g) instead")  # fmt: skip
+        return self.refused(
+            "writes to its gradient in place, and other gradients may lie there",
+            "return the new gradient (such as 2 * g) instead",
+        )
 
 
 @dataclass(frozen=True)
@@ -213,12 +217,12 @@ class Node:
     site: Site
     positions: tuple[int, ...]
 
-    def register_hook(self, fn: Any) -> Any:
+    def register_hook(self, fn: object) -> Any:
         """As the node's own."""
         return self.node.register_hook(lambda given, _: self.hooks.at_module(self.site, self.positions, fn, given))
 
 
-def key_of(fn: Any) -> Any:
+def key_of(fn: object) -> Any:
     """What stands for a function that may be made anew in every iteration."""
     while isinstance(fn, functools.partial):
         fn = fn.func

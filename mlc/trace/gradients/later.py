@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,7 @@ from mlc.errors import CaptureError
 from mlc.ir.core import Var
 from mlc.trace.gradients.evaluate import evaluate
 from mlc.trace.gradients.grads import get_grad, put_grad
-
-if TYPE_CHECKING:
-    from mlc.trace.recorder.observer import Observer
+from mlc.trace.recorder.observer import Observer
 
 __all__ = ["Later"]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mlc.ir.core import (
     Alias,
+    Call,
     Custom,
     Draw,
     Eqn,
@@ -58,8 +59,9 @@ class Unroll:
         taking: The inner gradient being taken, None for the outermost.
     """
 
-    def __init__(self, eqns: Sequence[Eqn], given: Sequence[Var], stop: str = "all",
-                 frozen: dict[Eqn, Tensor] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, eqns: Sequence[Eqn], given: Sequence[Var], stop: str = "all", frozen: dict[Eqn, Tensor] | None = None
+    ) -> None:
         self.eqns = eqns
         self.given = given
         self.stop = stop
@@ -134,8 +136,9 @@ class Unroll:
             return [torch.zeros_like(t) for t in wrt]
         before, self.taking = self.taking, e
         try:
-            found = torch.autograd.grad([a for a, _ in pairs], wrt, [s for _, s in pairs], create_graph=True,
-                                        allow_unused=True)  # fmt: skip
+            found = torch.autograd.grad(
+                [a for a, _ in pairs], wrt, [s for _, s in pairs], create_graph=True, allow_unused=True
+            )
         finally:
             self.taking = before
         return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wrt, strict=True)]
@@ -240,6 +243,8 @@ def _apply(e: Eqn, env: dict[Var, Any]) -> list[Tensor]:
     if isinstance(op, Custom):
         rule: Any = _Rule
         return _flat(rule.apply(op, *args))
+    if isinstance(op, Call):
+        return op.callee.connected(args)
     if isinstance(op, Random):
         with torch.no_grad():
             return run_random(op, args, kwargs)
@@ -267,7 +272,7 @@ def _as_strided(e: Eqn, args: Sequence[Any]) -> Tensor:
     return torch.as_strided(x, *args[1:])
 
 
-def _flat(result: Any) -> list[Tensor]:
+def _flat(result: object) -> list[Tensor]:
     if isinstance(result, (list, tuple)):
         return [t for r in result for t in _flat(r)]
     return [result] if isinstance(result, Tensor) else []

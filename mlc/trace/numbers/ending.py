@@ -18,12 +18,12 @@ from mlc.trace.numbers.links import Ledger, Linked, living
 __all__ = ["observed", "retire", "settle"]
 
 
-def observed(x: Any) -> Any:
+def observed(x: object) -> Any:
     """``x`` with plain numbers in its lists, tuples, sets and dictionaries; the same object where there are none."""
     return _copied(x, {})
 
 
-def _copied(x: Any, memo: dict[int, Any]) -> Any:
+def _copied(x: object, memo: dict[int, Any]) -> Any:
     if isinstance(x, Linked):
         return x.value
     if not isinstance(x, (list, tuple, dict, set, frozenset, collections.deque)):
@@ -66,7 +66,7 @@ def settle(x: Any) -> Any:
 _LEAVES = (str, bytes, int, float, complex, type(None), type, types.ModuleType, types.CodeType)
 
 
-def _settled(x: Any, memo: dict[int, Any]) -> Any:
+def _settled(x: object, memo: dict[int, Any]) -> Any:
     if isinstance(x, Linked):
         return x.value
     if isinstance(x, _LEAVES):
@@ -121,7 +121,7 @@ def _replace(x: Any, f: Callable[[Any], Any]) -> None:
             owner(name, new)
 
 
-def _attributes(x: Any) -> Iterator[tuple[Callable[[str, Any], None], str, Any]]:
+def _attributes(x: object) -> Iterator[tuple[Callable[[str, Any], None], str, Any]]:
     own = getattr(x, "__dict__", None)
     if type(own) is dict:
         for k, v in list(own.items()):
@@ -134,7 +134,7 @@ def _attributes(x: Any) -> Iterator[tuple[Callable[[str, Any], None], str, Any]]
                 yield _slot(member, x), name, member.__get__(x)
 
 
-def _slot(member: types.MemberDescriptorType, x: Any) -> Callable[[str, Any], None]:
+def _slot(member: types.MemberDescriptorType, x: object) -> Callable[[str, Any], None]:
     return lambda _, new: member.__set__(x, new)
 
 

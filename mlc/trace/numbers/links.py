@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from mlc.trace.numbers.rules import TESTS, Rule, together
 
-__all__ = ["Ledger", "Linked", "alive", "apply", "compare", "constant", "decide", "pin", "plain", "test"]
+__all__ = ["Ledger", "Linked", "StandIn", "alive", "apply", "compare", "constant", "decide", "pin", "plain", "test"]
 
 
 class Ledger(Protocol):
@@ -31,10 +31,10 @@ class Ledger(Protocol):
 
     rounds: bool
 
-    def link(self, f: Callable[..., Tensor], *operands: Any) -> Tensor | None:
+    def link(self, f: Callable[..., Tensor], *operands: object) -> Tensor | None:
         """Run ``f`` on the operands' 0-d tensors under the recorder; None when nothing is recorded any more."""
 
-    def guard(self, t: Tensor, outcome: Any, what: str) -> None:
+    def guard(self, t: Tensor, outcome: object, what: str) -> None:
         """Make later calls find the same ``outcome`` in ``t`` (NaN equals NaN; a tensor equals a tensor)."""
 
     def quiet(self) -> AbstractContextManager[Any]:
@@ -49,6 +49,12 @@ CLASSES: list[
 ] = []  # filled by mlc.trace.numbers.number: type of a value, class of its number
 
 
+class StandIn(type):
+    """A class that stands for another one in modules of the user (made by :mod:`mlc.trace.numbers.types`)."""
+
+    stands_for: type
+
+
 class Linked:
     """A value of Python and the 0-d tensor that holds it in the recording of a ledger."""
 
@@ -58,7 +64,7 @@ class Linked:
     pinned: bool  # whether its exact value is guarded already
     shown: bool  # whether a text of it was made
 
-    def __init__(self, value: Any, tensor: Tensor | None, ledger: Ledger | None, at: int | None = None) -> None:
+    def __init__(self, value: object, tensor: Tensor | None, ledger: Ledger | None, at: int | None = None) -> None:
         self.value, self.ledger, self._tensor, self._at = value, ledger, tensor, at
         self.pinned = self.shown = False
         key = id(self)
@@ -83,7 +89,7 @@ class Linked:
 living: dict[int, weakref.ref[Linked]] = {}  # every number of a recording that still exists
 
 
-def kind_of(value: Any) -> torch.dtype | None:
+def kind_of(value: object) -> torch.dtype | None:
     """The dtype that holds a number exactly, or None (a long int, float32 and other types of NumPy)."""
     if type(value) is int and abs(value) >= _SAFE_INT:
         return None
@@ -92,7 +98,7 @@ def kind_of(value: Any) -> torch.dtype | None:
     return _DTYPES.get(type(value))
 
 
-def number(value: Any, tensor: Tensor | None, ledger: Ledger | None, at: int | None = None) -> Linked:
+def number(value: object, tensor: Tensor | None, ledger: Ledger | None, at: int | None = None) -> Linked:
     """A number of the class of its value."""
     for kind, cls in CLASSES:
         if isinstance(value, kind):
@@ -100,7 +106,7 @@ def number(value: Any, tensor: Tensor | None, ledger: Ledger | None, at: int | N
     raise TypeError(f"no number: {type(value).__name__}")
 
 
-def alive(x: Any) -> TypeGuard[Linked]:
+def alive(x: object) -> TypeGuard[Linked]:
     """Whether ``x`` is a number whose recording still runs."""
     if not isinstance(x, Linked) or x.ledger is None:
         return False
@@ -110,7 +116,7 @@ def alive(x: Any) -> TypeGuard[Linked]:
         return False
 
 
-def plain(x: Any) -> Any:
+def plain(x: object) -> Any:
     """The value of a number; anything else itself.  Nothing is noted: only for what is observed."""
     return x.value if isinstance(x, Linked) else x
 
@@ -134,7 +140,7 @@ def unseen() -> Iterator[None]:
         yield
 
 
-def same(t: Tensor, value: Any) -> bool:
+def same(t: Tensor, value: object) -> bool:
     """Whether a tensor of the recording holds a number (read without being recorded)."""
     with unseen():
         held = BASE.item(t.detach())
@@ -144,7 +150,7 @@ def same(t: Tensor, value: Any) -> bool:
     return bool(held == value)
 
 
-def apply(rule: Rule, *operands: Any) -> Any:
+def apply(rule: Rule, *operands: object) -> Any:
     """An operator on numbers and constants: a number that is linked, or a plain one whose operands are guarded."""
     given = [x if alive(x) else plain(x) for x in operands]
     found = [x for x in given if isinstance(x, Linked)]
@@ -165,7 +171,7 @@ def apply(rule: Rule, *operands: Any) -> Any:
     return value
 
 
-def _linked(rule: Rule, value: Any, given: list[Any], found: list[Linked]) -> Any:
+def _linked(rule: Rule, value: object, given: list[Any], found: list[Linked]) -> Any:
     """The number of a result that its tensor form gives too; None if there is none."""
     ledger, kind = found[0].ledger, kind_of(value)
     if ledger is None or kind is None or any(x.ledger is not ledger for x in found):
@@ -188,7 +194,7 @@ def _linked(rule: Rule, value: Any, given: list[Any], found: list[Linked]) -> An
     return number(value, out, ledger)
 
 
-def decide(f: Callable[..., Tensor], outcome: bool, what: str, *operands: Any) -> None:
+def decide(f: Callable[..., Tensor], outcome: bool, what: str, *operands: object) -> None:
     """Guard the outcome of a question; its tensor form must give it, else the exact values are guarded."""
     found = [x for x in operands if alive(x)]
     if all(x.pinned for x in found):
@@ -206,21 +212,21 @@ def decide(f: Callable[..., Tensor], outcome: bool, what: str, *operands: Any) -
         pin(x, what)
 
 
-def test(name: str, question: Callable[[Any], Any], x: Any) -> Any:
+def test(name: str, question: Callable[[Any], Any], x: object) -> Any:
     """``isfinite`` and its kin: the plain answer, guarded."""
     outcome = question(plain(x))
     decide(TESTS[name], bool(outcome), "a branch", x)
     return outcome
 
 
-def constant(x: Any) -> bool:
+def constant(x: object) -> bool:
     """Whether ``x`` is a plain number: of Python, or a scalar of NumPy."""
     if isinstance(x, Linked):
         return False
     return isinstance(x, (int, float, complex)) or (type(x).__module__ == "numpy" and isinstance(x, numbers.Number))
 
 
-def compare(question: Callable[[Any, Any], Any], a: Linked, b: Any) -> Any:
+def compare(question: Callable[[Any, Any], Any], a: Linked, b: object) -> Any:
     """A comparison with a number: Python's answer, guarded."""
     values = plain(a), plain(b)
     outcome = question(*values)

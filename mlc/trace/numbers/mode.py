@@ -8,28 +8,21 @@ dimensions, indices, probabilities) gets the plain number, whose exact value is 
 
 from __future__ import annotations
 
-import contextlib
 import types
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch._ops import OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
-from mlc.trace.numbers.links import Linked, alive, living, plain
+from mlc.trace.numbers.calls import answer, enter
+from mlc.trace.numbers.links import living
 from mlc.trace.numbers.number import take
-from mlc.trace.numbers.operands import DATA, HANDLERS, NoTensor, found, leaves, pinned, tree
-from mlc.trace.numbers.types import StandIn
+from mlc.trace.numbers.operands import DATA, found, leaves
 
-__all__ = ["NumberMode", "answer"]
+__all__ = ["NumberMode"]
 
-_FALLBACK = (NoTensor, RuntimeError, TypeError)  # the plain number then gives the result, or eager PyTorch's own error
 _SCALARS = {"alpha", "value", "beta"}  # where a tensor would become a plain number, and lose its derivative
 _CONVERSIONS = {"item", "tolist", "__float__", "__int__", "__bool__", "__index__", "__complex__", "__len__", "__get__"}
-_same_version: Any = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
-_NATIVE = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
 class NumberMode(TorchFunctionMode):
@@ -59,89 +52,13 @@ class NumberMode(TorchFunctionMode):
 
     def _call(self, func: Any, types_: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(func, types.FunctionType):
-            return _enter(func, types_, args, kwargs, self)
+            return enter(func, types_, args, kwargs, self)
         if (living and found((args, kwargs))) or (func in DATA and _has_tensors(args, kwargs)):
             return answer(func, types_, args, kwargs, self)
         return func(*args, **kwargs)
-
-
-def _enter(func: Any, types_: Any, args: Any, kwargs: Any, mode: NumberMode | None) -> Any:
-    """Run a function of torch that is written in Python with the mode on inside it."""
-    if not func.__module__.startswith("torch"):  # a replacement of ours: it calls the original itself
-        return func(*args, **kwargs)
-    redispatch = getattr(torch.overrides, "redispatch_function", None)
-    if func is Tensor.unflatten or redispatch is None:  # it calls its native namesake; before PyTorch 2.13
-        return func(
-            *pinned(args, f"an argument of {func.__name__}"), **pinned(kwargs, f"an argument of {func.__name__}")
-        )
-    with mode if mode is not None else contextlib.nullcontext():
-        return redispatch(func, types_, args, kwargs)
-
-
-def answer(func: Any, types_: Any, args: Any, kwargs: Any, mode: NumberMode | None = None) -> Any:
-    """A call of torch with numbers among its arguments (also inside lists, tuples, slices and dictionaries)."""
-    args, kwargs = tree(args, _real), tree(kwargs, _real)
-    if not found((args, kwargs)) and func not in DATA:
-        return func(*args, **kwargs)
-    if isinstance(func, types.FunctionType):
-        return _enter(func, types_, args, kwargs, mode)
-    name = getattr(func, "__name__", "")
-    handler = HANDLERS.get(name) or HANDLERS.get(name.removesuffix("_"))
-    known = isinstance(func, _NATIVE) or (isinstance(func, OpOverloadPacket) and str(func).startswith("aten."))
-    if known and handler is not None:
-        with contextlib.suppress(*_FALLBACK):
-            return _rounded(func, name, args, kwargs, lambda: handler(func, name, list(args), dict(kwargs)))
-    if known and name.startswith("_foreach_"):
-        with contextlib.suppress(*_FALLBACK):
-            return _foreach(func, name, list(args), dict(kwargs))
-    return func(*pinned(args, f"an argument of {name}"), **pinned(kwargs, f"an argument of {name}"))
-
-
-def _rounded(func: Any, name: str, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
-    """What ``run`` records, with the rounding of eager PyTorch: a scaled sum, say, is rounded once and not twice."""
-    ledger = next((x.ledger for x in leaves((args, list(kwargs.values()))) if isinstance(x, Linked)), None)
-    native = None
-    if ledger is not None and ledger.rounds:
-        given, named = list(tree(args, plain)), tree(kwargs, plain)
-        with ledger.quiet(), torch.no_grad(), contextlib.suppress(*_FALLBACK):
-            if name.endswith("_") and not name.endswith("__"):
-                given[0] = given[0].detach().clone()
-            native = None if "out" in named else func(*given, **named)
-    result = run()
-    if ledger is not None and isinstance(native, Tensor) and isinstance(result, Tensor):
-        with ledger.quiet(), torch.no_grad(), _same_version(result):
-            result.detach().copy_(native)
-    return result
 
 
 def _has_tensors(args: Any, kwargs: Any) -> bool:
     """Whether a list of data has tensors in it, which torch reads one by one."""
     lists = [x for x in (*args, *kwargs.values()) if isinstance(x, (list, tuple))]
     return any(isinstance(y, Tensor) for x in lists for y in leaves(x))
-
-
-def _real(x: Any) -> Any:
-    if isinstance(x, Linked):
-        return x if alive(x) else x.value
-    return x.stands_for if type(x) is StandIn else x
-
-
-def _foreach(func: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """``_foreach_*``: the operator of one tensor on each of the lists."""
-    base = name.removeprefix("_foreach_")
-    op = {"maximum": "clamp_min", "minimum": "clamp_max"}.get(base.removesuffix("_"), base.removesuffix("_"))
-    op = op + "_" if base.endswith("_") else op
-    if not isinstance(args[0], (list, tuple)) or not hasattr(Tensor, op) or op.removesuffix("_") not in HANDLERS:
-        raise NoTensor
-    if "add" in op and len(args) == 4:
-        kwargs["value"] = args.pop()
-    n = len(args[0])
-
-    def each(x: Any) -> list[Any]:
-        return list(x) if isinstance(x, (list, tuple)) else [x] * n
-
-    rows = zip(*(each(a) for a in args), strict=True)
-    columns = {k: each(v) for k, v in kwargs.items()}
-    method = getattr(Tensor, op)
-    out = tuple(answer(method, (), row, {k: v[i] for k, v in columns.items()}) for i, row in enumerate(rows))
-    return None if name.endswith("_") else out

@@ -19,9 +19,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
+from mlc.trace.numbers.calls import answer
 from mlc.trace.numbers.links import (
     BASE,
     CLASSES,
@@ -35,7 +37,7 @@ from mlc.trace.numbers.links import (
     pin,
     test,
     unseen,
-)  # fmt: skip
+)
 from mlc.trace.numbers.rules import ARITHMETIC, COMPARISON, TESTS, UFUNCS, UNARY, Rule, rounding
 from mlc.trace.numbers.text import formats
 
@@ -50,7 +52,7 @@ class _Kind(type):
     def __eq__(cls, other: object) -> bool:
         return cls is other or (other is not None and other is _STANDS_FOR.get(cls.__name__))
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: object, **kwargs: object) -> Any:
         """``type(x)(y)`` is a plain number."""
         return super().__call__(*args, **kwargs) if len(args) > 1 else _STANDS_FOR[cls.__name__](*args)
 
@@ -86,10 +88,10 @@ class Number(Linked, metaclass=_Kind):
     def __copy__(self) -> Number:
         return self
 
-    def __deepcopy__(self, memo: Any) -> Number:
+    def __deepcopy__(self, memo: object) -> Number:
         return self
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> Any:
         return type(self.value), (self.value,)
 
     def __hash__(self) -> int:
@@ -109,10 +111,10 @@ class Number(Linked, metaclass=_Kind):
     def __complex__(self) -> complex:
         return complex(pin(self, "a Python complex number"))
 
-    def __divmod__(self, other: Any) -> Any:
+    def __divmod__(self, other: object) -> Any:
         return _pair(self, other, self, other)
 
-    def __rdivmod__(self, other: Any) -> Any:
+    def __rdivmod__(self, other: object) -> Any:
         return _pair(other, self, self, other)
 
     def __round__(self, digits: Any = None) -> Any:
@@ -155,8 +157,6 @@ class Number(Linked, metaclass=_Kind):
         return getattr(pin(self, f"its {name}"), name)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        import numpy
-
         return numpy.array(pin(self, "an element of a NumPy array"), dtype=dtype)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -170,9 +170,7 @@ class Number(Linked, metaclass=_Kind):
         return getattr(ufunc, method)(*given, **kwargs)
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from mlc.trace.numbers.mode import answer
-
+    def __torch_function__(cls, func: object, types: object, args: object = (), kwargs: object = None) -> Any:
         return answer(func, types, args, kwargs or {})
 
 
@@ -224,7 +222,7 @@ def numbers_of(t: Tensor, ledger: Ledger) -> Any:
         return values
     places = iter(range(t.numel()))
 
-    def build(x: Any) -> Any:
+    def build(x: object) -> Any:
         return [build(y) for y in x] if isinstance(x, list) else number(x, flat, ledger, next(places))
 
     return build(values)
@@ -250,7 +248,7 @@ def _observed(x: Number, what: str) -> Any:
     return x.value
 
 
-def _foreign(f: Callable[[Any, Any], Any], x: Number, other: Any, swap: bool = False) -> Any:
+def _foreign(f: Callable[[Any, Any], Any], x: Number, other: object, swap: bool = False) -> Any:
     """An operator with something that is no number: a tensor's own method goes on, the rest gets the exact value."""
     if hasattr(type(other), "__torch_function__"):
         return NotImplemented
@@ -258,7 +256,7 @@ def _foreign(f: Callable[[Any, Any], Any], x: Number, other: Any, swap: bool = F
     return f(other, value) if swap else f(value, other)
 
 
-def _pair(a: Any, b: Any, x: Number, other: Any) -> Any:
+def _pair(a: object, b: object, x: Number, other: object) -> Any:
     if not (isinstance(other, Number) or constant(other)):
         return _foreign(divmod, x, other, swap=b is x)
     return apply(ARITHMETIC["floordiv"], a, b), apply(ARITHMETIC["mod"], a, b)
@@ -277,7 +275,7 @@ def _methods() -> Iterator[tuple[str, Callable[..., Any]]]:
         return method
 
     def reflected(rule: Rule) -> Callable[..., Any]:
-        def method(self: Number, other: Any, modulus: Any = None) -> Any:
+        def method(self: Number, other: object, modulus: object = None) -> Any:
             if constant(other):
                 return apply(rule, other, self)
             return _foreign(rule.value, self, other, swap=True)
@@ -285,7 +283,7 @@ def _methods() -> Iterator[tuple[str, Callable[..., Any]]]:
         return method
 
     def compared(question: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-        def method(self: Number, other: Any) -> Any:
+        def method(self: Number, other: object) -> Any:
             if isinstance(other, Number) or constant(other):
                 return compare(question, self, other)
             if other is None or isinstance(other, (str, bytes, list, tuple, dict, set)):

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from mlc.trace.numbers.links import Linked, constant, pin, plain
-from mlc.trace.numbers.types import StandIn
+from mlc.trace.numbers.links import Linked, StandIn, constant, pin, plain
 
 __all__ = ["DATA", "HANDLERS", "NoTensor", "found", "leaves", "pinned", "tree"]
 
@@ -27,7 +26,7 @@ class NoTensor(Exception):
     """This operator cannot take a tensor here."""
 
 
-def found(x: Any) -> bool:
+def found(x: object) -> bool:
     """Whether an argument has a number, or a stand-in for a class, in it."""
     if isinstance(x, (Linked, StandIn)):
         return True
@@ -54,12 +53,12 @@ def tree(x: Any, f: Callable[[Any], Any]) -> Any:
     return type(x)(*items) if hasattr(x, "_fields") else tuple(items)
 
 
-def pinned(x: Any, what: str) -> Any:
+def pinned(x: object, what: str) -> Any:
     """The argument with plain numbers, whose exact values are guarded."""
     return tree(x, lambda y: pin(y, what) if isinstance(y, Linked) else y)
 
 
-def _values(x: Any) -> Any:
+def _values(x: object) -> Any:
     return tree(x, plain)
 
 
@@ -75,7 +74,7 @@ def _held(value: Any, dtype: torch.dtype) -> None:
             raise NoTensor
 
 
-def operand(n: Any, *others: Any) -> Any:
+def operand(n: object, *others: object) -> Any:
     """The tensor of a number in an operator with ``others``, promoting as the plain number would."""
     if not isinstance(n, Linked):
         return n
@@ -88,7 +87,7 @@ def operand(n: Any, *others: Any) -> Any:
     return t if torch.result_type(tensors[0], t) == want else t.to(want)
 
 
-def exactly(n: Any, like: Tensor) -> Any:
+def exactly(n: object, like: Tensor) -> Any:
     """The tensor of a number in the dtype of a tensor that it is written into."""
     if not isinstance(n, Linked):
         return n
@@ -150,7 +149,7 @@ def _where(func: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any
     return torch.where(cond, operand(a, b), operand(b, a))
 
 
-def _add_product(func: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def _add_product(func: object, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """``addcmul`` and ``addcdiv``: self + value * a * b, self + value * (a / b)."""
     value = kwargs.pop("value", None)
     if len(args) != 3 or kwargs or not isinstance(value, Linked):
@@ -162,7 +161,7 @@ def _add_product(func: Any, name: str, args: list[Any], kwargs: dict[str, Any]) 
     return x.add_(product) if name.endswith("_") else x + product
 
 
-def _matrix(func: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def _matrix(func: object, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """``addmm`` and its kin: beta * self + alpha * product."""
     if len(args) != 3 or not set(kwargs) <= {"alpha", "beta"}:
         raise NoTensor
@@ -176,9 +175,12 @@ def _matrix(func: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> An
 
 
 _PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "addmm": torch.mm, "addmv": torch.mv, "addr": torch.outer, "baddbmm": torch.bmm,
+    "addmm": torch.mm,
+    "addmv": torch.mv,
+    "addr": torch.outer,
+    "baddbmm": torch.bmm,
     "addbmm": lambda a, b: torch.bmm(a, b).sum(0),
-}  # fmt: skip
+}
 
 
 def _lerp(func: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -284,7 +286,7 @@ def _from_data(func: Any, name: str, args: list[Any], kwargs: dict[str, Any]) ->
     return out.requires_grad_() if grad else out
 
 
-def leaves(x: Any) -> Iterator[Any]:
+def leaves(x: object) -> Iterator[Any]:
     """What nested lists and tuples hold."""
     if isinstance(x, (list, tuple)):
         for y in x:

@@ -74,7 +74,7 @@ _SINKS = (
 """Loggers that turn what they are given into arrays: they only write it (module, class, methods)."""
 
 
-def _read(x: Any) -> Any:
+def _read(x: object) -> Any:
     """A tensor of one element as the number it is for ``math`` (linked if it is recorded)."""
     if type(x) is Tensor and x.numel() == 1 and not x.is_complex():
         return x.item()
@@ -82,7 +82,7 @@ def _read(x: Any) -> Any:
 
 
 def _function(rule: Rule, original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any) -> Any:
+    def call(*args: object) -> Any:
         given = [_read(x) for x in args]
         if any(alive(x) for x in given) and all(isinstance(x, Linked) or constant(x) for x in given):
             return apply(rule, *given)
@@ -92,7 +92,7 @@ def _function(rule: Rule, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _question(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(x: Any) -> Any:
+    def call(x: object) -> Any:
         x = _read(x)
         return test(name, original, x) if alive(x) else original(plain(x))
 
@@ -114,16 +114,20 @@ _SUMMARIES: dict[str, Callable[[Tensor], Tensor]] = {
     "max": torch.amax, "min": torch.amin, "amax": torch.amax, "amin": torch.amin,
 }  # fmt: skip
 _STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": torch.mean, "fmean": torch.mean, "median": _middle,
-    "stdev": _spread(torch.std, 1), "variance": _spread(torch.var, 1),
-    "pstdev": _spread(torch.std, 0), "pvariance": _spread(torch.var, 0),
-}  # fmt: skip
+    "mean": torch.mean,
+    "fmean": torch.mean,
+    "median": _middle,
+    "stdev": _spread(torch.std, 1),
+    "variance": _spread(torch.var, 1),
+    "pstdev": _spread(torch.std, 0),
+    "pvariance": _spread(torch.var, 0),
+}
 
 
 def _summary(name: str, original: Callable[..., Any], link: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     """One number of a list of numbers; anything else is as it was."""
 
-    def form(kind: torch.dtype, *items: Any) -> Form | None:
+    def form(kind: torch.dtype, *items: object) -> Form | None:
         if kind != torch.float64:
             return None
 
@@ -153,7 +157,7 @@ def _summary(name: str, original: Callable[..., Any], link: Callable[[Tensor], T
 def _written(original: Callable[..., Any], at: int | None) -> Callable[..., Any]:
     """A function that writes its argument number ``at`` (all of them: None)."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         given = (observed(a) if at in (None, i) else a for i, a in enumerate(args))
         return original(*given, **({k: observed(v) for k, v in kwargs.items()} if at is None else kwargs))
 
@@ -163,8 +167,8 @@ def _written(original: Callable[..., Any], at: int | None) -> Callable[..., Any]
 def _encoder(original: Callable[..., Any]) -> Callable[..., Any]:
     """A maker of JSON encoders: numbers that a user's own ``default`` gives, or meets, are plain."""
 
-    def make(markers: Any, default: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
-        def ours(x: Any) -> Any:
+    def make(markers: object, default: Callable[[Any], Any], *args: object, **kwargs: object) -> Any:
+        def ours(x: object) -> Any:
             return x.value if isinstance(x, Linked) else observed(default(x))
 
         return original(markers, ours, *args, **kwargs)

@@ -82,7 +82,7 @@ class TracedScalar:
     def __format__(self, spec: str) -> str:
         return _text()
 
-    def _with(self, other: Any, f: Callable[[Any, Any], Any]) -> Any:
+    def _with(self, other: object, f: Callable[[Any, Any], Any]) -> Any:
         import torch
 
         if _decide is _undecided:
@@ -93,31 +93,31 @@ class TracedScalar:
             r = f(self.tensor, other.tensor if isinstance(other, TracedScalar) else other)
         return TracedScalar(r) if not isinstance(other, Tensor) else r
 
-    def __add__(self, o: Any) -> Any:
+    def __add__(self, o: object) -> Any:
         return self._with(o, lambda a, b: a + b)
 
-    def __radd__(self, o: Any) -> Any:
+    def __radd__(self, o: object) -> Any:
         return self._with(o, lambda a, b: b + a)
 
-    def __sub__(self, o: Any) -> Any:
+    def __sub__(self, o: object) -> Any:
         return self._with(o, lambda a, b: a - b)
 
-    def __rsub__(self, o: Any) -> Any:
+    def __rsub__(self, o: object) -> Any:
         return self._with(o, lambda a, b: b - a)
 
-    def __mul__(self, o: Any) -> Any:
+    def __mul__(self, o: object) -> Any:
         return self._with(o, lambda a, b: a * b)
 
-    def __rmul__(self, o: Any) -> Any:
+    def __rmul__(self, o: object) -> Any:
         return self._with(o, lambda a, b: b * a)
 
-    def __truediv__(self, o: Any) -> Any:
+    def __truediv__(self, o: object) -> Any:
         return self._with(o, lambda a, b: a / b)
 
-    def __rtruediv__(self, o: Any) -> Any:
+    def __rtruediv__(self, o: object) -> Any:
         return self._with(o, lambda a, b: b / a)
 
-    def __pow__(self, o: Any) -> Any:
+    def __pow__(self, o: object) -> Any:
         return self._with(o, lambda a, b: a**b)
 
     def __neg__(self) -> Any:
@@ -131,7 +131,7 @@ class TracedScalar:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def plain(a: Any) -> Any:
+        def plain(a: object) -> Any:
             if isinstance(a, TracedScalar):
                 return a.tensor.detach()
             if isinstance(a, (list, tuple)):
@@ -165,16 +165,16 @@ class TracedScalar:
     def __index__(self) -> int:
         return int(_decide(self.tensor, int, "an index"))
 
-    def __lt__(self, o: Any) -> Any:
+    def __lt__(self, o: object) -> Any:
         return self._with(o, lambda a, b: a < b)
 
-    def __le__(self, o: Any) -> Any:
+    def __le__(self, o: object) -> Any:
         return self._with(o, lambda a, b: a <= b)
 
-    def __gt__(self, o: Any) -> Any:
+    def __gt__(self, o: object) -> Any:
         return self._with(o, lambda a, b: a > b)
 
-    def __ge__(self, o: Any) -> Any:
+    def __ge__(self, o: object) -> Any:
         return self._with(o, lambda a, b: a >= b)
 
     def __ne__(self, o: object) -> Any:

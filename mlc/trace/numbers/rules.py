@@ -91,7 +91,7 @@ def _one(f: Callable[[Any], Tensor], kind: torch.dtype) -> Callable[..., Tensor]
     return lambda a: f(cast(a, kind))
 
 
-def _traced(a: Any) -> bool:
+def _traced(a: object) -> bool:
     return a is Tensor
 
 
@@ -119,12 +119,12 @@ def _product(kind: torch.dtype, a: Any, b: Any) -> Form:
     return Form(_both(operator.mul, kind), (_fits,) if kind == torch.int64 and risky else ())
 
 
-def _truediv(kind: torch.dtype, a: Any, b: Any) -> Form:
+def _truediv(kind: torch.dtype, a: object, b: object) -> Form:
     return Form(_both(operator.truediv, kind), (_nonzero,) if _traced(b) else ())
 
 
 def _floored(f: Callable[[Any, Any], Any]) -> Callable[..., Form | None]:
-    def form(kind: torch.dtype, a: Any, b: Any) -> Form | None:
+    def form(kind: torch.dtype, a: object, b: object) -> Form | None:
         if kind.is_complex:
             return None
 
@@ -210,11 +210,11 @@ ARITHMETIC = {
 COMPARISON = {name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "eq", "ne")}
 
 
-def _negative(kind: torch.dtype, a: Any) -> Form:
+def _negative(kind: torch.dtype, a: object) -> Form:
     return Form(_one(torch.neg, kind))
 
 
-def _absolute(kind: torch.dtype, a: Any) -> Form:
+def _absolute(kind: torch.dtype, a: object) -> Form:
     def link(x: Tensor) -> Tensor:
         return torch.abs(x if x.is_complex() else x.to(kind)).to(kind)
 
@@ -222,7 +222,7 @@ def _absolute(kind: torch.dtype, a: Any) -> Form:
 
 
 def _integral(f: Callable[[Tensor], Tensor]) -> Callable[..., Form | None]:
-    def form(kind: torch.dtype, a: Any) -> Form | None:
+    def form(kind: torch.dtype, a: object) -> Form | None:
         return Form(lambda x: f(x).to(torch.int64) if x.is_floating_point() else x.to(torch.int64), (_whole,))
 
     return form
@@ -276,7 +276,7 @@ def rounding(digits: int) -> Rule:
         out = r / scale if digits >= 0 else r * scale
         return torch.where(p.abs() < 2.0**52, out, x)
 
-    def form(kind: torch.dtype, a: Any) -> Form | None:
+    def form(kind: torch.dtype, a: object) -> Form | None:
         return Form(link) if kind == torch.float64 else None
 
     return Rule("round", lambda x: round(x, digits), form)
@@ -287,7 +287,7 @@ def _function(
 ) -> Callable[..., Form | None]:
     on_float = tuple(_one(c, torch.float64) for c in conditions)
 
-    def form(kind: torch.dtype, a: Any, *more: Any) -> Form | None:
+    def form(kind: torch.dtype, a: object, *more: object) -> Form | None:
         if kind != torch.float64 or more:
             return None
         return Form(_one(f, kind), (*on_float, _no_overflow(f)) if overflow else on_float)
@@ -307,7 +307,7 @@ def _logarithm(kind: torch.dtype, a: Any, *base: Any) -> Form | None:
     return Form(link, (lambda x, *_: ~(x <= 0),))
 
 
-def _math_power(kind: torch.dtype, a: Any, b: Any) -> Form | None:
+def _math_power(kind: torch.dtype, a: object, b: object) -> Form | None:
     return _power(kind, a, b)
 
 
@@ -331,8 +331,10 @@ MATH = {name: Rule(name, getattr(math, name), form) for name, form in _FUNCTIONS
 """Name of a function of ``math`` -> rule."""
 
 TESTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "isfinite": torch.isfinite, "isnan": torch.isnan, "isinf": torch.isinf,
-}  # fmt: skip
+    "isfinite": torch.isfinite,
+    "isnan": torch.isnan,
+    "isinf": torch.isinf,
+}
 """Functions of ``math`` and NumPy that ask a number a question."""
 
 UFUNCS: dict[str, Callable[..., Form | None]] = {

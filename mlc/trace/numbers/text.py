@@ -70,7 +70,7 @@ def _variable(frame: types.FrameType, name: str) -> Any:
     return None
 
 
-def _attribute(x: Any, name: str) -> Any:
+def _attribute(x: object, name: str) -> Any:
     own = getattr(x, "__dict__", {})
     if name in own:
         return own[name]

@@ -24,19 +24,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.trace.numbers.links import Linked, alive, apply, constant, plain, read_back
+from mlc.trace.numbers.calls import answer
+from mlc.trace.numbers.links import Linked, StandIn, alive, apply, constant, plain, read_back
 from mlc.trace.numbers.rules import UNARY, Form, Rule, cast
 
-__all__ = ["StandIn", "conversions", "linked_max", "linked_min"]
+__all__ = ["Conversion", "conversions", "linked_max", "linked_min"]
 
 
-class StandIn(type):
+class Conversion(StandIn):
     """The class of stand-ins for ``float`` and ``int``."""
 
-    stands_for: type
     convert: Callable[[Any], Any]
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: object, **kwargs: object) -> Any:
         """What the class gives; a number for a number or a recorded tensor."""
         real = cls.stands_for
         if "stands_for" not in vars(cls):  # a class that the user derives from it
@@ -52,7 +52,7 @@ class StandIn(type):
             args = (plain(x),)
         return real(*args, **kwargs)
 
-    def __instancecheck__(cls, x: Any) -> bool:
+    def __instancecheck__(cls, x: object) -> bool:
         return isinstance(x, cls.stands_for) if "stands_for" in vars(cls) else super().__instancecheck__(x)
 
     def __subclasscheck__(cls, other: Any) -> bool:
@@ -68,9 +68,7 @@ class StandIn(type):
         return repr(cls.stands_for) if "stands_for" in vars(cls) else super().__repr__()
 
     @classmethod
-    def __torch_function__(mcs, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from mlc.trace.numbers.mode import answer
-
+    def __torch_function__(mcs, func: object, types_: object, args: object = (), kwargs: object = None) -> Any:
         return answer(func, types_, args, kwargs or {})
 
 
@@ -86,24 +84,24 @@ def _as_int(x: Linked) -> Any:
     return apply(Rule("int", int, UNARY["trunc"].form), x)
 
 
-def _stand_in(real: type, convert: Callable[[Any], Any], name: str) -> StandIn:
+def _stand_in(real: type, convert: Callable[[Any], Any], name: str) -> Conversion:
     members: dict[str, Any] = {"stands_for": real, "convert": staticmethod(convert), "__module__": "builtins"}
     with contextlib.suppress(ImportError):
         import numpy
 
         members["dtype"] = numpy.dtype(real)  # what numpy.dtype() asks a class for
-    return StandIn(name, (real,), members)
+    return Conversion(name, (real,), members)
 
 
 _FLOAT, _INT = _stand_in(float, _as_float, "float"), _stand_in(int, _as_int, "int")
-copyreg.pickle(StandIn, lambda cls: (type, (cls.stands_for(),)))  # type: ignore[arg-type, return-value]
+copyreg.pickle(Conversion, lambda cls: (type, (cls.stands_for(),)))  # type: ignore[arg-type, return-value]
 
 
 def _picking(builtin: Callable[..., Any], better: Callable[[Any, Any], bool], greater: bool) -> Callable[..., Any]:
     """``max`` or ``min`` that keeps the link where all are numbers of one type: the first of the best, as Python's."""
 
-    def step(kind: torch.dtype, a: Any, b: Any) -> Form:
-        def link(x: Any, y: Any) -> Tensor:
+    def step(kind: torch.dtype, a: object, b: object) -> Form:
+        def link(x: object, y: object) -> Tensor:
             x, y = (v if isinstance(v, Tensor) else torch.tensor(v, dtype=kind) for v in (x, y))
             y = y.to(x.device) if y.device != x.device else y
             return torch.where(y > x if greater else y < x, y, x)

@@ -14,7 +14,7 @@ __all__ = ["containers", "is_batch_list", "leaves", "signature"]
 _DEEP = 12
 
 
-def leaves(x: Any, path: tuple[Any, ...], depth: int = 0) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+def leaves(x: object, path: tuple[Any, ...], depth: int = 0) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
     """Tensors in an item with their paths, in a fixed order; attributes are read from ``__dict__`` and slots."""
     if isinstance(x, Tensor):
         yield path, x
@@ -31,7 +31,7 @@ def leaves(x: Any, path: tuple[Any, ...], depth: int = 0) -> Iterator[tuple[tupl
             yield from leaves(v, (*path, "." + k), depth + 1)
 
 
-def containers(x: Any, path: tuple[Any, ...], depth: int = 0) -> Iterator[tuple[tuple[Any, ...], Any]]:
+def containers(x: object, path: tuple[Any, ...], depth: int = 0) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Lists and dicts in an item, which the user's code could change, with their paths."""
     if depth <= _DEEP and isinstance(x, (list, tuple, dict)):
         if not isinstance(x, tuple):
@@ -41,7 +41,7 @@ def containers(x: Any, path: tuple[Any, ...], depth: int = 0) -> Iterator[tuple[
                 yield from containers(v, (*path, k), depth + 1)
 
 
-def signature(x: Any, view: View, depth: int = 0) -> Any:
+def signature(x: object, view: View, depth: int = 0) -> Any:
     """Structure of a batch: containers and types of tensors; None when it holds anything else."""
     if isinstance(x, Tensor):
         kind, requires_grad, _, _ = view.facts(x)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlc.trace.python.inputs import Path, Roots
-from mlc.trace.python.reads import Found
+from mlc.trace.python.found import Found
+from mlc.trace.python.places import Path, Roots
 from mlc.trace.python.state import Change, New
 from mlc.trace.python.trees import Trees
 from mlc.trace.python.uses import Uses
@@ -68,8 +68,9 @@ def place(path: Path, parameters: tuple[str, ...] = ()) -> str:
 
 
 class _Comparison:
-    def __init__(self, world: World, roots: Roots, found: Found, parameters: tuple[str, ...],
-                 value: Callable[[Any], Any]) -> None:  # fmt: skip
+    def __init__(
+        self, world: World, roots: Roots, found: Found, parameters: tuple[str, ...], value: Callable[[Any], Any]
+    ) -> None:
         self.world = world
         self.roots = roots
         self.parameters = parameters
@@ -96,11 +97,11 @@ class _Comparison:
             self._tensor(facts)
         return self.out
 
-    def _path(self, x: Any) -> Path | None:
+    def _path(self, x: object) -> Path | None:
         return self.roots.paths.get(id(x))
 
     def _add(
-        self, owner: Any, kind: str, key: Any, value: Any, *, tree: bool = True, path: Path | None = None
+        self, owner: object, kind: str, key: object, value: object, *, tree: bool = True, path: Path | None = None
     ) -> Change:
         odd = len(self.trees.odd)
         made = self.trees.of(value) if tree and kind != "content" else value
@@ -123,8 +124,17 @@ class _Comparison:
         self.out.ignored.add(path)
         return True
 
-    def _set(self, owner: Any, how: str, key: Any, old: Any, new: Any, at: Path | None, use: str,
-             path: Path | None = None) -> None:  # fmt: skip
+    def _set(
+        self,
+        owner: object,
+        how: str,
+        key: object,
+        old: object,
+        new: object,
+        at: Path | None,
+        use: str,
+        path: Path | None = None,
+    ) -> None:
         """An attribute, entry or binding (``at``) that holds something else now; ``path``: of its owner."""
         number = type(new) in _NUMBERS and (type(old) in _NUMBERS or old is MISSING)
         built = new is not MISSING and isinstance(self.trees.of(new), New)
@@ -187,7 +197,7 @@ class _Comparison:
         same = not any(differs(a, b) for a, b in zip(items, before, strict=False))
         return items[len(before) :] if same and len(items) > len(before) else None
 
-    def _attributes(self, x: Any, old: dict[str, Any]) -> None:
+    def _attributes(self, x: object, old: dict[str, Any]) -> None:
         now = dict(x.__dict__) if isinstance(x, type) else fields_of(x)
         if type(x) is not self.world.classes[id(x)]:
             self.out.odd.append(place((*(self._path(x) or ("?",)), ".__class__"), self.parameters))
@@ -201,7 +211,7 @@ class _Comparison:
             flag = isinstance(x, nn.Module) and name == "training"
             self._set(x, "attr", name, b, a, at, "read" if flag else self.uses.of(path, name, x, a, b))
 
-    def _binding(self, path: Path, owner: Any, name: str, old: Any) -> None:
+    def _binding(self, path: Path, owner: object, name: str, old: object) -> None:
         now = View().bound(owner, name)
         if isinstance(owner, type) or not differs(now, old):
             return
@@ -211,7 +221,7 @@ class _Comparison:
         else:
             self._set(owner, "item", name, old, now, path, use, path[:2])
 
-    def _optimizer(self, o: Any) -> None:
+    def _optimizer(self, o: object) -> None:
         before, path = self.world.attrs(o), self._path(o)
         groups = before.get("param_groups", [])
         for i, g in enumerate(_entries(o, "param_groups", [])):
@@ -231,7 +241,7 @@ class _Comparison:
         for p in [*now, *(p for p in was if p not in now)]:
             self._state(o, path, p, now.get(p, {}) if p in now else {}, was.get(p, {}) if p in was else {})
 
-    def _state(self, o: Any, path: Path | None, p: Any, now: Any, was: Any) -> None:
+    def _state(self, o: object, path: Path | None, p: object, now: object, was: object) -> None:
         if not isinstance(now, dict) or id(now) in self._special:
             return
         self._special |= {id(now), id(was)}
@@ -276,9 +286,12 @@ def _same_items(now: Any, old: Any, world: World) -> bool:
 
 
 def changes(
-    world: World, roots: Roots, found: Found, parameters: tuple[str, ...] = (),
+    world: World,
+    roots: Roots,
+    found: Found,
+    parameters: tuple[str, ...] = (),
     value: Callable[[Any], Any] = lambda x: x,
-) -> Changes:  # fmt: skip
+) -> Changes:
     """Compare the user's objects with what they were.
 
     Args:

@@ -13,17 +13,15 @@ import gc
 import os
 import sys
 import types
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from mlc.trace.python.found import Found
 from mlc.trace.python.frames import is_user_code
 from mlc.trace.python.names import names
+from mlc.trace.python.places import Path, Walk
 from mlc.trace.python.view import MISSING, fields_of, is_opaque, is_user_class, is_user_module
-
-if TYPE_CHECKING:
-    from mlc.trace.python.inputs import Path, Walker
-    from mlc.trace.python.reads import Found
 
 __all__ = ["CALLABLES", "Follower"]
 
@@ -46,7 +44,7 @@ class Follower:
         found: What ran; None: nothing is known, all code of the user's counts.
     """
 
-    def __init__(self, walker: Walker, found: Found | None) -> None:
+    def __init__(self, walker: Walk, found: Found | None) -> None:
         self.w = walker
         self.found = found
         self.changed = frozenset() if found is None else found.changed
@@ -58,7 +56,7 @@ class Follower:
 
     # ---- kinds of objects
 
-    def callable(self, f: Any, path: Path, depth: int) -> None:
+    def callable(self, f: object, path: Path, depth: int) -> None:
         """A function of any kind."""
         if isinstance(f, types.MethodType):
             self.w.visit(f.__self__, (*path, "self"), depth)
@@ -81,7 +79,7 @@ class Follower:
         else:
             self._function(f, path, depth)
 
-    def _function(self, f: Any, path: Path, depth: int) -> None:
+    def _function(self, f: object, path: Path, depth: int) -> None:
         if not isinstance(f, types.FunctionType):
             if isinstance(f, CALLABLES):
                 self.callable(f, path, depth)
@@ -116,13 +114,13 @@ class Follower:
         if wrapped is not None:
             self.w.visit(wrapped, (*path, ".__wrapped__"), depth)
 
-    def _bound(self, path: Path, owner: Any, name: str, depth: int) -> None:
+    def _bound(self, path: Path, owner: object, name: str, depth: int) -> None:
         value = self.w.view.bound(owner, name)
         self.w.r.bindings.append((path, owner, name))
         if value is not MISSING:
             self.w.visit(value, path, depth)
 
-    def of(self, x: Any, path: Path, depth: int) -> None:
+    def of(self, x: object, path: Path, depth: int) -> None:
         """The class of an instance."""
         if is_user_class(type(x)):
             self.w.visit(type(x), (*path, "class"), depth)
@@ -145,7 +143,7 @@ class Follower:
             if is_user_class(base):
                 self.w.visit(base, (*path, "base", i), depth)
 
-    def _ran(self, f: Any) -> bool:
+    def _ran(self, f: object) -> bool:
         f = getattr(f, "__func__", f)
         while isinstance(f, types.FunctionType):
             if self.found is not None and f.__code__ in self.found.executed:
@@ -162,7 +160,7 @@ class Follower:
             if name in self.loads and name not in _MADE_MODULE:
                 self.chain(m.__dict__, (name,), depth)
 
-    def opaque(self, x: Any, path: Path, depth: int) -> None:
+    def opaque(self, x: object, path: Path, depth: int) -> None:
         """A method of a built-in object leads to that object."""
         owner = getattr(x, "__self__", None) if isinstance(x, types.BuiltinFunctionType) else None
         if owner is not None and not isinstance(owner, types.ModuleType):
@@ -223,7 +221,7 @@ class Follower:
         elif rest and value is not MISSING and not is_opaque(value) and not isinstance(value, (type, *CALLABLES)):
             self._attribute(value, path, rest, depth)
 
-    def _attribute(self, x: Any, path: Path, rest: list[str], depth: int) -> None:
+    def _attribute(self, x: object, path: Path, rest: list[str], depth: int) -> None:
         """A chain of attributes of a library's object, for the plain value at its end."""
         for name in rest:
             x, path = fields_of(x).get(name, MISSING), (*path, "." + name)
@@ -276,11 +274,11 @@ class Follower:
                         self.chain(m.__dict__, (name,), depth)
 
 
-def _is_users_function(x: Any) -> bool:
+def _is_users_function(x: object) -> bool:
     return isinstance(x, types.FunctionType) and is_user_code(x.__code__)
 
 
-def _is_librarys(x: Any) -> bool:
+def _is_librarys(x: object) -> bool:
     """A function or class of a library without anything of the user's in it."""
     if isinstance(x, types.FunctionType):
         return not is_user_code(x.__code__) and not x.__closure__ and "__wrapped__" not in x.__dict__
@@ -289,7 +287,7 @@ def _is_librarys(x: Any) -> bool:
     )
 
 
-def _remembered(f: Any) -> list[Any]:
+def _remembered(f: object) -> list[Any]:
     """Results (and keys) that an ``lru_cache`` holds: a bounded one in links of its own, another in its dict."""
     out: list[Any] = []
     for x in gc.get_referents(f):

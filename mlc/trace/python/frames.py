@@ -39,17 +39,18 @@ _COROUTINE = 0x20 | 0x80 | 0x100 | 0x200
 
 def is_user_code(code: CodeType) -> bool:
     """Whether code belongs to the user (not to mlc, an installed package or the standard library)."""
-    return _is_user_file(code.co_filename)
+    return is_user_file(code.co_filename)
 
 
-def is_user_module(m: Any) -> bool:
+def is_user_module(m: object) -> bool:
     """Whether a module is the user's."""
     file = getattr(m, "__file__", None)
-    return getattr(m, "__name__", "") == "__main__" or (isinstance(file, str) and _is_user_file(file))
+    return getattr(m, "__name__", "") == "__main__" or (isinstance(file, str) and is_user_file(file))
 
 
 @cache
-def _is_user_file(file: str) -> bool:
+def is_user_file(file: str) -> bool:
+    """Whether a file is the user's: neither ours nor a library's."""
     if file.startswith("<") and "ipython" not in file and file not in ("<stdin>", "<string>"):
         return False
     real = os.path.realpath(file)
@@ -154,7 +155,7 @@ class Sites:
         chain: list[FrameType] = []
         under: FrameType | None = None
         for g in reversed(frames):
-            if _is_user_file(g.f_code.co_filename):
+            if is_user_file(g.f_code.co_filename):
                 chain.append(g)
             elif chain:
                 under = None if g.f_code.co_filename.startswith(_DISPATCH) else g
@@ -167,7 +168,7 @@ class Sites:
         else:
             site = self._advance(chain, under)
             self._cached = (key, site)
-        inner = next((g for g in frames if _is_user_file(g.f_code.co_filename)), chain[-1])
+        inner = next((g for g in frames if is_user_file(g.f_code.co_filename)), chain[-1])
         caller = None if inner is chain[0] else _loc(chain[0], None)
         return _loc(inner, caller, self._modules.of(frames, is_user_code)), site
 

@@ -12,14 +12,11 @@ fewer.
 
 from __future__ import annotations
 
-import enum
-import functools
 import random
 import types
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,16 +26,12 @@ from torch.utils.data import DataLoader
 
 from mlc.trace.python.batches import containers, is_batch_list, leaves, signature
 from mlc.trace.python.follow import CALLABLES, Follower
+from mlc.trace.python.found import Found
+from mlc.trace.python.places import Path, Roots, Walk
 from mlc.trace.python.view import View, digest_of_data, hooks_of_all_modules, is_opaque, value_of
 
-if TYPE_CHECKING:
-    from mlc.trace.python.reads import Found
+__all__ = ["walk"]
 
-__all__ = ["Path", "Roots", "walk"]
-
-Path = tuple[Any, ...]
-_ATOMS = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, enum.Enum, torch.Size,
-          range, slice, torch.layout, torch.memory_format)  # fmt: skip
 _PLAIN = {int, float, bool, str, type(None)}
 _HOOKS = (
     "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs",
@@ -56,109 +49,17 @@ _SKIP_OPTIMIZER = {
     "_warned_capturable_if_run_uncaptured",
 }  # fmt: skip
 _DRAWING = ("sampler", "batch_sampler", "generator", "collate_fn", "worker_init_fn")
-_DEPTH = 40
 _LONG = 32  # entries from which on a list of plain values is one entry of the key
 
 
-@dataclass
-class Roots:
-    """Result of a walk.
-
-    Attributes:
-        tensors: Path of every tensor (the first found, by identity).
-        at: Tensor by path.
-        key: What must be equal for a program to be used again: ``(path, *facts)``.
-        batches: Lists and tuples of batches by path.
-        iterators: Iterators by path, wherever they are.
-        loaders: Path of every ``DataLoader`` by identity.
-        objects: Loaders, generators and other objects by path.
-        volatile: Python scalars by path.
-        places: Every object with an identity by its (first) path.
-        paths: The reverse of ``places`` and ``at``, by identity.
-        visited: Every mutable object found, with its path; what a world remembers.
-        bindings: Globals, cells and class attributes that were read: ``(path, owner, name)``.
-        arrays: NumPy arrays by path.
-        drawing: Identities of objects that only data is drawn with (samplers, what iterators hold).
-        keep: What must stay alive so that identities mean something.
-    """
-
-    tensors: dict[int, Path] = field(default_factory=dict)
-    at: dict[Path, Tensor] = field(default_factory=dict)
-    key: list[Any] = field(default_factory=list)
-    batches: dict[Path, Any] = field(default_factory=dict)
-    iterators: dict[Path, Any] = field(default_factory=dict)
-    loaders: dict[int, Path] = field(default_factory=dict)
-    objects: dict[Path, Any] = field(default_factory=dict)
-    optimizers: dict[Path, torch.optim.Optimizer] = field(default_factory=dict)
-    schedulers: dict[Path, Any] = field(default_factory=dict)
-    modules: dict[Path, nn.Module] = field(default_factory=dict)
-    volatile: dict[Path, Any] = field(default_factory=dict)
-    places: dict[Path, Any] = field(default_factory=dict)
-    paths: dict[int, Path] = field(default_factory=dict)
-    visited: list[tuple[Path, Any]] = field(default_factory=list)
-    bindings: list[tuple[Path, Any, str]] = field(default_factory=list)
-    arrays: dict[Path, Any] = field(default_factory=dict)
-    drawing: set[int] = field(default_factory=set)
-    keep: list[Any] = field(default_factory=list)
-    drawn: dict[Path, list[Any]] = field(default_factory=dict)  # items taken from iterators that must come first
-
-    @functools.cached_property
-    def shared(self) -> dict[int, list[Path]]:
-        """Paths of the tensors that lie in one memory, by the memory's identity (asked for when recording only)."""
-        out: dict[int, list[Path]] = {}
-        for path, t in self.at.items():
-            if t.layout is torch.strided and type(t) in (Tensor, nn.Parameter):
-                out.setdefault(t.untyped_storage()._cdata, []).append(path)
-        return out
-
-
-class Walker:
+class Walker(Walk):
     """One walk: what each kind of object contributes. Code is followed by :class:`mlc.trace.python.follow.Follower`."""
 
     def __init__(self, found: Found | None, view: View) -> None:
-        self.r = Roots()
-        self.view = view
-        self.quiet = 0  # above 0: found, but no part of the key
+        super().__init__(view)
         self.follow = Follower(self, found)
 
-    def note(self, *what: Any) -> None:
-        """An entry of the key: a path and what must be equal there."""
-        if not self.quiet:
-            self.r.key.append(what)
-
-    def hold(self, x: Any, path: Path) -> None:
-        """A mutable object is at a path: to be remembered, and found again when something in it is to be changed."""
-        if id(x) not in self.r.paths:
-            self.r.paths[id(x)] = path
-            self.r.places[path] = x
-            self.r.visited.append((path, x))
-            if self.quiet:
-                self.r.drawing.add(id(x))
-            self.r.keep.append(x)
-
-    def visit(self, x: Any, path: Path, depth: int = 0) -> None:
-        """Enter whatever is at a path."""
-        if isinstance(x, Tensor):
-            self.tensor(x, path, depth)
-        elif isinstance(x, _ATOMS):
-            self.note(path, type(x), x)
-            if type(x) in (int, float, bool, str):
-                self.r.volatile[path] = x
-        elif id(x) in self.r.paths:
-            self.note(path, self.r.paths[id(x)])
-        elif depth > _DEPTH:
-            self.note(path, id(x))
-            self.r.keep.append(x)
-        else:
-            if not isinstance(x, (types.ModuleType, tuple, type)):
-                self.hold(x, path)
-            else:
-                self.r.paths[id(x)] = path
-                self.r.places[path] = x
-                self.r.keep.append(x)
-            self.dispatch(x, path, depth + 1)
-
-    def dispatch(self, x: Any, path: Path, depth: int) -> None:
+    def dispatch(self, x: object, path: Path, depth: int) -> None:
         """By kind."""
         if isinstance(x, nn.Module):
             self.module(x, path, depth)
@@ -210,12 +111,6 @@ class Walker:
             for i, (_, f) in enumerate(hooks or ()):
                 self.visit(f, (*path, ".hooks", kind, i), depth + 1)
 
-    def know(self, t: Tensor, path: Path) -> None:
-        """A tensor is at a path."""
-        self.r.keep.append(t)
-        self.r.tensors[id(t)] = self.r.paths[id(t)] = path
-        self.r.at[path] = t
-
     def module(self, m: nn.Module, path: Path, depth: int) -> None:
         """A module: parameters, buffers, children, then what else it has; hooks that run."""
         self.r.modules[path] = m
@@ -262,7 +157,7 @@ class Walker:
                 self.state(self.view.body(state), p, (*path, "state", (i, j)), depth)
         self.follow.of(o, path, depth)
 
-    def state(self, state: Any, p: Any, path: Path, depth: int) -> None:
+    def state(self, state: object, p: object, path: Path, depth: int) -> None:
         """What an optimizer keeps for one parameter."""
         held = state.get(p) if isinstance(state, dict) else None
         if isinstance(held, dict) and id(held) not in self.r.paths:
@@ -270,7 +165,7 @@ class Walker:
             for k, v in list(self.view.body(held).items()):
                 self.visit(v, (*path, k), depth)
 
-    def loader(self, x: Any, path: Path, depth: int) -> None:
+    def loader(self, x: object, path: Path, depth: int) -> None:
         """A loader is drawn from anew at every call: what it draws with is found, but does not count."""
         self.r.loaders[id(x)] = path
         self.r.objects[path] = x
@@ -282,23 +177,18 @@ class Walker:
         self.named({k: v for k, v in fields.items() if k in _DRAWING}, path, depth)
         self.quiet -= 1
 
-    def fields(self, x: Any, path: Path, depth: int) -> None:
+    def fields(self, x: object, path: Path, depth: int) -> None:
         """All attributes of an object, and those of its class that are read."""
         self.named(self.view.attrs(x), path, depth)
         self.follow.of(x, path, depth)
 
-    def named(self, fields: dict[str, Any], path: Path, depth: int) -> None:
-        """Attributes by name."""
-        for k, v in list(fields.items()):
-            self.visit(v, (*path, "." + str(k)), depth)
-
-    def plain_body(self, x: Any, path: Path) -> None:
+    def plain_body(self, x: object, path: Path) -> None:
         """A set or bytes: as a whole where all in it are plain values, else its size."""
         body = self.view.body(x)
         plain = isinstance(x, bytearray) or all(type(v) in _PLAIN for v in body)
         self.note(path, type(x), (bytes(body) if isinstance(x, bytearray) else frozenset(body)) if plain else len(body))
 
-    def mapping(self, d: Any, path: Path, depth: int) -> None:
+    def mapping(self, d: object, path: Path, depth: int) -> None:
         """A dict; a long one of plain values is one entry."""
         body = self.view.body(d)
         values = list(body.items())
@@ -313,7 +203,7 @@ class Walker:
             self.visit(v, (*path, name), depth)
         self.extra(d, path, depth)
 
-    def sequence(self, s: Any, path: Path, depth: int) -> None:
+    def sequence(self, s: object, path: Path, depth: int) -> None:
         """A list, tuple or deque; batches of one structure count without their number."""
         body = list(self.view.body(s))
         if (
@@ -344,12 +234,12 @@ class Walker:
             self.visit(v, (*path, i), depth)
         self.extra(s, path, depth)
 
-    def extra(self, x: Any, path: Path, depth: int) -> None:
+    def extra(self, x: object, path: Path, depth: int) -> None:
         """Attributes of containers of a class of their own."""
         if type(x).__module__ not in ("builtins", "collections"):
             self.fields(x, path, depth)
 
-    def other(self, x: Any, path: Path, depth: int) -> None:
+    def other(self, x: object, path: Path, depth: int) -> None:
         """Any other object: an iterator, one of the user's or a library's with attributes, or one left alone."""
         cls = type(x)
         wrapped = getattr(x, "fn", None) if cls.__module__.startswith("mlc.") else None
@@ -375,9 +265,12 @@ class Walker:
 
 
 def walk(
-    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], extra: Found | None = None,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    extra: Found | None = None,
     before: View | None = None,
-) -> Roots:  # fmt: skip
+) -> Roots:
     """Walk everything a call of ``fn`` can reach.
 
     Args:

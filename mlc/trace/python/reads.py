@@ -1,9 +1,9 @@
 """What Python really ran during a call, so that what it read can be found again.
 
 While the user's function runs, a profile function notes every code object once: whose code it is, its globals, and
-what ``self`` it got. Python's collector tells objects made meanwhile from those before. Afterwards a :class:`Found`
-says which code counts; :func:`~mlc.trace.python.inputs.walk` follows the names in it. Nothing of the user's is replaced
-or wrapped, and other profilers go on being called.
+what ``self`` it got. Python's collector tells objects made meanwhile from those before. Afterwards a
+:class:`~mlc.trace.python.found.Found` says which code counts; :func:`~mlc.trace.python.inputs.walk` follows the names
+in it. Nothing of the user's is replaced or wrapped, and other profilers go on being called.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import gc
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
 
 from torch.autograd.function import FunctionCtx
 
+from mlc.trace.python.found import Found
 from mlc.trace.python.frames import is_user_code
-from mlc.trace.python.inputs import Path, walk
+from mlc.trace.python.inputs import walk
 from mlc.trace.python.names import names
 from mlc.trace.python.view import is_user_class
 from mlc.trace.python.world import World
 
-__all__ = ["Found", "Reads"]
+__all__ = ["Reads"]
 
 _COPIERS = {
     id(f.__code__)
@@ -35,45 +35,6 @@ _COPIERS = {
 }  # fmt: skip
 _NODE_HOOKS = {"register_hook", "register_prehook"}  # in C: of nodes of PyTorch's graph
 _SELVES = 256  # different objects per method that are noted
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """Code that ran in a call. Equal when the same code ran on the same namespaces.
-
-    Attributes:
-        codes: Code of the user's and its globals, in the order of the source.
-        executed: The same, for membership.
-        loads: Attributes that this code loads.
-        functions: Functions that ran and are reached by no path: closures in objects of C.
-        objects: Objects there before the call whose methods ran and that are reached by no path.
-        libraries: Code of libraries that ran, by the name of the package.
-        copied: Identities of objects that were copied whole (``copy``, ``dataclasses``): all of them was read.
-        dynamic: The code may read every attribute of objects (``vars``).
-        changed: Where lists that look like batches stood which the call changed: their length counts.
-    """
-
-    codes: tuple[tuple[CodeType, dict[str, Any]], ...]
-    executed: frozenset[CodeType]
-    loads: frozenset[str]
-    functions: tuple[types.FunctionType, ...] = ()
-    objects: tuple[Any, ...] = ()
-    libraries: tuple[tuple[str, frozenset[CodeType]], ...] = ()
-    copied: frozenset[int] = frozenset()
-    dynamic: bool = False
-    changed: frozenset[Path] = frozenset()
-
-    def _identity(self) -> tuple[Any, ...]:
-        return (
-            self.changed,
-            tuple((c, id(g)) for c, g in self.codes), tuple(map(id, self.functions)), tuple(map(id, self.objects)),
-        )  # fmt: skip
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Found) and self._identity() == other._identity()
-
-    def __hash__(self) -> int:
-        return hash(self._identity())
 
 
 class Reads:
@@ -170,8 +131,7 @@ class Reads:
 
     # ---- afterwards
 
-    def found(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
-              before: World) -> Found:  # fmt: skip
+    def found(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], before: World) -> Found:
         """What ran, with the functions and objects that no path leads to.
 
         Args:
@@ -195,9 +155,11 @@ class Reads:
         roots = walk(fn, args, kwargs, found, before)
         functions = self._closures(roots.paths, before)
         objects = tuple(
-            x for key in map(id, (c for c, _ in users)) for x in self._selves[key].values()
+            x
+            for key in map(id, (c for c, _ in users))
+            for x in self._selves[key].values()
             if id(x) not in roots.paths and before.was_there(x)
-        )  # fmt: skip
+        )
         unique = tuple({id(x): x for x in objects}.values())
         return Found(tuple(users), executed, loads, functions, unique, kept, found.copied, dynamic)
 
@@ -208,9 +170,10 @@ class Reads:
         if not codes:
             return ()
         return tuple(
-            f for f in gc.get_referrers(*codes)
+            f
+            for f in gc.get_referrers(*codes)
             if isinstance(f, types.FunctionType) and id(f) not in reached and before.was_there(f)
-        )  # fmt: skip
+        )
 
 
 def _order(code: CodeType) -> tuple[str, int, str]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from mlc.trace.python.inputs import Path, Roots
+from mlc.trace.python.places import Path, Roots
 
 __all__ = ["Change", "Fresh", "Known", "New", "Watch", "parts"]
 
@@ -89,7 +89,7 @@ class New:
     factory: Any = None
 
 
-def parts(tree: Any, seen: set[int] | None = None) -> Iterator[Any]:
+def parts(tree: object, seen: set[int] | None = None) -> Iterator[Any]:
     """What the caller's hook put into a tree, and constants: its leaves, each node once."""
     seen = set() if seen is None else seen
     if isinstance(tree, (Fresh, New)):
@@ -145,9 +145,10 @@ class Watch:
                 Change(m, path, "buffers", k, v) for k, v in m._buffers.items() if v is not buffers.get(k, _MISSING)
             ]
             out += [
-                Change(m, path, "attr", k, v) for k, v in vars(m).items()
+                Change(m, path, "attr", k, v)
+                for k, v in vars(m).items()
                 if v is not attrs.get(k, _MISSING) and (isinstance(v, torch.Tensor) or k == "training")
-            ]  # fmt: skip
+            ]
         for s, path, attrs in self._schedulers:
             out += [Change(s, path, "attr", k, v) for k, v in vars(s).items() if v is not attrs.get(k, _MISSING)]
         return [c for c in out if not isinstance(c.value, (torch.optim.Optimizer, LRScheduler, nn.Module))]

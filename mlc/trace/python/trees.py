@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlc.trace.python.inputs import Roots
+from mlc.trace.python.places import Roots
 from mlc.trace.python.state import Fresh, Known, New
 from mlc.trace.python.view import fields_of, is_opaque
 from mlc.trace.python.world import World
@@ -62,7 +62,7 @@ class Trees:
         }
         self.odd: list[Any] = []  # what cannot be built again
 
-    def of(self, x: Any) -> Any:
+    def of(self, x: object) -> Any:
         """The tree of a value."""
         if isinstance(x, Tensor):
             return self._tensor(x)
@@ -103,7 +103,7 @@ class Trees:
         value = None if view is not None else self._value(t)
         return Fresh(value, t.dtype, isinstance(t, nn.Parameter), t.is_leaf and t.requires_grad, None, view)
 
-    def _made(self, x: Any) -> Any:
+    def _made(self, x: object) -> Any:
         cls = type(x)
         if isinstance(x, _RUNNING) or (hasattr(cls, "__next__") and is_opaque(x)) or cls.__module__ == "numpy":
             self.odd.append(x)

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any
 
+from mlc.trace.python.found import Found
 from mlc.trace.python.names import Names, names
-
-if TYPE_CHECKING:
-    from mlc.trace.python.inputs import Path, Roots
-    from mlc.trace.python.reads import Found
+from mlc.trace.python.places import Path, Roots
 
 __all__ = ["Uses"]
 
@@ -42,7 +39,7 @@ class Uses:
         self._kept = [*roots.optimizers, *roots.schedulers]
         self._of_class: dict[type, list[Names]] = {}
 
-    def of(self, path: Path | None, name: str | None, owner: Any, *values: Any) -> str:
+    def of(self, path: Path | None, name: str | None, owner: object, *values: object) -> str:
         """``"read"``, ``"grown"`` (only added to) or ``"written"``.
 
         Args:
@@ -68,7 +65,7 @@ class Uses:
             return "read"
         return "grown" if any(h in n.grown for h in handles for n in codes) else "written"
 
-    def edited(self, path: Path | None, owner: Any) -> bool:
+    def edited(self, path: Path | None, owner: object) -> bool:
         """Whether code sets or deletes entries or slices of a container: what that does depends on its length."""
         if path is None:
             return True

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from mlc.ir.types import TensorType
-from mlc.trace.python.frames import _is_user_file
+from mlc.trace.python.frames import is_user_file
 
 __all__ = [
     "MISSING",
@@ -43,7 +43,7 @@ _HUGE = 1000  # entries
 _DATA = {int, float, bool, str, bytes, complex, type(None), tuple}
 _OPEN = {"types", "collections", "dataclasses", "functools", "argparse", "array", "random", "__main__", "string", "abc"}
 _CLOSED = ("torch._C", "torch._dynamo", "torch._inductor", "torch._ops", "torch.autograd", "torch.backends",
-           "torch.cuda", "torch.fx", "torch.profiler", "_thread")  # fmt: skip
+           "mlc.implicit.log", "torch.cuda", "torch.fx", "torch.profiler", "_thread")  # fmt: skip
 _ALONE = (
     array.array, memoryview, weakref.ref, types.BuiltinFunctionType, types.GeneratorType, types.CoroutineType,
     types.FrameType, types.TracebackType, types.CodeType, types.CellType,
@@ -75,7 +75,7 @@ def type_of(t: Tensor) -> TensorType | None:
     return TensorType.of(t) if t.layout is torch.strided and not is_lazy(t) else None
 
 
-def fields_of(x: Any) -> dict[str, Any]:
+def fields_of(x: object) -> dict[str, Any]:
     """Attributes that an object itself holds; nothing of the object's own code runs."""
     out: dict[str, Any] = {}
     try:
@@ -92,7 +92,7 @@ def fields_of(x: Any) -> dict[str, Any]:
     return out
 
 
-def is_opaque(x: Any) -> bool:
+def is_opaque(x: object) -> bool:
     """Whether an object is left alone: locks, files, weak references, running code, most of the standard library."""
     cls = type(x)
     home = cls.__module__ or ""
@@ -105,7 +105,7 @@ _VALUES = {"fractions", "decimal", "datetime", "pathlib", "uuid", "re", "zoneinf
 _BUFFERS = (io.StringIO, io.BytesIO, queue.Queue, queue.SimpleQueue)
 
 
-def value_of(x: Any) -> Any:
+def value_of(x: object) -> Any:
     """What an object that is left alone is equal by: itself where it is a value, its bytes; else None.
 
     A buffer or queue, which every use changes, is equal to nothing.
@@ -123,7 +123,7 @@ def is_user_module(m: types.ModuleType) -> bool:
     file = m.__dict__.get("__file__")
     if not isinstance(file, str):
         return m.__dict__.get("__spec__") is None
-    return _is_user_file(file)
+    return is_user_file(file)
 
 
 _CLASSES: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
@@ -173,19 +173,23 @@ def digest(a: np.ndarray[Any, Any]) -> Any:
 def hooks_of_all_modules() -> list[tuple[tuple[int, int], Any]]:
     """Hooks put on every module there is (``register_module_forward_hook`` and the like): kind and number, function."""
     of = torch.nn.modules.module
-    tables = (of._global_forward_pre_hooks, of._global_forward_hooks, of._global_backward_pre_hooks,
-              of._global_backward_hooks)  # fmt: skip
+    tables = (
+        of._global_forward_pre_hooks,
+        of._global_forward_hooks,
+        of._global_backward_pre_hooks,
+        of._global_backward_hooks,
+    )
     return [((kind, i), f) for kind, t in enumerate(tables) if t for i, f in enumerate(t.values())]
 
 
 class View:
     """Objects as they are now."""
 
-    def body(self, x: Any) -> Any:
+    def body(self, x: object) -> Any:
         """Entries of a dict, list, tuple, set, deque."""
         return x
 
-    def attrs(self, x: Any) -> dict[str, Any]:
+    def attrs(self, x: object) -> dict[str, Any]:
         """Attributes of an object."""
         return fields_of(x)
 
@@ -209,7 +213,7 @@ class View:
         tables = (t._backward_hooks, t._post_accumulate_grad_hooks)
         return tuple([None if h is None else list(h.items()) for h in tables]) if any(tables) else ()
 
-    def was_there(self, x: Any) -> bool:
+    def was_there(self, x: object) -> bool:
         """Whether an object existed before the call; nothing is known of that now."""
         return False
 

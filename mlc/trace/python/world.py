@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mlc.ir.types import TensorType
 from mlc.trace.python.batches import containers
 from mlc.trace.python.frames import is_user_code
-from mlc.trace.python.inputs import Path, Roots
+from mlc.trace.python.places import Path, Roots
 from mlc.trace.python.view import MISSING, WHOLE, View, digest, fields_of, is_opaque, slots_of, type_of
 
 __all__ = ["Facts", "World", "bind", "dict_kind", "refill", "set_field"]
@@ -61,7 +61,7 @@ def refill(x: Any, content: Any) -> None:
         x[...] = content
 
 
-def set_field(x: Any, name: str, value: Any) -> None:
+def set_field(x: object, name: str, value: object) -> None:
     """Set an attribute (MISSING: remove it), without code of the user's where that can be."""
     if isinstance(x, type):
         delattr(x, name) if value is MISSING else setattr(x, name, value)
@@ -75,7 +75,7 @@ def set_field(x: Any, name: str, value: Any) -> None:
         held[name] = value
 
 
-def differs(now: Any, old: Any) -> bool:
+def differs(now: object, old: object) -> bool:
     """Whether another object stands in a place (equal plain values are the same)."""
     if now is old:
         return False
@@ -123,9 +123,8 @@ class Facts:
         a, t = self.alias, self.t
         return a is not None and (
             a.untyped_storage()._cdata != t.untyped_storage()._cdata
-            or (a.dtype, a.shape, a.stride(), a.storage_offset())
-            != (t.dtype, t.shape, t.stride(), t.storage_offset())
-        )  # fmt: skip
+            or (a.dtype, a.shape, a.stride(), a.storage_offset()) != (t.dtype, t.shape, t.stride(), t.storage_offset())
+        )
 
     def hooked(self) -> bool:
         """Whether hooks were put on the tensor or taken off."""
@@ -184,7 +183,7 @@ class World(View):
                 self.tensors[id(t)] = Facts.of(t)
         self._defaults()
 
-    def _remember(self, x: Any) -> None:
+    def _remember(self, x: object) -> None:
         self.classes[id(x)] = type(x)
         if isinstance(x, _BODIES):
             own = type(x) in _BODIES
@@ -209,7 +208,7 @@ class World(View):
             self._room -= a.nbytes
         self.arrays[id(a)] = (a, digest(a), mine)
 
-    def _generator(self, x: Any) -> bool:
+    def _generator(self, x: object) -> bool:
         if isinstance(x, torch.Generator):
             self._states.append((x.set_state, x.get_state()))
         elif isinstance(x, np.random.Generator):
@@ -251,17 +250,17 @@ class World(View):
 
     # ---- to walk: as they were
 
-    def body(self, x: Any) -> Any:
+    def body(self, x: object) -> Any:
         """Entries as they were."""
         known = self.bodies.get(id(x))
         return x if known is None else known[1]
 
-    def attrs(self, x: Any) -> dict[str, Any]:
+    def attrs(self, x: object) -> dict[str, Any]:
         """Attributes as they were."""
         known = self.fields.get(id(x))
         return fields_of(x) if known is None else known[1]
 
-    def bound(self, owner: Any, name: str) -> Any:
+    def bound(self, owner: object, name: str) -> Any:
         """What was bound."""
         known = self.bindings.get((id(owner), name))
         if known is not None:
@@ -285,7 +284,7 @@ class World(View):
         known = self.arrays.get(id(a))
         return digest(a) if known is None else known[1]
 
-    def was_there(self, x: Any) -> bool:
+    def was_there(self, x: object) -> bool:
         """Whether an object that Python's collector knows existed when this was made."""
         return id(x) in self.roots.paths or (self.made is not None and id(x) not in self.made)
 

@@ -25,7 +25,8 @@ _BASE: Any = torch._C.TensorBase
 class AsData(Writing):
     """The part of an observer that takes results as data."""
 
-    def _plain(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def recorded(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        """As :meth:`Recorder.recorded`, or as data where no equation says it."""
         if any(isinstance(o, Tensor) and self._odd(o) for o in flatten(out)):
             self._refuse_odd(args, kwargs, next(o for o in flatten(out) if isinstance(o, Tensor) and self._odd(o)))
             return self._as_data(func, args, kwargs, out)
@@ -35,7 +36,7 @@ class AsData(Writing):
             return self._as_data(func, args, kwargs, out)
         if s.random and self.random_is_data:
             return self._as_data(func, args, kwargs, out)
-        result = super()._plain(func, s, args, kwargs, out)
+        result = super().recorded(func, s, args, kwargs, out)
         if func is _A.clone.default and self.copying():
             self.copies[self.present(out)] = self.place()
         return result
@@ -48,17 +49,17 @@ class AsData(Writing):
                 with self.pause():
                     found = i.nonzero().unbind(1)
                 for f in found:
-                    self._data(f)
+                    self.data(f)
                 self._note("a mask picks elements", i)
                 indices += found
             else:
                 indices.append(i)
-        return super()._plain(func, s, (args[0], indices), kwargs, out)
+        return super().recorded(func, s, (args[0], indices), kwargs, out)
 
     def _note(self, what: str, t: Tensor | None = None) -> None:
         self.frozen.append((what, self.place()))
 
-    def _as_data(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def _as_data(self, func: object, args: object, kwargs: object, out: object) -> Any:
         """Take what an operator gave as data of this call: right where no derivative goes through it.
 
         Raises:
@@ -71,11 +72,12 @@ class AsData(Writing):
                 if any(o.dtype.is_floating_point for o in results):
                     raise CaptureError(
                         f"the result of {func} has a size that depends on values that are differentiated",
-                        loc=self.place(), advice="use torch.where or multiply by the mask instead of picking elements",
-                    )  # fmt: skip
+                        loc=self.place(),
+                        advice="use torch.where or multiply by the mask instead of picking elements",
+                    )
         for o in flatten(out):
             if isinstance(o, Tensor) and not self._odd(o):
-                self._data(o)
+                self.data(o)
         self._note(f"{func} is run anew")
         return out
 
@@ -84,9 +86,10 @@ class AsData(Writing):
         for t in tensors_in(args, kwargs):
             if t.requires_grad and torch.is_grad_enabled():
                 raise CaptureError(
-                    f"a {t.layout} tensor that requires grad is used", loc=self.place(),
+                    f"a {t.layout} tensor that requires grad is used",
+                    loc=self.place(),
                     advice="convert it with .to_dense() before the call",
-                )  # fmt: skip
+                )
         self._refuse_odd(args, kwargs, next(x for x in tensors_in(args, kwargs) if self._odd(x)))
         return self._as_data(func, args, kwargs, func(*args, **kwargs))
 
@@ -94,9 +97,10 @@ class AsData(Writing):
         for t in tensors_in(args, kwargs):
             if not self._odd(t) and t.dtype.is_floating_point and self.value(self.handle(t)).mask:
                 raise CaptureError(
-                    f"a {odd.layout} tensor is used", loc=self.place(),
+                    f"a {odd.layout} tensor is used",
+                    loc=self.place(),
                     advice="convert it with .to_dense() before the call",
-                )  # fmt: skip
+                )
 
     def _sparse_product(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A sparse matrix of data times a dense one: the product of the matrix written out; None if it is no such."""
@@ -111,5 +115,12 @@ class AsData(Writing):
             out = func(*args, **kwargs)
             if dense is None:
                 dense = self.written_out[args[at]] = args[at].to_dense()
-                self._data(dense)
-        return super()._plain(op, schema_of(op), (*args[:at], dense, *args[at + 1 :]), kwargs, out)
+                self.data(dense)
+        return super().recorded(op, schema_of(op), (*args[:at], dense, *args[at + 1 :]), kwargs, out)
+
+    def guard(self, t: Tensor, outcome: Any, what: str) -> None:
+        """Later calls must find the same outcome in ``t``."""
+        if self.ended:
+            return
+        var = self.present(t)
+        self.decisions.append((var, outcome, what, self.place()))

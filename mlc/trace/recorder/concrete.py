@@ -7,19 +7,18 @@ is still the same (otherwise the function is traced again).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Eqn, Grad, Primitive, SafeSqrt, Stop, Var, map_vars
 from mlc.ir.types import TensorType
-
-if TYPE_CHECKING:
-    from mlc.trace.recorder.tracer import External, Tracer
+from mlc.trace.recorder.externals import External
 
 __all__ = ["Guard", "Known", "concrete"]
 
@@ -53,12 +52,15 @@ class Guard:
         return bool(self.kind(value) == self.outcome)
 
 
-def concrete(tracer: Tracer, t: Tensor) -> Known | None:
-    """The value of a one-element tensor, if it is known while tracing."""
-    if t.numel() != 1:
-        return None
-    var = tracer.value(tracer.handle(t))
-    outside = {x.var: x for x in tracer.externals.values()}
+def concrete(var: Var, externals: Iterable[External], builder: Builder) -> Known | None:
+    """The value of a one-element tensor, if it follows from literals and small tensors from outside.
+
+    Args:
+        var: Its value in the recording.
+        externals: Tensors from outside.
+        builder: The recording.
+    """
+    outside = {x.var: x for x in externals}
     eqns: dict[int, Eqn] = {}
     used: dict[Var, External] = {}
     todo = [var]
@@ -70,10 +72,10 @@ def concrete(tracer: Tracer, t: Tensor) -> Known | None:
                 return None
             used[v] = ext
             continue
-        e = tracer.builder.producer(v)
+        e = builder.producer(v)
         if e is None or not _simple(e) or len(eqns) > _MAX_EQUATIONS:
             return None
-        where = tracer.builder.position[v]
+        where = builder.position[v]
         if where not in eqns:
             eqns[where] = e
             todo.extend(e.inputs)

@@ -29,8 +29,12 @@ __all__ = ["Cuts"]
 class Cuts(Observing):
     """The part of an observer that decides what a tracked operator reads."""
 
-    def __init__(self, paths: dict[int, tuple[Any, ...]], tensors: Sequence[Tensor] = (),
-                 generators: Sequence[torch.Generator] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        paths: dict[int, tuple[Any, ...]],
+        tensors: Sequence[Tensor] = (),
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
         super().__init__(paths, tensors, generators)
         self.cut_tensors: Any = WeakIdKeyDictionary()  # results of detach() and .data, and views of them
         self.seen_leaves: Any = WeakIdKeyDictionary()  # leaves that have a value of their own
@@ -119,7 +123,7 @@ class Cuts(Observing):
         if h.chain[: len(base.chain)] != base.chain:
             return self.value(h)
         for op, args, kwargs, index, types, loc in steps:
-            var = self._emit(op, (var, *args), types, kwargs, loc=loc)[index]
+            var = self.emit(op, (var, *args), types, kwargs, loc=loc)[index]
         return var
 
     def read(self, t: Tensor, tracking: bool) -> Var:
@@ -145,7 +149,7 @@ class Cuts(Observing):
             outside = h.storage.external is not None
             if outside and not other and t not in self.cut_tensors:
                 self._claim(t, h)
-                if var not in self._bit_of:  # what was computed from it before does not lead to it
+                if var not in self.bit_of:  # what was computed from it before does not lead to it
                     var = self._leaf_value(t, h, var, apart=True)
             elif not outside or getattr(h.storage.external, "tensor", None) is not t:
                 var = self._leaf_value(t, h, var, apart=other or outside)
@@ -165,7 +169,7 @@ class Cuts(Observing):
             var = self._stop_at(var, level, self.cut_of(t))
         e = self.builder.producer(var)
         if apart or e is None or not isinstance(e.op, (Random, Alias, Draw)):
-            (var,) = self._emit(Alias(), (var,), (var.type,))
+            (var,) = self.emit(Alias(), (var,), (var.type,))
         if apart or h.chain or before.mask:
             self.leaf_values[t] = ((h.storage, h.storage.version), var)
         else:
@@ -208,7 +212,7 @@ class Cuts(Observing):
         if var in self.cut_vars:
             return self._stop_at(var, None, self.cut_vars[var])
         e = self.builder.producer(var)
-        if e is None or isinstance(e.op, (Grad, Stop, Alias, Draw, Random)) or var in self._bit_of:
+        if e is None or isinstance(e.op, (Grad, Stop, Alias, Draw, Random)) or var in self.bit_of:
             return var
         edges = self._cut_edges.get(e, {})
         state = self._state_read.get(e, ())
@@ -222,7 +226,7 @@ class Cuts(Observing):
             return var
         args = map_vars(e.args, lambda v: env.get(v, v))
         kwargs = tuple((k, map_vars(a, lambda v: env.get(v, v))) for k, a in e.kwargs)
-        outs = self._emit(e.op, args, [o.type for o in e.outs], kwargs, loc=e.loc)
+        outs = self.emit(e.op, args, [o.type for o in e.outs], kwargs, loc=e.loc)
         return outs[e.outs.index(var)]  # type: ignore[no-any-return]
 
     # ---- what state is written with
@@ -245,20 +249,21 @@ class Cuts(Observing):
             return var
         args = map_vars(e.args, env.__getitem__)
         kwargs = tuple((k, map_vars(a, env.__getitem__)) for k, a in e.kwargs)
-        outs = self._emit(e.op, args, [o.type for o in e.outs], kwargs, loc=e.loc)
+        outs = self.emit(e.op, args, [o.type for o in e.outs], kwargs, loc=e.loc)
         return outs[e.outs.index(var)]  # type: ignore[no-any-return]
 
     def _last_gradient(self) -> int:
         return self.builder.position[self.grad_eqns[-1].outs[0]] if self.grad_eqns else 0
 
-    def _emit(self, op: Any, args: Any, types: Any, kwargs: Any = (), loc: Loc | None = None) -> Any:
+    def emit(self, op: Any, args: Any, types: Any, kwargs: Any = (), loc: Loc | None = None) -> Any:
+        """As :meth:`Recorder.emit`; random operators of a recomputation give what they gave."""
         if isinstance(op, Random):
             if self.redraws is not None:
                 return next(self.redraws)
-            self.draws.append(super()._emit(op, args, types, kwargs, loc))
+            self.draws.append(super().emit(op, args, types, kwargs, loc))
             return self.draws[-1]
         n = len(self.builder.eqns)
-        outs = super()._emit(op, args, types, kwargs, loc)
+        outs = super().emit(op, args, types, kwargs, loc)
         if self._hard and len(self.builder.eqns) > n and any(v in self._hard for v in self.builder.eqns[-1].inputs):
             self._hard.update(outs)
         return outs
@@ -271,7 +276,7 @@ class Cuts(Observing):
         if tag is not None:
             self.tag = tag
         try:
-            stopped = self._stop(var, where, level=level)
+            stopped = self.stopped(var, where, level=level)
         finally:
             self.tag = before
         if level is None:
@@ -290,10 +295,11 @@ class Cuts(Observing):
             s.first += s.first > where
             s.last += s.last > where
 
-    def _plain(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def recorded(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        """As :meth:`Recorder.recorded`, with the cuts of PyTorch's graph."""
         n = len(self.builder.eqns)
         edges, state = ({}, ()) if self.cutting() else self._noted(args, kwargs)
-        result = super()._plain(func, s, args, kwargs, out)
+        result = super().recorded(func, s, args, kwargs, out)
         if (edges or state) and len(self.builder.eqns) > n:
             e = self.builder.eqns[-1]
             if edges:

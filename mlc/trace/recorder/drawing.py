@@ -29,9 +29,10 @@ class Drawing(Placing):
         mem = self.memories.of(t)
         if any(not self._pristine(r) for r in mem.roots):
             raise CaptureError(
-                "an iterable gives a tensor whose memory the loop writes", loc=self.place(),
+                "an iterable gives a tensor whose memory the loop writes",
+                loc=self.place(),
                 advice="draw copies (x.clone()), or write to a tensor of its own",
-            )  # fmt: skip
+            )
         storage = Storage(var)
         storage.external = "draw"
         old = mem.layouts.get(layout_of(t))

@@ -22,6 +22,7 @@ from mlc.errors import CaptureError
 from mlc.ir.core import Alias, Var
 from mlc.ir.inplace import schema_of
 from mlc.ir.types import TensorType
+from mlc.trace.gradients.evaluate import evaluate
 from mlc.trace.gradients.grads import get_grad
 from mlc.trace.numbers.links import Linked
 from mlc.trace.recorder.asdata import AsData
@@ -92,14 +93,14 @@ class Observer(AsData):
         """Run and record an operator as it stands, whatever is special about it."""
         with self.pause():
             out = func(*args, **kwargs)
-        return self._plain(func, schema_of(func), args, kwargs, out)
+        return self.recorded(func, schema_of(func), args, kwargs, out)
 
     def _result(self, func: Any, s: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
 
     # ---- Python numbers
 
-    def link(self, f: Callable[..., Tensor], *operands: Any) -> Tensor | None:
+    def link(self, f: Callable[..., Tensor], *operands: object) -> Tensor | None:
         """Run ``f`` on numbers' tensors, recorded (see :class:`~mlc.trace.numbers.links.Ledger`)."""
         if self.ended:
             return None
@@ -117,19 +118,14 @@ class Observer(AsData):
         if self.inside and t.is_floating_point() and self.present(t).mask:
             raise CaptureError(
                 "a tensor that is differentiated is used where an operator takes a plain number, and would lose its "
-                "derivative", loc=self.place(), advice="multiply by the tensor instead of passing it as a number",
-            )  # fmt: skip
+                "derivative",
+                loc=self.place(),
+                advice="multiply by the tensor instead of passing it as a number",
+            )
         with self.pause():
             value = _A._local_scalar_dense.default(t)
         self.guard(t, value, "a Python number")
         return value
-
-    def guard(self, t: Tensor, outcome: Any, what: str) -> None:
-        """Later calls must find the same outcome in ``t``."""
-        if self.ended:
-            return
-        var = self.present(t)
-        self.decisions.append((var, outcome, what, self.place()))
 
     # ---- .grad
 
@@ -162,13 +158,11 @@ class Observer(AsData):
 
     def add(self, a: Var, b: Var) -> Var:
         """The sum of two values of one shape."""
-        (out,) = self._emit(_A.add.Tensor, (a, b), (a.type,))
+        (out,) = self.emit(_A.add.Tensor, (a, b), (a.type,))
         return out  # type: ignore[no-any-return]
 
     def evaluate(self, v: Var) -> Tensor:
         """The value of a gradient that PyTorch's graph does not have, computed from the recording."""
-        from mlc.trace.gradients.evaluate import evaluate
-
         return evaluate(self, [v])[0]
 
     # ---- copies
@@ -180,7 +174,7 @@ class Observer(AsData):
             v = self.read(t, False)
         self.farther = True
         before, self.tag = self.tag, "clone"
-        (new,) = self._emit(Alias(), (v,), (v.type,))
+        (new,) = self.emit(Alias(), (v,), (v.type,))
         self.tag = before
         with self.pause(), torch.no_grad():
             c: Tensor = t.detach().clone(memory_format=torch.preserve_format)

@@ -43,11 +43,14 @@ class Observing(Tracer):
         generators: Generators that a later call finds again.
     """
 
-    real = True
     rounds = True
 
-    def __init__(self, paths: dict[int, tuple[Any, ...]], tensors: Sequence[Tensor] = (),
-                 generators: Sequence[torch.Generator] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        paths: dict[int, tuple[Any, ...]],
+        tensors: Sequence[Tensor] = (),
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
         super().__init__(paths)
         self.memories = Memories()
         self.generators = {0, *map(key_of, generators)}
@@ -75,6 +78,7 @@ class Observing(Tracer):
         self.initial_grads: dict[int, tuple[Tensor, Tensor | None]] = {}
         self.random = RandomWatch()
         self.random_is_data = False
+        self.rehearsal: list[Any] = []  # what solvers gave (mlc.root), which comparing with the run does not run again
         self.draws: list[Any] = []  # results of the random operators so far
         self.redraws: Iterator[Any] | None = None  # what random operators give again, in a recomputation
         self.optimized: dict[int, Tensor] = {}  # given to an optimizer that the loop made
@@ -132,7 +136,7 @@ class Observing(Tracer):
     fake_of = twin
 
 
-def tensors_in(args: Any, kwargs: Any) -> list[Tensor]:
+def tensors_in(args: object, kwargs: object) -> list[Tensor]:
     """Tensors among the arguments of an operator."""
     found: list[Tensor] = []
     add: Callable[[Tensor], None] = found.append

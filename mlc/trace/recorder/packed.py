@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mlc.trace.recorder.observer import Observer
+from mlc.trace.recorder.observer import Observer
 
 __all__ = ["packed"]
 
@@ -19,7 +18,7 @@ _WHAT = "the batch sizes of a packed sequence"
 class _Functions:
     """``torch._VF`` with other functions in it."""
 
-    def __init__(self, functions: Any, others: dict[str, Callable[..., Any]]) -> None:
+    def __init__(self, functions: object, others: dict[str, Callable[..., Any]]) -> None:
         self._functions = functions
         self.__dict__.update(others)
 
@@ -39,12 +38,12 @@ def packed(ob: Observer, active: Callable[[], bool]) -> Iterator[tuple[Any, str,
 
         return call
 
-    def pad(x: Tensor, sizes: Tensor, *args: Any) -> Any:
+    def pad(x: Tensor, sizes: Tensor, *args: object) -> Any:
         out, lengths = sized(functions._pad_packed_sequence)(x, sizes, *args)
         if active():
             with ob.pause():  # they were written where nobody saw it
                 lengths = lengths.clone()
-            ob._outside(lengths, ob.memories.of(lengths), None)
+            ob.from_outside(lengths, ob.memories.of(lengths), None)
         return out, lengths
 
     layers = {name: sized(getattr(functions, name)) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}

@@ -13,7 +13,7 @@ from mlc.ir.types import Loc, TensorType
 from mlc.record.handles import Handle, Storage
 from mlc.record.memories import Layout, Memory, layout_of
 from mlc.trace.recorder.cuts import Cuts
-from mlc.trace.recorder.tracer import External
+from mlc.trace.recorder.externals import External
 
 __all__ = ["Placing"]
 
@@ -44,13 +44,14 @@ class Placing(Cuts):
         path = self.paths.get(id(t)) or self._places.get((t.untyped_storage()._cdata, layout_of(t)))
         if path is None:
             self.unplaced.append(self.place())
-        return self._outside(t, mem, path)
+        return self.from_outside(t, mem, path)
 
     @staticmethod
     def _pristine(r: Storage) -> bool:
         return r.external is not None and r.version == 0
 
-    def _outside(self, t: Tensor, mem: Memory, path: tuple[Any, ...] | None) -> Handle:
+    def from_outside(self, t: Tensor, mem: Memory, path: tuple[Any, ...] | None) -> Handle:
+        """Register a tensor from outside (``path``: where a later call finds it)."""
         var = Var(TensorType.of(t))
         storage = Storage(var)
         h = mem.root(layout_of(t), storage)
@@ -81,9 +82,10 @@ class Placing(Cuts):
         offset = t.storage_offset() - at[0]
         if offset < 0 or t.dtype != at[3]:
             raise CaptureError(
-                "two tensors share memory in a way that cannot be followed", loc=self.place(),
+                "two tensors share memory in a way that cannot be followed",
+                loc=self.place(),
                 advice="give each a memory of its own with .clone()",
-            )  # fmt: skip
+            )
         step = (_A.as_strided.default, (list(t.shape), list(t.stride()), offset), (), 0, [TensorType.of(t)], None)
         h = mem.layouts[layout_of(t)] = Handle(root, (step,))
         return h
@@ -96,9 +98,10 @@ class Placing(Cuts):
         apart = [r for r in mem.roots if not isinstance(r.external, External) or r.version]
         if apart:
             raise CaptureError(
-                "a memory that several tensors share is written, one of them drawn from an iterable", loc=self.place(),
+                "a memory that several tensors share is written, one of them drawn from an iterable",
+                loc=self.place(),
                 advice="draw copies (x.clone()), or write to a tensor of its own",
-            )  # fmt: skip
+            )
         exts = [r.external for r in mem.roots]
         dtypes = {e.tensor.dtype for e in exts}
         if len(dtypes) > 1:
@@ -156,10 +159,10 @@ class Placing(Cuts):
         self.bind(t, var)
         return t
 
-    def _data(self, t: Tensor) -> Handle:
+    def data(self, t: Tensor) -> Handle:
         """A tensor that is data of this very call."""
         self.unplaced.append(self.place())
-        return self._outside(t, self.memories.of(t), None)
+        return self.from_outside(t, self.memories.of(t), None)
 
 
 def _from_flat(whole: Tensor, lay: Layout) -> list[Any]:

@@ -26,8 +26,9 @@ class Reach:
         own: Whether leaves have no history, as in PyTorch's own graph.
     """
 
-    def __init__(self, builder: Builder, bits: Mapping[Var, int], depth: int, through: bool = False, own: bool = False
-                 ) -> None:  # fmt: skip
+    def __init__(
+        self, builder: Builder, bits: Mapping[Var, int], depth: int, through: bool = False, own: bool = False
+    ) -> None:
         self.builder = builder
         self._bits = bits
         self._depth = depth

@@ -10,13 +10,14 @@ from torch import Tensor
 from mlc.ir.core import Random
 from mlc.ir.inplace import schema_of
 from mlc.ir.types import TensorType
+from mlc.trace.recorder.asdata import AsData
 
 __all__ = ["SPECIAL_REAL"]
 
 _A: Any = torch.ops.aten
 
 
-def _literal(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+def _literal(ob: AsData, func: Any, args: Any, kwargs: Any) -> Any:
     """``torch.tensor(...)``: a constant."""
     t: Tensor = args[0]
     if ob.memories.find(t) is not None:
@@ -25,19 +26,19 @@ def _literal(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
         with ob.pause():
             value = t.item()
         kw = (("dtype", t.dtype), ("device", t.device), ("pin_memory", False))
-        ob.bind(t, ob._emit(_A.full.default, (list(t.shape), value), (TensorType.of(t),), kw)[0])
+        ob.bind(t, ob.emit(_A.full.default, (list(t.shape), value), (TensorType.of(t),), kw)[0])
     else:
-        ob._outside(t, ob.memories.of(t), None)
+        ob.from_outside(t, ob.memories.of(t), None)
     return t
 
 
-def _zeros(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+def _zeros(ob: AsData, func: Any, args: Any, kwargs: Any) -> Any:
     kw = {k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}
     with ob.active():
         return torch.zeros(list(args[0]), **kw)
 
 
-def _dropout(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+def _dropout(ob: AsData, func: Any, args: Any, kwargs: Any) -> Any:
     """Fused dropout as a product with the mask that it drew."""
     x, p, train = args[0], args[1], args[2] if len(args) > 2 else kwargs.get("train", True)
     if not train:
@@ -45,17 +46,17 @@ def _dropout(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
             return x.clone(), torch.ones_like(x, dtype=torch.bool)
     _, mask = func(*args, **kwargs)
     if ob.random_is_data:
-        ob._data(mask)
+        ob.data(mask)
     else:
         ty = TensorType.of(x)
         layout = (ty.shape, ty.stride, ty.dtype, ty.device)
-        (v,) = ob._emit(Random(_A.native_dropout.default, fill=True), (*layout, p), (TensorType.of(mask),))
+        (v,) = ob.emit(Random(_A.native_dropout.default, fill=True), (*layout, p), (TensorType.of(mask),))
         ob.bind(mask, v)
     with ob.active():
         return x * mask * (0.0 if p == 1 else 1.0 / (1.0 - p)), mask
 
 
-def _rrelu(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+def _rrelu(ob: AsData, func: Any, args: Any, kwargs: Any) -> Any:
     """Randomised leaky ReLU: the slopes are drawn, the rest is a product."""
     given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
     x, noise = given["self"], given["noise"]
@@ -67,26 +68,26 @@ def _rrelu(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
     pure = _A.rrelu_with_noise_functional.default
     out, slopes = pure(x, noise, lower, upper, True, given.get("generator"))
     if ob.random_is_data:
-        ob._data(slopes)
+        ob.data(slopes)
     else:
         types = [TensorType.of(out), TensorType.of(slopes)]
-        ob.bind(slopes, ob._emit(Random(pure), (*values, lower, upper, True), types)[1])
+        ob.bind(slopes, ob.emit(Random(pure), (*values, lower, upper, True), types)[1])
     with ob.active():
         with torch.no_grad():
             noise.copy_(slopes)
         return x * slopes
 
 
-def _norm(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+def _norm(ob: AsData, func: Any, args: Any, kwargs: Any) -> Any:
     """Batch normalisation in evaluation, as inference mode calls it: one operator has the rules."""
     with ob.pause():
         out = func(*args, **kwargs)
     x, weight, bias, mean, var, momentum, eps = args
     plain = _A.native_batch_norm.default
-    return ob._plain(plain, schema_of(plain), (x, weight, bias, mean, var, False, momentum, eps), kwargs, out)
+    return ob.recorded(plain, schema_of(plain), (x, weight, bias, mean, var, False, momentum, eps), kwargs, out)
 
 
-def _ctc(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+def _ctc(ob: AsData, func: Any, args: Any, kwargs: Any) -> Any:
     """Lengths in tensors are numbers that later calls must find again: sizes follow from them."""
     with ob.pause():
         out = func(*args, **kwargs)
@@ -94,10 +95,10 @@ def _ctc(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
     for t, what in zip(args[2:4], ("input lengths", "target lengths"), strict=True):
         ob.guard(t, t.clone(), f"the {what} of ctc_loss")
     plain = _A._ctc_loss.default
-    return ob._plain(plain, schema_of(plain), (*args[:2], *numbers, *args[4:]), kwargs, out)
+    return ob.recorded(plain, schema_of(plain), (*args[:2], *numbers, *args[4:]), kwargs, out)
 
 
-def _pack(ob: Any, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+def _pack(ob: AsData, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
     """A packed sequence picks the rows that its lengths tell; later calls must find these lengths again."""
     x, lengths, batch_first = args
     with ob.pause():
@@ -110,12 +111,12 @@ def _pack(ob: Any, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
         index = torch.tensor(places, device=x.device)
     ob.guard(lengths, lengths.clone(), "the lengths of a packed sequence")
     for constant in (sizes, index):
-        ob._outside(constant, ob.memories.of(constant), None)
+        ob.from_outside(constant, ob.memories.of(constant), None)
     with ob.active():
         return x.reshape(rows * steps, *x.shape[2:]).index_select(0, index), sizes
 
 
-def _unscale(ob: Any, func: Any, args: Any, kwargs: Any) -> None:
+def _unscale(ob: AsData, func: Any, args: Any, kwargs: Any) -> None:
     """``GradScaler.unscale_``, operator by operator; whether it then steps is a guard like any other."""
     grads, found, inverse = args
     with ob.active(), torch.no_grad():
@@ -124,7 +125,7 @@ def _unscale(ob: Any, func: Any, args: Any, kwargs: Any) -> None:
             g.mul_(inverse.to(g.dtype))
 
 
-def _update_scale(ob: Any, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _update_scale(ob: AsData, func: Any, args: Any, kwargs: Any) -> Tensor:
     """``GradScaler.update``: smaller after a step that was skipped, larger after so many that were not."""
     scale, tracker, found, growth, backoff, interval = args
     with ob.active(), torch.no_grad():
@@ -136,7 +137,7 @@ def _update_scale(ob: Any, func: Any, args: Any, kwargs: Any) -> Tensor:
     return scale  # type: ignore[no-any-return]
 
 
-def _native(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
+def _native(ob: AsData, func: Any, args: Any, kwargs: Any) -> Any:
     """The memory of a tensor is replaced or resized: what it then holds is found where it then lies."""
     return func(*args, **kwargs)
 

@@ -17,7 +17,7 @@ from mlc.ir.types import TensorType
 from mlc.record.handles import Handle
 from mlc.record.memories import layout_of
 from mlc.trace.recorder.drawing import Drawing
-from mlc.trace.recorder.tracer import External
+from mlc.trace.recorder.externals import External
 
 __all__ = ["Writing"]
 
@@ -44,7 +44,7 @@ class Writing(Drawing):
         for i, t in enumerate(flat):
             mem = self.memories.of(t)
             if mem is not self.memories.find(args[0]):  # an operator that may view did copy
-                self.wrap(t, self._emit(func, (self.value(base), *args[1:]), types, kw)[i])
+                self.wrap(t, self.emit(func, (self.value(base), *args[1:]), types, kw)[i])
                 continue
             lay = layout_of(t)
             known = mem.layouts.get(lay)
@@ -78,9 +78,10 @@ class Writing(Drawing):
         mem = self.memories.find(t)
         if mem is not None and any(r.apart for r in mem.roots):
             raise CaptureError(
-                "a memory is written in which a view with a backward hook lies", loc=self.place(),
+                "a memory is written in which a view with a backward hook lies",
+                loc=self.place(),
                 advice="put the hook on a copy (t = t.clone()) that is used in the view's place",
-            )  # fmt: skip
+            )
         outside = mem is None or any(r.external is not None for r in mem.roots)
         if outside:
             self.handle(t)
@@ -117,7 +118,7 @@ class Writing(Drawing):
 
     def _fix(self, t: Tensor, value: Tensor) -> None:
         """What ``t`` now holds is data of this call."""
-        h = self._data(value)
+        h = self.data(value)
         self.write(t, h.storage.var)
 
     def _out(self, func: Any, s: Any, args: Any, kwargs: Any) -> Any:
@@ -149,7 +150,7 @@ class Writing(Drawing):
         """A storage changed; the step of a leaf is history for gradients taken at its own level."""
         s = h.storage
         if s.leaf and not s.copied and s.var.mask:
-            s.var = self._stop(s.var, h, level=self.depth())
+            s.var = self.stopped(s.var, h, level=self.depth())
         if isinstance(s.external, External):
             s.external.written = True
 

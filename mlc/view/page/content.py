@@ -12,10 +12,10 @@ from mlc.ir.program import Program
 from mlc.ir.types import Loc
 from mlc.passes.cost.facts import Stage, facts_of, stages_of
 from mlc.passes.cost.timeline import HOLDERS, predicted
-from mlc.passes.planning.plan import Plan, stages_for
 from mlc.units import size_text, time_text
 from mlc.view.diagram import Box, diagram_of
 from mlc.view.page.scene import Scene, Table
+from mlc.view.plan import Plan, stages_for
 
 __all__ = ["Measured", "content"]
 

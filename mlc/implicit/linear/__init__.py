@@ -1,0 +1,1 @@
+"""Linear systems on flat vectors, by products with the matrix alone: Krylov, Neumann, Nystrom, dense."""
