@@ -36,7 +36,7 @@ def chain(w: Tensor, v: Tensor, eta: Tensor, h: Tensor) -> Tensor:
             (0.5 * w @ h @ w - (eta * w).sum()).backward()
             a.step()
     with mlc.level("fine"):
-        for _ in range(60):
+        for _ in range(120):
             c.zero_grad()
             (0.5 * (v - torch.sin(w)).square().sum() + 0.5 * (eta.exp() * v.square()).sum()).backward()
             c.step()
