@@ -36,6 +36,17 @@ from mlc.errors import (
 )
 from mlc.implicit.root import fixed_point, root
 from mlc.ir.lowered.contract import Pass
+from mlc.ir.lowered.responses import (
+    Evolution,
+    FiniteDifference,
+    FirstOrder,
+    ForwardGradient,
+    FullyFirstOrder,
+    Implicit,
+    Response,
+    Truncated,
+    Unroll,
+)
 from mlc.ir.program import Program
 from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
 from mlc.passes.lowering.pipeline import PIPELINE
@@ -59,6 +70,12 @@ __all__ = [
     "CommunicationError",
     "CompiledFunction",
     "DifferentiationError",
+    "Evolution",
+    "FiniteDifference",
+    "FirstOrder",
+    "ForwardGradient",
+    "FullyFirstOrder",
+    "Implicit",
     "Level",
     "LoweringWarning",
     "MemoryWarning",
@@ -70,12 +87,15 @@ __all__ = [
     "Precision",
     "PrecisionWarning",
     "Program",
+    "Response",
     "RootWarning",
     "Simultaneous",
     "SolverError",
     "SolverWarning",
     "Training",
     "TrainingError",
+    "Truncated",
+    "Unroll",
     "VerifyError",
     "check",
     "clone",

@@ -63,6 +63,9 @@ class Examination:
         in_one_process(program)
         self.rec: Recording = program.binding
         self.start: Start = cf.start
+        titles = {x.name: x.title for x in program.levels}
+        asked = cf.plan.modes.responses if cf.plan is not None else {}
+        self.approximate = tuple(f"{r} of level {titles[name]}" for name, r in asked.items())
         self.picks = list(program.metas)
         self.names = [program.inputs[i].name for i in self.picks]
         self.metas = [self.rec.externals[i].tensor for i in self.picks]
@@ -124,6 +127,8 @@ class Examination:
         if forward is not None and (not self.runs or not value_err <= self.tolerances.exact):
             value_err = max(value_err, forward)
         self._finite(value_err, reference)
+        if self.approximate:
+            return self._distance(value_err, state_err, reference)
         differences = [self._difference(f"direction {i + 1}", self._direction(i)) for i in range(DIRECTIONS)]
         if not all(d.ok for d in differences) and len(self.metas) > 1:
             shown = sorted(range(len(self.metas)), key=lambda i: -float(self.ours[i].norm()))[:MOST_METAS]
@@ -152,6 +157,29 @@ class Examination:
             wrong=tuple(self.wrong),
             against="the eager function" if self.runs else "the plain unroll",
         )
+
+    def _distance(self, value_err: float, state_err: float, reference: list[Tensor] | None) -> CheckReport:
+        """Of an approximate gradient from the exact one."""
+        cosine = distance = None
+        if reference is not None:
+            mine, exact = (torch.cat([g.detach().reshape(-1).to(torch.float64) for g in gs]) for gs in
+                           (self.ours, reference))  # fmt: skip
+            distance = relative(mine, exact)
+            size = float(mine.norm() * exact.norm())
+            cosine = float(mine @ exact) / size if size else 0.0
+        return CheckReport(
+            function=self.rec.function, metas=tuple(self._distances(reference)), differences=(), value_err=value_err,
+            state_err=state_err, unrolled=reference is not None, referee=self._referee(), tolerances=self.tolerances,
+            notes=tuple(dict.fromkeys(self.notes)), wrong=tuple(self.wrong),
+            against="the eager function" if self.runs else "the plain unroll",
+            responses=self.approximate, cosine=cosine, distance=distance,
+        )  # fmt: skip
+
+    def _distances(self, reference: list[Tensor] | None) -> list[MetaError]:
+        if reference is None:
+            return [MetaError(n, float(g.norm()), None) for n, g in zip(self.names, self.ours, strict=True)]
+        rows = zip(self.names, self.ours, reference, strict=True)
+        return [MetaError(n, float(r.norm()), relative(g, r)) for n, g, r in rows]
 
     def _referee(self) -> str:
         if self.cut:

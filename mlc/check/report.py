@@ -106,6 +106,10 @@ class CheckReport:
         wrong: Meta-parameters whose gradient is not finite where the function itself gives numbers.
         against: What values and final state were compared with.
         precision: What a precision policy costs, where one was asked about.
+        responses: What was asked of which level besides the exact unroll: the gradient is then an approximation, whose
+            distance from the exact one is stated, and no failure.
+        cosine: Of the angle between it and the exact gradient (of all meta-parameters together); None: no unroll.
+        distance: Norm of their difference over that of the exact gradient.
     """
 
     function: str
@@ -120,6 +124,9 @@ class CheckReport:
     wrong: tuple[str, ...] = ()
     against: str = "the eager function"
     precision: PolicyCheck | None = None
+    responses: tuple[str, ...] = ()
+    cosine: float | None = None
+    distance: float | None = None
 
     @property
     def rel_err(self) -> float:
@@ -140,6 +147,8 @@ class CheckReport:
     def ok(self) -> bool:
         """Whether every comparison agrees, and at least one referee could be asked."""
         exact = self.tolerances.exact
+        if self.responses:
+            return not self.wrong and self.value_err <= exact and self.state_err <= exact
         confirmed = self.unrolled and not any(m.overruled for m in self.metas)
         asked = confirmed or any(d.conclusive for d in self.differences if d.what == "compiled")
         return (
@@ -155,6 +164,8 @@ class CheckReport:
     @property
     def disagreeing(self) -> tuple[str, ...]:
         """Names of the meta-parameters whose gradient a referee does not confirm."""
+        if self.responses:
+            return self.wrong
         bad = [*self.wrong, *(m.name for m in self.metas if not m.ok(self.tolerances.exact))]
         names = {m.name for m in self.metas}
         bad += [d.name for d in self.differences if not d.ok and d.name in names]
@@ -167,6 +178,9 @@ class CheckReport:
         plain = ("function", "ok", "rel_err", "value_err", "state_err", "differences_err", "referee")
         return {
             **{name: getattr(self, name) for name in plain},
+            "responses": list(self.responses),
+            "cosine": self.cosine,
+            "distance": self.distance,
             "disagreeing": list(self.disagreeing),
             "meta_parameters": [asdict(m) for m in self.metas],
             "differences": [{**asdict(d), "ok": d.ok, "conclusive": d.conclusive} for d in self.differences],
@@ -180,6 +194,8 @@ class CheckReport:
         lines.append(f"  values         {_err(self.value_err, t.exact)} against {self.against}")
         if self.against == "the eager function":
             lines.append(f"  final state    {_err(self.state_err, t.exact)} against {self.against}")
+        if self.responses:
+            return "\n".join([*lines, *self._approximate()])
         shown = [d for d in self.differences if d.conclusive and d.what == "compiled"]
         largest = worst([d.error for d in shown])
         allowed = max([t.differences, *(5 * d.spread for d in shown if d.error > d.tolerance)])
@@ -207,6 +223,17 @@ class CheckReport:
         ]
         lines += [f"  note: {n}" for n in self.notes]
         return "\n".join(lines)
+
+    def _approximate(self) -> list[str]:
+        """Lines about an approximate gradient."""
+        lines = [f"  gradient       approximate: {r}" for r in self.responses]
+        if self.distance is not None and self.cosine is not None:
+            lines.append(f"  distance       {self.distance:.2e} of the exact gradient, cosine {self.cosine:.6f}")
+        else:
+            lines.append("  distance       unknown: there is no plain unroll to compare with")
+        for m in self.metas[:20]:
+            lines.append(f"  {m.name:40s}{m.norm:12.3e}" + ("" if m.error is None else f"{m.error:12.1e}"))
+        return [*lines, *[f"  note: {n}" for n in self.notes]]
 
 
 def _err(error: float, allowed: float) -> str:

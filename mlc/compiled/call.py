@@ -122,7 +122,7 @@ class Call:
         verify = self.owner.options.get("verify", "values")
         if verify is not None:
             self._reproduces(seen, own, entry.executor, run)
-        if verify == "gradient" and torch.is_grad_enabled():
+        if verify == "gradient" and torch.is_grad_enabled() and not entry.plan.responses:
             compare_slope(seen, entry.program, entry.executor, own, run, total=float if circle is None else circle.sum)
 
     def _run_as_then(self, seen: Observation, executor: Executor, own: list[Tensor], drawer: Drawer) -> Run:
@@ -209,6 +209,7 @@ class Call:
         if stages.cotangents:
             found = self.entry.executor.backward(self.done, [cts[i] for i in stages.cotangents], keep)
             self.owner.report = Report.of(self.entry.plan, self.done)
+            self.entry.health.look(self.owner.report.solves)
             by_input = dict(zip(stages.gradients, found, strict=True))
         else:
             by_input = {i: torch.zeros_like(self.inputs[i]) for i in self.entry.program.metas}

@@ -21,6 +21,7 @@ from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
 from mlc.passes.cost.equations import device_of
 from mlc.passes.planning.options import check_options, planning
+from mlc.passes.responses.asked import lost
 from mlc.progress import progress
 from mlc.runtime.circle import Circle, circle_of
 from mlc.runtime.interpreter.feeds import Stale
@@ -108,7 +109,7 @@ class CompiledFunction:
         self._tell_of_misses()
         with progress(f"compiling {getattr(self.fn, '__name__', 'a function')}") as say:
             say("recording")
-            seen = observe(self.fn, args, kwargs, drawn)
+            seen = observe(self.fn, args, kwargs, drawn, self.options.get("flows"))
             try:
                 self.circle = circle_of(seen.recording.circle) or self.circle
                 entry = self._compile(seen, say)
@@ -116,7 +117,7 @@ class CompiledFunction:
             except BaseException:
                 seen.undo()
                 raise
-        for w in entry.program.warnings:
+        for w in (*entry.program.warnings, *lost(entry.program, entry.plan.modes.responses)):
             warnings.warn(MlcWarning(w), stacklevel=3)
         if entry.cost is not None and not entry.cost.ok:
             warnings.warn(PrecisionWarning(entry.cost.warning), stacklevel=3)
@@ -228,8 +229,8 @@ class CompiledFunction:
         """A program and its plan; a plan made before for an equal program serves again."""
         rec = seen.recording
         roots = rec.roots
-        circle = self.circle
-        program = agreed(circle, lambda: build_program(rec, self.options.get("stop_gradient", "all")))
+        circle, options = self.circle, self.options
+        program = agreed(circle, lambda: build_program(rec, options.get("stop_gradient", "all"), options.get("flows")))
         key = digest(program)
         before = self._planned.get(key)
         have = before is not None and not before.smaller

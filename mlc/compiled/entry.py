@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mlc.compiled.growth import Counts
+from mlc.compiled.health import Health
 from mlc.compiled.precise import PrecisionCost
 from mlc.ir.program import Program
 from mlc.passes.formulas.tripcounts import Group
@@ -44,6 +45,7 @@ class Entry:
     world: tuple[int, int] | None = None  # rank and number of processes
     averages: dict[int, list[str]] = field(default_factory=dict)  # groups, by position of the input
     fitting: Counts = field(default_factory=dict)  # trips that were found to fit
+    health: Health = field(default_factory=Health)
     cost: PrecisionCost | None = None  # of its precision policy, as measured at the recorded call
 
 

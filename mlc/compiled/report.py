@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlc.compiled.health import Solves, heard
 from mlc.runtime.call import Run
 from mlc.runtime.interpreter.recording import Recording, Span, current
 from mlc.shown import Shown
@@ -29,6 +30,9 @@ class Report(Shown):
         stages: Seconds per stage.
         recorded: Spans and memory, when the call ran inside ``mlc.recording()``.
         plan: The plan that ran.
+        variances: By level with a response that is estimated from random directions: the expected squared distance
+            of the estimate from its mean (in the norm of all elements together), estimated from the same directions.
+        solves: By level with an implicit response: iterations, residual and curvature of its linear solves.
     """
 
     seconds: float
@@ -36,13 +40,15 @@ class Report(Shown):
     stages: dict[str, float] = field(default_factory=dict)
     recorded: Recording | None = field(default=None, compare=False, repr=False)
     plan: Plan | None = field(default=None, compare=False, repr=False)
+    solves: dict[str, Solves] = field(default_factory=dict, compare=False)
+    variances: dict[str, float] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def of(plan: Plan, run: Run) -> Report:
         """Report of a run so far."""
         found = current()
         peak = run.peak_bytes if found is None else found.peak_bytes
-        return Report(sum(run.seconds.values()), peak, dict(run.seconds), found, plan)
+        return Report(sum(run.seconds.values()), peak, dict(run.seconds), found, plan, *heard(run.told))
 
     @property
     def measured(self) -> Measured:
@@ -52,12 +58,14 @@ class Report(Shown):
 
     def as_dict(self) -> dict[str, Any]:
         """Seconds, peak and stages, for JSON."""
-        return {"seconds": self.seconds, "peak_bytes": self.peak_bytes, "stages": self.stages}
+        solves = {name: s.as_dict() for name, s in self.solves.items()}
+        return {"seconds": self.seconds, "peak_bytes": self.peak_bytes, "stages": self.stages, "solves": solves,
+                "variances": self.variances}  # fmt: skip
 
     def __str__(self) -> str:
         stages = ", ".join(f"{name} {time_text(s)}" for name, s in self.stages.items())
         peak = f", peak {size_text(self.peak_bytes)}" if self.peak_bytes else ""
-        return f"{time_text(self.seconds)} ({stages}){peak}"
+        return "\n".join([f"{time_text(self.seconds)} ({stages}){peak}", *map(str, self.solves.values())])
 
     def save_trace(self, path: str | Path) -> Path:
         """Write the run in the format of Chrome's ``about:tracing`` and of Perfetto.

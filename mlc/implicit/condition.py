@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mlc.errors import DifferentiationError
-from mlc.implicit.linear.solve import Packing
+from mlc.linear.solve import Packing
 
 __all__ = ["Condition", "Linear", "Tensors", "grads", "stand_ins"]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mlc.implicit.closed import name_of
-from mlc.implicit.linear.solve import Solve
 from mlc.implicit.log import Log
 from mlc.implicit.system import Settings
+from mlc.linear.solve import Solve
 
 __all__ = ["Conditioned"]
 
@@ -20,7 +20,7 @@ class Conditioned:
         solve: The user's solver.
         optimality: The condition.
         settings: How linear systems are solved.
-        last: The last linear solve of a gradient (:class:`~mlc.implicit.linear.solve.Solve`): iterations, residual,
+        last: The last linear solve of a gradient (:class:`~mlc.linear.solve.Solve`): iterations, residual,
             curvature.
     """
 

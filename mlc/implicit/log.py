@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlc.implicit.linear.solve import Solve
+from mlc.linear.solve import Solve
 
 __all__ = ["Log"]
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from mlc.implicit.condition import Condition, Linear, Tensors, grads, stand_ins
-from mlc.implicit.linear.solve import Packing
 from mlc.implicit.log import Log
 from mlc.implicit.residual import check_distance
 from mlc.implicit.system import Settings, solve_system
+from mlc.linear.solve import Packing
 
 __all__ = ["Spec", "pull", "rooted", "solution"]
 

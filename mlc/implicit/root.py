@@ -116,7 +116,7 @@ def root(optimality: Callable[..., Any], solver: str | Callable[..., Any] = "cg"
         accuracy: A relative distance of x from the true root beyond which a warning is given.
         options: Of the solver: ``steps`` (iterations at most; ten times the size of x, between 100 and 1000), ``tol``
             (relative residual; 1e-10 in float64, 1e-5 in float32), ``damping`` (added to the Jacobian's diagonal),
-            ``restart``, ``scale``, ``rank``: see :mod:`mlc.implicit.solvers`.
+            ``restart``, ``scale``, ``rank``: see :mod:`mlc.linear.solvers`.
 
     Returns:
         A decorator for ``solve(*args, **kwargs) -> x``.  It runs without gradients and may return tensors, NumPy arrays

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mlc.errors import DifferentiationError, PlanError, SolverWarning
 from mlc.implicit.condition import Linear
-from mlc.implicit.solvers import SOLVERS, SYMMETRIC, MatVec, Solve, default_tol, gmres
+from mlc.linear.solvers import SOLVERS, SYMMETRIC, MatVec, Solve, default_tol, gmres
 
 __all__ = ["Settings", "solve_system"]
 
@@ -29,7 +29,7 @@ class Settings:
     """How linear systems are solved.
 
     Attributes:
-        solver: A name of :data:`~mlc.implicit.solvers.SOLVERS`, or a function ``(matvec, b) -> x`` on flat vectors.
+        solver: A name of :data:`~mlc.linear.solvers.SOLVERS`, or a function ``(matvec, b) -> x`` on flat vectors.
         options: Keyword arguments of the solver.
         accuracy: Relative distance of x from the true root from which on a warning is given.
     """

@@ -23,29 +23,9 @@ from torch._ops import OpOverload
 from mlc.ir.types import Loc, SeqType, Type
 
 __all__ = [
-    "Alias",
-    "Arg",
-    "Custom",
-    "Draw",
-    "EffectCall",
-    "Eqn",
-    "Feed",
-    "Grad",
-    "Index",
-    "Loop",
-    "NestedEffects",
-    "Op",
-    "Pack",
-    "Primitive",
-    "Random",
-    "Region",
-    "SafeSqrt",
-    "Seed",
-    "Stop",
-    "Var",
-    "flat_vars",
-    "map_vars",
-]
+    "Alias", "Arg", "Custom", "Draw", "EffectCall", "Eqn", "Feed", "Grad", "Index", "Loop", "NestedEffects", "Op",
+    "Pack", "Primitive", "Random", "Region", "SafeSqrt", "Seed", "Stop", "Var", "flat_vars", "map_vars",
+]  # fmt: skip
 
 
 class Var:
@@ -85,7 +65,8 @@ class Stop(Primitive):
 
     With a ``level`` only gradients taken at that loop depth or deeper stop here: for them x (an inner gradient taken
     without ``create_graph``, or a parameter after a step) is a constant, as in PyTorch; gradients taken outside of
-    that loop, and the hypergradient, pass.
+    that loop, and the hypergradient, pass.  With level -1 all stop, whatever ``stop_gradient`` says: a response that
+    leaves a path out (:mod:`mlc.passes.responses`).
     """
 
     level: int | None = None
@@ -93,7 +74,12 @@ class Stop(Primitive):
     @property
     def inner(self) -> bool:
         """Whether the hypergradient passes."""
-        return self.level is not None
+        return self.level is not None and not self.always
+
+    @property
+    def always(self) -> bool:
+        """Whether nothing passes."""
+        return self.level == -1
 
 
 @dataclass(frozen=True)
@@ -132,7 +118,8 @@ class Grad(Primitive):
 
     n_loss: int
     n_wrt: int
-    depth: int = 0  # how many of the user's loops it is taken in
+    depth: int = 0  # how many declared levels it is taken in
+    level: str = ""  # name of the innermost of them
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class Level:
         loc: Place of its gradient in the user's code.
         at: Where its gradients stand: for each, the positions of the equations that lead to it, outermost
             first.
+        declared: The name that the user gave it with :func:`mlc.level`; empty without one.
+        response: What was asked for there, as JSON (see :mod:`mlc.ir.lowered.responses`); empty: nothing.
     """
 
     name: str
@@ -59,6 +61,13 @@ class Level:
     state: int
     loc: Loc | None
     at: tuple[tuple[int, ...], ...] = ()
+    declared: str = ""
+    response: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name that a reader knows it by: the declared one where there is one."""
+        return self.declared or self.name
 
 
 @dataclass(frozen=True)

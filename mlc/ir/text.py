@@ -31,20 +31,9 @@ from dataclasses import fields
 from pathlib import PurePath
 from typing import Any
 
-from mlc.ir.core import (
-    Custom,
-    EffectCall,
-    Eqn,
-    Feed,
-    Grad,
-    Index,
-    Loop,
-    NestedEffects,
-    Primitive,
-    Region,
-    Var,
-)
+from mlc.ir.core import Custom, EffectCall, Eqn, Feed, Grad, Index, Loop, NestedEffects, Primitive, Region, Var
 from mlc.ir.literals import Objects, literal_text, type_text
+from mlc.ir.opaque.estimates import Solve
 from mlc.ir.problem import Problem
 from mlc.ir.types import Loc
 
@@ -149,7 +138,7 @@ class _Printer:
         for x in p.levels:
             what = self.attrs(
                 depth=x.depth, optimizer=x.optimizer, trips=x.trips, trains=x.trains, reads=x.reads,
-                state=x.state, at=x.at,
+                state=x.state, at=x.at, declared=x.declared or None, response=x.response or None,
             )  # fmt: skip
             yield f"level {json.dumps(x.name)} {what}{self.comment(x.loc)}"
         for f in p.flows:
@@ -204,7 +193,7 @@ class _Printer:
         elif isinstance(op, Grad):
             n = op.n_loss + op.n_wrt
             groups = (e.args[: op.n_loss], e.args[op.n_loss : n], e.args[n:])
-            attrs = self.attrs(depth=op.depth) if op.depth else ""
+            attrs = self.attrs(depth=op.depth or None, level=op.level or None)
             yield f"grad{attrs}({'; '.join(map(self.listed, groups))})"
         else:
             yield self.head(op) + self.call_args(e.args, e.kwargs)
@@ -218,7 +207,7 @@ class _Printer:
 
     def loop(self, op: Loop, e: Eqn, pad: str) -> Iterator[str]:
         what = self.attrs(label=op.label or None, trips=op.trips, reverse=op.reverse or None, host=op.host or None)
-        yield f"loop{what} {{"
+        yield f"{op.name if isinstance(op, Solve) else 'loop'}{what} {{"
         inner = pad + "  "
         words = ["carry"] * op.n_carry + ["const"] * op.n_const + ["each"] * op.n_seq
         given = [self.literal(a) for a in e.args]

@@ -17,6 +17,7 @@ from mlc.runtime.interpreter.interpreter import Executable, compile_region
 from mlc.runtime.interpreter.loop import link
 from mlc.runtime.interpreter.recording import Recording, current, each_stage, resumed
 from mlc.runtime.interpreter.saved import alias, check_versions, memory, tensors_in, versions
+from mlc.runtime.interpreter.solve import Told
 from mlc.runtime.products import products_in
 
 __all__ = ["Executor", "Run", "StageGraphs"]
@@ -61,6 +62,7 @@ class Run:
         lent: Those of ``saved`` that lie in memory of the user's, and their versions.
         peak_bytes: Measured, of both stages.
         first: The measurement in progress.
+        told: What was told for the report: linear systems that were solved, estimates from random directions.
     """
 
     results: list[Any]
@@ -69,6 +71,7 @@ class Run:
     lent: tuple[list[Any], list[int]] = field(default_factory=lambda: ([], []))
     peak_bytes: int = 0
     first: Recording | None = None
+    told: list[Told] = field(default_factory=list)
 
 
 class Executor:
@@ -89,7 +92,8 @@ class Executor:
         inductor = Inductor() if backend == "inductor" else None
         self._on_trial = inductor
         compile = inductor or compile_region
-        special = link(lambda op: feed_runner(op, self._draws), self._draw, compile)
+        self._heard: list[Told] = []
+        special = link(lambda op: feed_runner(op, self._draws), self._draw, compile, self._heard.append)
         self._forward: Executable = each_stage(compile(stages.forward, special), "forward")
         self._backward: Executable | None = (
             None if stages.backward is None else each_stage(compile(stages.backward, special), "backward")
@@ -139,7 +143,13 @@ class Executor:
         theirs = drawer.memories.union(map(memory, inputs))
         lent = [x for x in tensors_in(saved) if memory(x) in theirs]
         seconds = {"forward": time.perf_counter() - started}
-        return Run(outs[:n], saved, seconds, (lent, versions(lent)), self._peak, first)
+        return Run(outs[:n], saved, seconds, (lent, versions(lent)), self._peak, first, self._told())
+
+    def _told(self) -> list[Told]:
+        """What was told since this was asked last."""
+        found = self._heard[:]
+        self._heard.clear()
+        return found
 
     def _measured(self, first: Recording | None, last: bool) -> None:
         if first is not None:
@@ -159,5 +169,6 @@ class Executor:
             grads = self._backward(args)
         self._measured(first, last=True)
         run.peak_bytes = self._peak
+        run.told += self._told()
         run.seconds["backward"] = time.perf_counter() - started
         return grads

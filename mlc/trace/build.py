@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mlc.errors import CaptureError
+from mlc.errors import CaptureError, PlanError
 from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Stop, Var, map_vars
-from mlc.ir.program import Input, Program
+from mlc.ir.lowered.responses import written
+from mlc.ir.program import Input, Level, Program
 from mlc.ir.types import SeqType, Type
 from mlc.ir.verify import verify
 from mlc.passes.autodiff.reverse import dependence, outermost
 from mlc.passes.levels.flows import find_levels
+from mlc.passes.responses.asked import counts_steps
 from mlc.passes.rolling.apart import apart
 from mlc.passes.rolling.roll import roll
 from mlc.trace.capture import Recording, path_name
@@ -21,29 +24,56 @@ from mlc.trace.capture import Recording, path_name
 __all__ = ["build_program"]
 
 
-def build_program(rec: Recording, stop: str = "all") -> Program:
+def build_program(rec: Recording, stop: str = "all", flows: Any = None) -> Program:
     """Roll a recording and find its meta-parameters.
 
     Args:
         rec: One traced call.
         stop: Meaning of stops (see :func:`mlc.compile`), for the diagnosis of paths.
+        flows: As :func:`mlc.compile` takes it: a response that counts steps fixes how many there are.
 
     Raises:
+        PlanError: for a response of a level that trains nothing.
         CaptureError: when no meta-parameter is found, or one has no path to any output.
     """
     externals = rec.externals
     names = [_name(rec, e.path, i) for i, e in enumerate(externals)]
     rolled = roll(rec.eqns, [e.var for e in externals], rec.results, names)
-    region = apart(_open_lengths(verify(rolled.region), rec))
+    fixed = apart(verify(rolled.region))
+    region = _open_lengths(fixed, rec)
     inputs = tuple(Input(n, _role(e), e.var.type, e.path) for n, e in zip(names, externals, strict=True))
     notes = tuple(dict.fromkeys([*rec.notes, *rolled.notes]))
     program = Program(rec.function, region, inputs, rec.n_outputs, notes=notes, loc=rec.loc, binding=rec)
     more, warnings = _diagnose(program, stop, _decided(rec))
     notes += more
-    levels, flows = find_levels(program, [(type(s.optimizer).__name__, s.loc) for s in rec.steps])
+    steps = [(type(s.optimizer).__name__, s.loc) for s in rec.steps]
+    levels, edges = find_levels(program, steps)
+    levels = tuple(_asked(x, rec) for x in levels)
+    _refuse_idle(rec, levels)
+    if region is not fixed and counts_steps(replace(program, levels=levels), flows):
+        for s in rec.sources:
+            s.generic = False
+        region, program = fixed, replace(program, region=fixed)
+        levels = tuple(_asked(x, rec) for x in find_levels(program, steps)[0])
     return replace(
-        program, levels=levels, flows=flows, notes=notes, warnings=(*rec.warnings, *warnings), guards=_guards(rec)
+        program, levels=levels, flows=edges, notes=notes, warnings=(*rec.warnings, *warnings), guards=_guards(rec)
     )
+
+
+def _asked(level: Level, rec: Recording) -> Level:
+    """A level with what the code asked for it."""
+    response = rec.responses.get(level.declared)
+    return level if response is None else replace(level, response=json.dumps(written(response)))
+
+
+def _refuse_idle(rec: Recording, levels: Sequence[Level]) -> None:
+    """A response is asked of a level in which nothing is trained."""
+    for name, response in rec.responses.items():
+        if response is not None and not any(x.declared == name for x in levels):
+            raise PlanError(
+                f"level {name!r} asks for {response}, but nothing is trained in it", loc=rec.loc,
+                advice="put the loop whose gradients train something into the block, or leave response out",
+            )  # fmt: skip
 
 
 def _guards(rec: Recording) -> tuple[str, ...]:

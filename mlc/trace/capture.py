@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from mlc.errors import CaptureError, MlcError
 from mlc.ir.core import Eqn, Var
+from mlc.ir.lowered.responses import Response
 from mlc.ir.types import Loc
 from mlc.trace.environment import (
     current,
@@ -95,6 +96,7 @@ class Recording:
     warnings: list[str] = field(default_factory=list)
     averaged: dict[int, str] = field(default_factory=dict)  # groups of parameters that are trained in parallel, by id
     circle: tuple[int, ...] = ()  # ranks that the call communicates with
+    responses: dict[str, Response | None] = field(default_factory=dict)
 
     @property
     def handed(self) -> frozenset[int]:
@@ -232,6 +234,7 @@ def _finish(tracer: FakeTracer, fn: object, out: object, roots: Roots, watch: Wa
         tracer.builder.eqns, list(tracer.externals.values()), results, n_outputs, spec, out_leaves, effects,
         sources.all, tracer.steps, roots, reusable, notes, tracer.guards, grad_guards,
         getattr(fn, "__name__", "program"), loc, tracer.stop_log, arg_names(fn),
+        responses=tracer.responses,
     )  # fmt: skip
 
 

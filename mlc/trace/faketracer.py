@@ -209,7 +209,7 @@ class FakeTracer(Tracer):
         outs = tuple(Var(v.type, mask) for v in live)
         n = len(pairs)
         eqn = Eqn(
-            Grad(n, len(live), depth),
+            Grad(n, len(live), depth, self.level_name()),
             (*[v for v, _ in pairs], *live, *[s for _, s in pairs]),
             outs,
             (),

@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Iterator
 
 from mlc.errors import PlanError
+from mlc.ir.lowered.responses import Response
 from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["level"]
 
 
 @contextlib.contextmanager
-def level(name: str, response: object = None) -> Iterator[None]:
+def level(name: str, response: Response | None = None) -> Iterator[None]:
     """Name the level that the training inside makes, and let gradients taken outside of it go through it.
 
     A gradient that the loop itself takes (``loss.backward()`` of an outer problem inside the compiled function) stops
@@ -24,19 +25,24 @@ def level(name: str, response: object = None) -> Iterator[None]:
 
     Args:
         name: Of the level, as ``plan.explain()`` prints it.
-        response: Reserved: how the derivative of what the level trained is obtained; must be None (exact unroll).
+        response: How the derivative of what the level trained is obtained (:class:`mlc.Implicit` and its kin); None:
+            exactly, through every step (:class:`mlc.Unroll`). ``flows=`` of :func:`mlc.compile` goes before it.
 
     Raises:
-        PlanError: for a response.
+        PlanError: for what is no response, and for two different ones of one name.
     """
-    if response is not None:
-        raise PlanError(
-            "responses other than the exact unroll are not available yet", advice="leave response out (exact unroll)"
-        )
+    if response is not None and not isinstance(response, Response):
+        given = f"{response.__name__} without ()" if isinstance(response, type) else repr(response)
+        raise PlanError(f"response={given} of level {name!r}", advice='a response is mlc.Implicit("cg"), for example')
     tracer = Tracer.current
     if tracer is None:
         yield
         return
+    if tracer.responses.setdefault(name, response) != response:
+        raise PlanError(
+            f"level {name!r} is declared with {response} and with {tracer.responses[name]}", loc=tracer.place(),
+            advice="give the levels different names, or both the same response",
+        )  # fmt: skip
     tracer.declared.append(name)
     tracer.farther = True
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from mlc.errors import CaptureError
+from mlc.ir.lowered.responses import Response
 from mlc.ir.types import Loc
 from mlc.trace.capture import Recording
 from mlc.trace.communication.rollcall import rollcall
@@ -93,7 +94,11 @@ class Observation:
 
 
 def observe(
-    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], drawn: dict[Path, list[Any]] | None = None
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    drawn: dict[Path, list[Any]] | None = None,
+    flows: Any = None,
 ) -> Observation:
     """Run one call for real and record it.
 
@@ -102,6 +107,7 @@ def observe(
         args: Of the call.
         kwargs: Of the call.
         drawn: Items taken from iterators before, which come first.
+        flows: As :func:`mlc.compile` takes it: responses of levels that gradients of the loop go through.
 
     Raises:
         CaptureError: when something in the loop cannot be represented exactly (nothing of the user's is changed then).
@@ -112,6 +118,7 @@ def observe(
     world = World(roots)
     generators = [g for g in roots.objects.values() if isinstance(g, torch.Generator)]
     ob = Observer(roots.tensors, list(roots.at.values()), generators)
+    ob.flows = {n: r for n, r in flows.items() if isinstance(r, Response)} if isinstance(flows, Mapping) else {}
     sources = Sources(ob, roots)
     ob.roll = rollcall(getattr(fn, "__qualname__", type(fn).__name__))
     try:

@@ -68,7 +68,8 @@ def explained(plan: PlanDocument, program: Program, formulas: Formulas) -> dict[
             "bytes": d.bytes if d else None, "runner_up": d.runner_up if d else "",
         })  # fmt: skip
     levels = [
-        {"name": x.name, "depth": x.depth, "optimizer": x.optimizer, "trips": x.trips, "trains": list(x.trains),
+        {"name": x.name, "declared": x.declared,
+         "depth": x.depth, "optimizer": x.optimizer, "trips": x.trips, "trains": list(x.trains),
          "state": x.state, "line": None if x.loc is None else x.loc.line}
         for x in program.levels
     ]  # fmt: skip
@@ -106,7 +107,16 @@ def _levels(levels: Sequence[Level]) -> Table:
         at = f"line {x.loc.line}" if x.loc is not None else ""
         trains = names_text(x.trains) + (" (outside)" if not x.depth else "")
         state = str(x.state) if x.depth else ""
-        rows.append(["  " * x.depth + x.name, x.optimizer or "-", trips if x.depth else "", state, trains, at])
+        rows.append(
+            [
+                "  " * x.depth + x.name + (f" {x.declared}" if x.declared else ""),
+                x.optimizer or "-",
+                trips if x.depth else "",
+                state,
+                trains,
+                at,
+            ]
+        )
     return table(("level", "optimizer", "trips", "state", "trains", "at"), rows)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mlc.errors import SolverError
-from mlc.implicit.solvers import (
+from mlc.linear.solvers import (
     SOLVERS,
     Packing,
     Solve,

@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Eqn, Grad, Loop, Region, Var, aten
 from mlc.ir.types import SeqType, TensorType
-from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape, lower_grads
+from mlc.passes.autodiff.adjoint import FallBack, Tape, lower_grads
+from mlc.passes.autodiff.policy import Policy
 from mlc.record.recorder import Recorder
 from mlc.record.retype import shared
 from mlc.runtime.interpreter.interpreter import compile_region

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from mlc.ir.core import Region
 from mlc.ir.lowered.precision import Resolved
@@ -51,10 +51,13 @@ class Modes:
     Attributes:
         mode: Of the whole program: ``"mixed"``, ``"reverse"`` or ``"forward"``.
         levels: Modes of the inner gradients of single levels, where they differ from it.
+        responses: How the derivative of what a level trained is obtained, by name of the level, where it is not exact
+            (values of :mod:`mlc.ir.lowered.responses`).
     """
 
     mode: str = "mixed"
     levels: Mapping[str, str] = field(default_factory=dict)
+    responses: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

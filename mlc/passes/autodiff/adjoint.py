@@ -14,61 +14,21 @@ in reverse.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mlc.errors import PlanError
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Eqn, Grad, Loop, Region, Stop, Var
 from mlc.ir.lowered.nesting import map_bodies
+from mlc.passes.autodiff.difference import difference
 from mlc.passes.autodiff.forward import pushforward
-from mlc.passes.autodiff.reverse import Deeper, Inside, Passing, active_vars, outermost, passes, pull_eqn, pullback
-from mlc.passes.precision.casts import Casts, Twins
+from mlc.passes.autodiff.policy import GradRecord, Policy
+from mlc.passes.autodiff.reverse import Inside, Passing, active_vars, passes, pull_eqn, pullback
+from mlc.passes.precision.casts import Twins
 from mlc.passes.rules.recorded import NoRule
 
-__all__ = ["GradRecord", "Policy", "Tape", "lower_grads"]
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What the adjoint may do.
-
-    Attributes:
-        mode: ``"mixed"`` or ``"reverse"`` for inner gradients (mixed falls back where it must); ``"forward"`` for the
-            whole program (see :mod:`mlc.passes.autodiff.jacobian`).
-        stop: ``"all"``: a stop holds at every level; ``"inner"``: only for the gradient it stands in; ``"torch"``:
-            reads of state that no gradient of PyTorch would follow are stops, too.
-        note: Called with (gradient equation, reason) when a gradient falls back to reverse over reverse.
-        reverse: Inner gradients that are differentiated in reverse over reverse whatever the mode.
-        depth: How many declared levels the gradient that is being lowered was taken in; -1: the hypergradient.
-        casts: In which dtypes gradients and their products compute; None: as the program does.
-    """
-
-    mode: str = "mixed"
-    stop: str = "all"
-    note: Callable[[Eqn, str], None] = field(default=lambda e, why: None)
-    reverse: frozenset[Eqn] = frozenset()
-    depth: int = -1
-    casts: Casts | None = None
-
-    @property
-    def through(self) -> Inside:
-        """Which stops this gradient passes inside loops."""
-        if self.depth < 0:
-            return outermost(self.stop)
-        return Deeper(self.depth, self.stop == "inner")
-
-
-@dataclass
-class GradRecord:
-    """One inner gradient on a tape: values of the builder."""
-
-    losses: list[Var]
-    wrt: list[Var]
-    seeds: list[Var]
-    slice: list[Eqn]
-    cut: frozenset[Eqn]
-    policy: Policy
+__all__ = ["FallBack", "Tape", "lower_grads"]
 
 
 class Tape:
@@ -104,9 +64,10 @@ class Tape:
         wrt, seeds = rest[: op.n_wrt], rest[op.n_wrt :]
         cut = self._cuts(losses, wrt, op.depth)
         own = replace(self.policy, depth=op.depth)
-        rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, own.through), cut, own)
-        mixed = self.policy.mode == "mixed" and e not in self._reverse_over
-        if mixed and _stops_in_loops(rec.slice, op.depth):
+        rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, own.through), cut, own, e)
+        apart = e in self.policy.differences
+        mixed = apart or (self.policy.mode == "mixed" and e not in self._reverse_over)
+        if mixed and not apart and _stops_in_loops(rec.slice, op.depth):
             self.policy.note(e, "a loop that it goes through holds constants of its own")
             mixed = False
         known = mixed and all(v in saved for v in e.outs)
@@ -134,7 +95,7 @@ class Tape:
         """The stops that hold for a gradient taken here; under "inner" each hard one belongs to its first gradient."""
         stops = [e for e in _ancestors(self.b, losses, set()) if isinstance(e.op, Stop)]
         soft = {e for e in stops if e.op.level is not None and e.op.level <= depth}  # type: ignore[union-attr]
-        hard = {e for e in stops if not e.op.inner}  # type: ignore[union-attr]
+        hard = {e for e in stops if e.op.level is None}  # type: ignore[union-attr]
         if self.policy.stop == "inner":
             hard &= set(_ancestors(self.b, losses, set(wrt)))
             hard -= self.owned
@@ -149,7 +110,7 @@ class Tape:
         hard = {e for e in stops if not passes(e, "torch" if self.policy.stop == "torch" else "inner")}
         if self.policy.stop == "inner":
             hard -= self.owned
-        return frozenset(soft | hard)
+        return frozenset(soft | hard | {e for e in stops if e.op.always})  # type: ignore[union-attr]
 
     def pull(self, seeds: dict[Var, Var], wrt: Sequence[Var]) -> dict[Var, Var]:
         """Cotangents of ``wrt`` given those of results (all are values of the builder)."""
@@ -187,7 +148,10 @@ class Tape:
             if v in active and v not in roots and (v not in inside or v in stopped)
         ]  # fmt: skip
         with _taking(b, rec.policy):
-            self._mixed(rec, directions, roots, others, cts, active)
+            if rec.source is not None and rec.source in self.policy.differences:
+                difference(b, rec, self.policy.differences[rec.source], directions, (roots, others), cts, active)
+            else:
+                self._mixed(rec, directions, roots, others, cts, active)
 
     def _mixed(self, rec: GradRecord, directions: dict[Var, Var], roots: list[Var], others: list[Var],
                cts: dict[Var, Var], active: set[Var]) -> None:  # fmt: skip

@@ -21,8 +21,9 @@ from mlc.ir.lowered.nesting import map_bodies
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Program
 from mlc.ir.types import TensorType, Type
-from mlc.passes.autodiff.adjoint import Policy, Tape, lower_grads
+from mlc.passes.autodiff.adjoint import Tape, lower_grads
 from mlc.passes.autodiff.forward import NotForward
+from mlc.passes.autodiff.policy import Policy
 from mlc.passes.autodiff.reverse import Inside, Passing, active_vars, loop_activity, outermost
 from mlc.passes.autodiff.tangents import Pusher
 from mlc.passes.remat.prune import prune

@@ -14,8 +14,9 @@ from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Eqn, Grad, Loop, Region, Stop, Var, elem_type
 from mlc.ir.lowered.loopview import LoopView
 from mlc.ir.types import SeqType
-from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape
+from mlc.passes.autodiff.adjoint import FallBack, Tape
 from mlc.passes.autodiff.forward import PUSH, pushforward
+from mlc.passes.autodiff.policy import Policy
 from mlc.passes.autodiff.reverse import PULL, add_cotangent, loop_activity, passes
 
 __all__ = ["nested_gradients", "pull_loop", "push_loop"]

@@ -13,6 +13,7 @@ from mlc.errors import DifferentiationError
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Var, aten
 from mlc.ir.opaque.call import Call
+from mlc.ir.opaque.estimates import Tell
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.precision.sums import sum_of
 from mlc.passes.rules.recorded import NoRule, differentiable_outs, reverse_rule
@@ -128,6 +129,8 @@ def loop_activity(e: Eqn, active: set[Var], through: Through) -> tuple[list[int]
 
 def passes(e: Eqn, through: Through) -> bool:
     """Whether a derivative passes a stop."""
+    if e.op.always:  # type: ignore[union-attr]
+        return False
     if isinstance(through, bool):
         return through
     if isinstance(through, Passing):
@@ -176,7 +179,7 @@ PULL: dict[type[Any], Callable[[Builder, Eqn, dict[Var, Var], set[Var]], None]] 
 def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passing: bool = False) -> None:
     """Reverse rule of one equation, any operator; adds to ``cts``."""
     op = e.op
-    if isinstance(op, Alias) or (isinstance(op, Stop) and passing):
+    if isinstance(op, (Alias, Tell)) or (isinstance(op, Stop) and passing):
         add_cotangent(b, cts, e.args[0], cts[e.outs[0]], active)
     elif isinstance(op, (Stop,)) or e.impure:
         return

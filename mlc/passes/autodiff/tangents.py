@@ -22,6 +22,7 @@ from mlc.ir.communication.collectives import is_collective
 from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt, Stop, Var, aten, map_vars
 from mlc.ir.lowered.loopview import LoopView
 from mlc.ir.opaque.call import Call
+from mlc.ir.opaque.estimates import Solve
 from mlc.ir.types import SeqType, TensorType, Type
 from mlc.passes.autodiff.forward import NotForward, push_eqn
 from mlc.passes.autodiff.reverse import Inside, Through, loop_activity
@@ -58,7 +59,7 @@ class Pusher:
         """All equations of a region whose inputs are in ``env``, with their tangents in ``tan``."""
         for e in region.eqns:
             try:
-                if isinstance(e.op, Loop):
+                if isinstance(e.op, Loop) and not isinstance(e.op, Solve):
                     self._loop(e)
                 else:
                     self._push(self._copy(e))
@@ -166,7 +167,7 @@ class Pusher:
         """Body of the fused loop, and which emitted sequences have tangents."""
         deep = self.through is True
         inner = Pusher(Builder(policy=self.b.policy), self.k, bool(deep) or "inner",
-                       lambda x: deep or (isinstance(x.op, Stop) and x.op.inner))  # fmt: skip
+                       lambda x: isinstance(x.op, Stop) and not x.op.always and (deep or x.op.inner))  # fmt: skip
         b = inner.b
         for ins, active in ((p.in_carry, carried), (p.in_const, consts), (p.in_seq, seqs)):
             inner.env.update([(v, b.input(v.type)) for v in ins])

@@ -17,6 +17,7 @@ from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.lowered.reuse import shared_with
 from mlc.ir.lowered.slots import Slots
 from mlc.ir.lowered.stages import Stages
+from mlc.ir.opaque.estimates import Solve
 from mlc.ir.types import SeqType, TensorType, resident
 from mlc.passes.cost.storage import Book, own_bytes, roots_of, workspace
 
@@ -259,6 +260,8 @@ def _measured(op: Loop, exact: bool, given: Sequence[tuple[bool, bool]]) -> Loop
     ]  # fmt: skip
     sparse = tuple(op.n_carry + j for j, v in enumerate(emitted) if v in rebuilt)
     hosted = tuple(op.n_carry + j for j, v in enumerate(outs) if j in op.host or v in inner.hosted)
+    if isinstance(op, Solve):
+        before += op.vectors * _bytes(carries)
     return LoopMemory(
         before + body, body, owned, before, [*[last[v] for v in carries], *sizes], sizes,
         _keeps(op, emitted, states, rebuilt), each, states, rebuilt, sets, sparse,

@@ -15,7 +15,7 @@ from typing import Any
 
 import networkx as nx
 
-from mlc.ir.core import Eqn, Loop, Stop, Var
+from mlc.ir.core import Eqn, Grad, Loop, Stop, Var
 from mlc.ir.levels.steps import Origins, Step, find_steps
 from mlc.ir.levels.valuegraph import ValueGraph
 from mlc.ir.program import Flow, Level, Program
@@ -40,6 +40,11 @@ class _Group:
     def own(self) -> set[Var]:
         """Everything that holds a trained value: before and after a step."""
         return {x for s in self.steps for v, after, _, _ in s.trained for x in (v, after)}
+
+    @property
+    def declared(self) -> str:
+        """The name that the user gave it."""
+        return _declared(self.steps[0])
 
     @property
     def zone(self) -> set[Var]:
@@ -97,7 +102,7 @@ def _groups(program: Program, graph: ValueGraph) -> list[_Group]:
         mine = [n + "'" if n in metas else n for n in mine]
         for g in groups:
             apart = any((k, found.index(x)) in inside or (found.index(x), k) in inside for x in g.steps)
-            if not apart and set(mine) & set(g.names):
+            if not apart and set(mine) & set(g.names) and _declared(s) == g.declared:
                 g.steps.append(s)
                 g.names += [n for n in mine if n not in g.names]
                 break
@@ -116,6 +121,12 @@ def _groups(program: Program, graph: ValueGraph) -> list[_Group]:
         taken = {n for h in g.above for n in h.names}
         g.names = [n + "'" if n in taken else n for n in g.names]
     return groups
+
+
+def _declared(step: Step) -> str:
+    op = step.site.eqn.op
+    assert isinstance(op, Grad)
+    return op.level
 
 
 def _depths(groups: Sequence[_Group]) -> None:
@@ -162,7 +173,7 @@ def _level(g: _Group, groups: Sequence[_Group], graph: ValueGraph, steps: Sequen
     loc = g.steps[0].site.eqn.loc
     return Level(
         g.name, g.depth, _optimizer(places, steps), _trips(g, graph), tuple(g.names), _reads(g.name, flows),
-        _state(g, groups, graph, {str(x) for x in places}), loc, tuple(s.site.at for s in g.steps),
+        _state(g, groups, graph, {str(x) for x in places}), loc, tuple(s.site.at for s in g.steps), g.declared,
     )  # fmt: skip
 
 

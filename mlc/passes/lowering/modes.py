@@ -13,12 +13,16 @@ from typing import Any
 
 from mlc.errors import PlanError
 from mlc.ir.lowered.contract import Modes
+from mlc.ir.lowered.responses import Response
 from mlc.ir.program import Program
 
 __all__ = ["MODES", "check_flows", "resolve"]
 
 MODES = ("mixed", "reverse", "forward")
-_USE = 'use "mixed", "reverse" or "forward", or a dict from names of levels or meta-parameters to these'
+_USE = (
+    'use "mixed", "reverse" or "forward", or a dict from names of levels or meta-parameters to these, or of levels to '
+    'responses such as mlc.Implicit("cg")'
+)
 
 
 def check_flows(flows: Any) -> None:
@@ -32,8 +36,12 @@ def check_flows(flows: Any) -> None:
     if not isinstance(flows, Mapping):
         raise PlanError(f"flows={flows!r}", advice=_USE)
     for name, mode in flows.items():
-        if mode not in MODES:
-            raise PlanError(f"flows[{name!r}]={mode!r}", advice='a mode is "mixed", "reverse" or "forward"')
+        if not isinstance(mode, Response) and mode not in MODES:
+            given = f"{mode.__name__} without ()" if isinstance(mode, type) else repr(mode)
+            raise PlanError(
+                f"flows[{name!r}]={given}",
+                advice='a mode is "mixed", "reverse" or "forward", a response mlc.Implicit("cg"), for example',
+            )
 
 
 def resolve(program: Program, flows: Any) -> Modes | None:
@@ -52,9 +60,13 @@ def resolve(program: Program, flows: Any) -> Modes | None:
     check_flows(flows)
     if flows is None or isinstance(flows, str):
         return None if flows is None else Modes(flows)
+    flows = {name: mode for name, mode in flows.items() if not isinstance(mode, Response)}
+    if not flows:
+        return None
     levels = {x.name for x in program.levels[1:]}
     metas = {program.inputs[i].name for i in program.metas}
-    given = {_subject(name, levels, metas): mode for name, mode in flows.items()}
+    names = {x.declared: x.name for x in program.levels if x.declared}
+    given = {_subject(names.get(name, name), levels, metas): mode for name, mode in flows.items()}
     asked = {mode for name, mode in given.items() if name in metas} | {m for m in given.values() if m == "forward"}
     if "forward" in asked and asked & {"reverse", "mixed"}:
         raise PlanError(

@@ -20,7 +20,7 @@ from mlc.ir.lowered.contract import Context, Graphs, Pass, regions
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.program import Program
 from mlc.ir.verify import verify
-from mlc.passes.autodiff.program import Differentiate
+from mlc.passes.lowering.differentiate import Differentiate
 from mlc.passes.microbatch.batches import MicroBatches
 from mlc.passes.precision.store import Store
 from mlc.passes.remat.cut import Cut

@@ -10,24 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlc.errors import PlanError
 from mlc.ir.lowered.contract import Context, Levers, Modes
+from mlc.ir.lowered.decision import Decision
 from mlc.ir.lowered.precision import Resolved
+from mlc.ir.lowered.responses import read
 
 __all__ = ["VERSION", "Decision", "PlanDocument", "read_plan"]
 
 VERSION = 1
-
-
-class Decision(BaseModel):
-    """One choice: for which level or flow, what, why, and the next best alternative."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    subject: str
-    choice: str
-    reason: str
-    seconds: float | None = None
-    bytes: int | None = None
-    runner_up: str = ""
 
 
 class PlanDocument(BaseModel):
@@ -40,6 +29,7 @@ class PlanDocument(BaseModel):
         mode: ``"mixed"`` or ``"reverse"``: how inner gradients are differentiated; ``"forward"``: tangents of the
             meta-parameters go through the loops (see :mod:`mlc.passes.lowering.modes`).
         flows: Modes of single levels' gradients, where they differ from it.
+        responses: How the derivative of what a level trained is obtained, by name of the level, where not exactly.
         stop: Meaning of stops, ``"all"`` or ``"inner"``.
         backend: ``"interpreter"`` or ``"inductor"``.
         price: Seconds of a call that a byte of its peak was worth (see :class:`mlc.ir.lowered.contract.Levers`).
@@ -61,6 +51,7 @@ class PlanDocument(BaseModel):
     memory: int | None = None
     mode: str = "mixed"
     flows: dict[str, str] = Field(default_factory=dict)
+    responses: dict[str, dict[str, Any]] = Field(default_factory=dict)
     stop: str = "all"
     backend: str = "interpreter"
     price: float = Field(default=0.0, ge=0)
@@ -85,7 +76,12 @@ class PlanDocument(BaseModel):
     @property
     def context(self) -> Context:
         """What the passes are told."""
-        return Context(Modes(self.mode, self.flows), self.stop, self.levers, self.precision)
+        return Context(self.modes, self.stop, self.levers, self.precision)
+
+    @property
+    def modes(self) -> Modes:
+        """Which way derivatives go, and how each level responds."""
+        return Modes(self.mode, self.flows, {name: read(x) for name, x in self.responses.items()})
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""

@@ -14,9 +14,10 @@ from mlc.errors import BudgetError
 from mlc.ir.core import Region
 from mlc.ir.digest import digest
 from mlc.ir.lowered.contract import Context, Findings, Modes
+from mlc.ir.lowered.responses import written
 from mlc.ir.program import Program
-from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.autodiff.jacobian import count, legal
+from mlc.passes.autodiff.policy import Policy
 from mlc.passes.cost.equations import Meter, device_of
 from mlc.passes.lowering.modes import resolve
 from mlc.passes.lowering.pipeline import PIPELINE, Passes, check_passes, differentiated, names
@@ -27,6 +28,7 @@ from mlc.passes.planning.planned import PlannedProgram
 from mlc.passes.planning.search import Candidate, Search, front, thrift
 from mlc.passes.precision import policy as told
 from mlc.passes.precision.effects import effects
+from mlc.passes.responses.asked import asked, decided, lost, needs_reverse, refuse_forward, unreached
 from mlc.units import parse_memory, size_text, time_text
 
 __all__ = ["FEW", "budget_of", "plan_program", "planned_sweep", "usable"]
@@ -107,11 +109,16 @@ class _Planner:
         self.passes = passes
         self.fixed: frozenset[str] = frozenset()
         self.searches: list[Search] = []
-        modes = self.asked or Modes("mixed")
+        self.responses = asked(program, flows)
+        modes = replace(self.asked or Modes("mixed"), responses=self.responses)
+        refuse_forward(modes)
+        lost(program, self.responses)
         self.found = self._search(modes)
-        self.modes = Modes(self.found.mode, modes.levels if self.found.mode == modes.mode else {})
-        if self.asked is None and 0 < count(program) <= FEW and legal(program, Policy("forward", stop)) is None:
-            self._search(Modes("forward"))
+        unreached(program, self.responses, self.searches[0].joint.gradients)
+        self.modes = Modes(self.found.mode, modes.levels if self.found.mode == modes.mode else {}, self.responses)
+        few = self.asked is None and not needs_reverse(self.responses) and 0 < count(program) <= FEW
+        if few and legal(program, Policy("forward", stop)) is None:
+            self._search(Modes("forward", responses=self.responses))
 
     def _search(self, modes: Modes) -> Findings:
         """A search of the program under these modes, unless one under the mode that they come to is there already."""
@@ -153,9 +160,10 @@ class _Planner:
         made = PlanDocument(
             program=digest(self.program), memory=budget, mode=c.mode, stop=self.stop,
             flows=dict(self.modes.levels) if c.mode == self.modes.mode else {},
-            backend=how,
+            responses={name: written(r) for name, r in self.responses.items()}, backend=how,
             price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts, offload=c.levers.offload,
-            decisions=(*self._modes(c), *self._levers(c, budget), *self._dtypes(c), lowering),
+            decisions=(*self._modes(c), *decided(self.program, self.responses), *self._levers(c, budget),
+                       *self._dtypes(c), lowering),
             peak_bytes=c.peak, seconds=seconds,
             host_bytes=c.transfers.bytes, passes=() if self.passes == PIPELINE else names(self.passes),
             precision=self.precision or None,

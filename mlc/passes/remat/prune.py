@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.opaque.estimates import Solve
 from mlc.ir.types import nbytes
 
 __all__ = ["prune"]
@@ -21,7 +22,7 @@ def prune(region: Region) -> Region:
     for e in reversed(region.eqns):
         if not (e.impure or any(v in live for v in e.outs)):
             continue
-        if isinstance(e.op, Loop) and e.op.replay is None:
+        if isinstance(e.op, Loop) and not isinstance(e.op, Solve) and e.op.replay is None:
             e = _loop(e, live)
         kept.append(e)
         live.update(e.inputs)

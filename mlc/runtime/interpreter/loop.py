@@ -7,9 +7,11 @@ from typing import Any
 
 from mlc.ir.core import Eqn, Feed, Loop, Region
 from mlc.ir.opaque.call import Call
+from mlc.ir.opaque.estimates import Noise, Solve, Tell
 from mlc.runtime.interpreter.host import Column, Reader, Shelf
 from mlc.runtime.interpreter.interpreter import Executable, compile_region
 from mlc.runtime.interpreter.recording import REPLAY, each_trip
+from mlc.runtime.interpreter.solve import SolveRunner, Told, noise_runner, tell_runner
 from mlc.runtime.interpreter.states import Rebuilt, States
 
 __all__ = ["LoopRunner", "link"]
@@ -90,8 +92,12 @@ def link(
     feed: Callable[[Feed], Callable[..., Any]],
     draw: Callable[[Eqn], Callable[..., Any] | None],
     compile: Callable[..., Executable] = compile_region,
+    tell: Callable[[Told], None] = lambda told: None,
 ) -> Callable[[Eqn], Callable[..., Any] | None]:
-    """The ``special`` function of :func:`compile_region` for whole programs; ``compile`` lowers loop bodies."""
+    """The ``special`` function of :func:`compile_region` for whole programs.
+
+    ``compile`` lowers loop bodies; ``tell`` hears of every linear solve and of what else is told.
+    """
     known: dict[int, tuple[Any, Executable]] = {}
 
     def compiled(region: Region) -> Executable:
@@ -101,6 +107,12 @@ def link(
         return entry[1]
 
     def special(e: Eqn) -> Callable[..., Any] | None:
+        if isinstance(e.op, Solve):
+            return SolveRunner(e.op, compiled(e.op.body), tell)
+        if isinstance(e.op, Noise):
+            return noise_runner(e)
+        if isinstance(e.op, Tell):
+            return tell_runner(e.op, tell)
         if isinstance(e.op, Loop):
             return LoopRunner(e.op, compiled(e.op.body), None if e.op.replay is None else compiled(e.op.replay.body))
         if isinstance(e.op, Feed):

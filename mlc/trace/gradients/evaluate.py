@@ -8,6 +8,7 @@ items and random numbers: a plain unroll (Maclaurin et al. 2015), used for the f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from mlc.ir.builder import dce
 from mlc.ir.core import Draw, Eqn, Region, Var
+from mlc.ir.program import Input, Program
 from mlc.ir.types import TensorType
+from mlc.passes.autodiff.policy import Policy
+from mlc.passes.levels.flows import find_levels
+from mlc.passes.responses.respond import respond
 from mlc.trace.gradients.unroll import Unroll
 from mlc.trace.recorder.drawing import Drawing
 
@@ -30,7 +35,8 @@ def evaluate(observer: Drawing, vs: Sequence[Var]) -> list[Tensor]:
     """
     externals = list(observer.externals.values())
     region = dce(Region(tuple(x.var for x in externals), tuple(observer.builder.eqns), tuple(vs)))
-    with observer.pause(), _disable_current_modes():
+    with observer.pause(), _disable_current_modes(), torch.enable_grad():
+        region = _answered(observer, region, externals)
         now = observer.random.states()
         observer.random.put(list(observer.random.start.values()))
         try:
@@ -42,6 +48,21 @@ def evaluate(observer: Drawing, vs: Sequence[Var]) -> list[Tensor]:
         finally:
             observer.random.put(now)
     return [_laid_out(observer, x, v) for x, v in zip(found, vs, strict=True)]
+
+
+def _answered(observer: Drawing, region: Region, externals: Sequence[Any]) -> Region:
+    """The recording so far with the responses of its levels."""
+    asked = {n: r for n, r in observer.responses.items() if r is not None}
+    asked.update({n.partition(" -> ")[0]: r for n, r in observer.flows.items() if isinstance(n, str)})
+    if all(r.exact for r in asked.values()):
+        return region
+    roles = ["meta" if x.tensor.requires_grad and not x.written else "data" for x in externals]
+    inputs = [Input(f"in{i}", role, x.var.type) for i, (role, x) in enumerate(zip(roles, externals, strict=True))]
+    program = Program("so far", region, tuple(inputs), len(region.outputs))
+    levels, flows = find_levels(program, [])
+    program = replace(program, levels=levels, flows=flows)
+    responses = {x.name: asked[x.declared] for x in levels if x.declared in asked and not asked[x.declared].exact}
+    return respond(program, responses, Policy()).region
 
 
 def _laid_out(observer: Drawing, found: Tensor, v: Var) -> Tensor:

@@ -50,10 +50,17 @@ class GradientStore(ABC):
         """The value whose gradient is that of a tensor which now has ``v`` (another one where hooks stand)."""
 
     def equation(
-        self, pairs: list[tuple[Var, Var]], targets: Sequence[Var], loc: Loc | None, site: object, depth: int
+        self,
+        pairs: list[tuple[Var, Var]],
+        targets: Sequence[Var],
+        loc: Loc | None,
+        site: object,
+        depth: int,
+        level: str | None = None,
     ) -> list[Var]:
-        """One ``grad`` equation; its results."""
+        """One ``grad`` equation; its results.  ``level``: the declared level it is taken in (None: the open one)."""
         ob = self.observer
+        level = ob.level_name(depth) if level is None else level
         mask = 0
         for v, _ in pairs:
             mask |= v.mask
@@ -61,7 +68,7 @@ class GradientStore(ABC):
         if ob.opaque and targets:
             self._refuse_opaque([v for v, _ in pairs])
         args = (*[v for v, _ in pairs], *targets, *[s for _, s in pairs])
-        eqn = Eqn(Grad(len(pairs), len(targets), depth), args, outs, (), loc, "grad", site)
+        eqn = Eqn(Grad(len(pairs), len(targets), depth, level), args, outs, (), loc, "grad", site)
         if targets:
             ob.builder.append(eqn)
             ob.grad_eqns.append(eqn)

@@ -106,8 +106,10 @@ class Gradients(GradientStore):
         found = [t for t in more if ob.bit_of.get(ob.read(t, True), 0) & beyond]
         for t in found:
             ob.keep_grad(t)
-        (loc, site), depth = ob.locate(), ob.depth()
-        self.later.note([(t, [ob.read(t, True)]) for t in found], lambda vs: self.equation(pairs, vs, loc, site, depth))
+        (loc, site), depth, name = ob.locate(), ob.depth(), ob.level_name()
+        self.later.note(
+            [(t, [ob.read(t, True)]) for t in found], lambda vs: self.equation(pairs, vs, loc, site, depth, name)
+        )
 
     def _noted(self, t: Tensor) -> None:
         """``backward`` reads what ``.grad`` was before the call."""

@@ -14,25 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.ir.core import (
-    Alias,
-    Custom,
-    Draw,
-    Eqn,
-    Grad,
-    Random,
-    Region,
-    SafeSqrt,
-    Seed,
-    Stop,
-    Var,
-    aten,
-    map_vars,
-)
+from mlc.ir.core import Alias, Custom, Draw, Eqn, Grad, Loop, Random, Region, SafeSqrt, Seed, Stop, Var, aten, map_vars
 from mlc.ir.opaque.call import Call
+from mlc.ir.opaque.estimates import Noise, Tell
 from mlc.ir.types import TensorType
+from mlc.passes.autodiff.adjoint import lower_grads
+from mlc.passes.autodiff.policy import Policy
 from mlc.passes.rules import norms
-from mlc.runtime.interpreter.interpreter import run_random
+from mlc.runtime.interpreter.interpreter import compile_region, run_random
+from mlc.runtime.interpreter.loop import link
 
 __all__ = ["Unroll"]
 
@@ -197,9 +187,21 @@ class _Rule(torch.autograd.Function):
         saved = ctx.saved_tensors
         outs = saved[op.n_in : op.n_in + op.n_out]
         given = [torch.zeros_like(o) if c is None else c for o, c in zip(outs, cts, strict=True)]
-        found = iter(_region(op.backward, [*saved, *given]))
+        found = iter(_run(op.backward, [*saved, *given]))
         wanted = [next(found) if has else None for has in op.present]
         return (None, *wanted, *[None] * (len(saved) - op.n_in))
+
+
+def _run(region: Region, inputs: Sequence[Any]) -> list[Any]:
+    """A rule; one with loops in it (a response) is run as the runtime does, and not differentiated again."""
+    if not any(isinstance(e.op, (Grad, Loop, Noise, Tell)) for e in region.eqns):
+        return _region(region, inputs)
+    with torch.no_grad():
+        return compile_region(lower_grads(region, Policy()), link(_no_feed, lambda e: None))(list(inputs))
+
+
+def _no_feed(op: Any) -> Any:
+    raise AssertionError("a rule draws nothing")
 
 
 def _region(region: Region, inputs: Sequence[Any]) -> list[Any]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mlc.ir.core import Draw, Eqn, Seed, Var
+from mlc.ir.lowered.responses import Response
 from mlc.ir.types import Loc, TensorType
 from mlc.record.recorder import Recorder
 from mlc.trace.communication.collectives import COMMUNICATION, communicate
@@ -54,6 +55,8 @@ class Tracer(Recorder):
         self.fused: set[int] = set()  # parameters of fused optimizers: their counts are float32 whatever the default
         self.farther = False  # whether some inner gradients go ways that PyTorch's graph does not have
         self.declared: list[str] = []  # names of the levels (:func:`mlc.level`) that are open
+        self.flows: dict[Any, Response] = {}  # what was asked of levels from outside
+        self.responses: dict[str, Response | None] = {}  # what was asked of levels there, by name
         self.decisions: list[tuple[Var, Any, str, Loc | None]] = []
         self.roll: Any = None  # roll calls, where there are other processes (see mlc.trace.rollcall)
         self.following = False  # a functional collective runs that PyTorch's graph goes through
@@ -62,6 +65,11 @@ class Tracer(Recorder):
     def depth(self) -> int:
         """How many declared levels (:func:`mlc.level`) are open."""
         return len(self.declared)
+
+    def level_name(self, depth: int | None = None) -> str:
+        """The name of the innermost declared level that is open, or of the one at this depth; empty without one."""
+        depth = len(self.declared) if depth is None else depth
+        return self.declared[depth - 1] if 0 < depth <= len(self.declared) else ""
 
     # ---- places
 

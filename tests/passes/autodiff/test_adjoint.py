@@ -10,7 +10,7 @@ from torch import Tensor
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Grad, Loop, Region, Stop
 from mlc.ir.types import TensorType
-from mlc.passes.autodiff.adjoint import Policy
+from mlc.passes.autodiff.policy import Policy
 from tests.passes.regions import check_adjoint, emit, grad_of, recorded, values_for
 
 X = torch.rand(4, dtype=torch.float64)

@@ -7,8 +7,8 @@ from torch import Tensor
 from mlc.ir.builder import Builder
 from mlc.ir.core import Index, Pack, Region, Var
 from mlc.ir.types import SeqType, TensorType
-from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.autodiff.forward import pushforward
+from mlc.passes.autodiff.policy import Policy
 from tests.passes.autodiff.test_reverse import FUNCTIONS, X, stopped
 from tests.passes.regions import agrees, dot, emit, loop_of, recorded, run, slope, values_for
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from mlc.ir.builder import Builder
 from mlc.ir.core import Index, Loop, Region
 from mlc.ir.types import TensorType
-from mlc.passes.autodiff.adjoint import Policy
+from mlc.passes.autodiff.policy import Policy
 from mlc.passes.autodiff.reverse import loop_activity
 from tests.passes.regions import check_adjoint, loop_of
 

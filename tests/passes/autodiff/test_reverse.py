@@ -10,7 +10,7 @@ from torch import Tensor
 from mlc.ir.builder import Builder
 from mlc.ir.core import Index, Pack, Region, SafeSqrt, Stop
 from mlc.ir.types import SeqType, TensorType
-from mlc.passes.autodiff.adjoint import Policy
+from mlc.passes.autodiff.policy import Policy
 from mlc.passes.autodiff.reverse import active_vars
 from tests.passes.regions import check_adjoint, emit, joint, recorded, run
 

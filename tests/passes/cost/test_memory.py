@@ -12,7 +12,7 @@ from mlc.ir.builder import Builder
 from mlc.ir.core import Region, Var
 from mlc.ir.lowered.contract import Levers
 from mlc.ir.types import TensorType, resident
-from mlc.passes.autodiff.adjoint import Policy
+from mlc.passes.autodiff.policy import Policy
 from mlc.passes.cost.memory import held_at, liveness, peak_bytes, region_peak
 from mlc.passes.planning.planned import joint_of
 from mlc.runtime.interpreter.interpreter import compile_region

@@ -7,8 +7,8 @@ from torch import Tensor
 import mlc
 from mlc.ir.core import Loop, Region
 from mlc.ir.verify import verify
-from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.autodiff.jacobian import MOST_COLUMNS, count, forward_stages, legal
+from mlc.passes.autodiff.policy import Policy
 from mlc.passes.cost.memory import peak_bytes
 from mlc.passes.lowering.modes import resolve
 from mlc.view.plan import Plan

@@ -8,7 +8,7 @@ from mlc.ir.builder import Builder
 from mlc.ir.core import Loop, Region, Var
 from mlc.ir.types import SeqType, TensorType
 from mlc.ir.verify import verify
-from mlc.passes.autodiff.adjoint import Policy
+from mlc.passes.autodiff.policy import Policy
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.memory import held_at
 from mlc.passes.cost.rates import Rates

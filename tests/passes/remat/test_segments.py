@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mlc.ir.core import Eqn, Region
 from mlc.ir.verify import verify
-from mlc.passes.autodiff.adjoint import Policy
+from mlc.passes.autodiff.policy import Policy
 from mlc.passes.cost.memory import region_peak
 from mlc.passes.remat.segments import AGAIN, Trade, rematerialise
 from tests.passes.regions import joint, recorded, run, values_for

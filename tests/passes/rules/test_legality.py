@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mlc.ir.builder import Builder
 from mlc.ir.core import Region, Var
-from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.autodiff.forward import pushforward
+from mlc.passes.autodiff.policy import Policy
 from mlc.passes.autodiff.reverse import pullback
 from mlc.passes.rules import legality
 from tests.passes.regions import agrees, dot, recorded, run, slope

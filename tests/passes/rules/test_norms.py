@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import mlc
 from mlc.ir.builder import Builder
 from mlc.ir.types import TensorType
-from mlc.passes.autodiff.adjoint import Policy
 from mlc.passes.autodiff.forward import pushforward
-from mlc.passes.autodiff.program import differentiate
+from mlc.passes.autodiff.policy import Policy
 from mlc.passes.autodiff.reverse import pullback
+from mlc.passes.lowering.differentiate import differentiate
 from mlc.passes.rules import legality
 from mlc.passes.rules import recorded as rules
 from mlc.runtime.interpreter.interpreter import compile_region

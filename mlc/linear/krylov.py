@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from mlc.implicit.linear.solve import MatVec, Operator, Solve, default_tol, norm, settled, start
+from mlc.linear.solve import MatVec, Operator, Solve, default_tol, norm, settled, start
 
 __all__ = ["bicgstab", "gmres"]
 

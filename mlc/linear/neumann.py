@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlc.implicit.linear.solve import MatVec, Operator, Solve, default_tol, norm, settled, start
+from mlc.linear.solve import MatVec, Operator, Solve, default_tol, norm, settled, start
 
 __all__ = ["largest", "neumann"]
 

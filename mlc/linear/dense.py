@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlc.implicit.linear.solve import MatVec, Operator, Solve, default_tol, settled, start
+from mlc.linear.solve import MatVec, Operator, Solve, default_tol, settled, start
 
 __all__ = ["direct", "matrix"]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import MappingProxyType
 
-from mlc.implicit.linear.cg import cg, normal_cg
-from mlc.implicit.linear.dense import direct, matrix
-from mlc.implicit.linear.krylov import bicgstab, gmres
-from mlc.implicit.linear.neumann import largest, neumann
-from mlc.implicit.linear.nystrom import nystrom
-from mlc.implicit.linear.solve import MatVec, Packing, Solve, default_tol
+from mlc.linear.cg import cg, normal_cg
+from mlc.linear.dense import direct, matrix
+from mlc.linear.krylov import bicgstab, gmres
+from mlc.linear.neumann import largest, neumann
+from mlc.linear.nystrom import nystrom
+from mlc.linear.solve import MatVec, Packing, Solve, default_tol
 
 __all__ = [
     "SOLVERS",

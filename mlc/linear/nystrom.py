@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlc.errors import SolverError
-from mlc.implicit.linear.solve import MatVec, Operator, Solve, default_tol, settled, start
+from mlc.linear.solve import MatVec, Operator, Solve, default_tol, settled, start
 
 __all__ = ["nystrom"]
 

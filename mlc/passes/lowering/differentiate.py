@@ -9,19 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from mlc.errors import PlanError
 from mlc.ir.builder import Builder, contiguous_type, dce
 from mlc.ir.core import Eqn, Region, Var
 from mlc.ir.lowered.contract import Context, Graphs, Modes
 from mlc.ir.lowered.precision import Resolved
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.program import Program
-from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape, lower_grads
+from mlc.passes.autodiff.adjoint import FallBack, Tape, lower_grads
 from mlc.passes.autodiff.forward import NotForward
 from mlc.passes.autodiff.jacobian import forward_stages
 from mlc.passes.autodiff.loops import nested_gradients
+from mlc.passes.autodiff.policy import Policy
 from mlc.passes.autodiff.reverse import active_vars, outermost
 from mlc.passes.precision.casts import Twins, casts_of, equations
 from mlc.passes.precision.store import storage_of
+from mlc.passes.responses.respond import differences, respond
 
 __all__ = ["Differentiate", "differentiate"]
 
@@ -38,12 +41,19 @@ class Differentiate:
         """Under the modes of the context; which one was used, and why, goes into the findings."""
         assert isinstance(graphs, Program)
         found = context.findings
+        if context.modes.responses and context.precision:
+            raise PlanError(
+                "a precision policy beside a response other than the exact unroll",
+                loc=graphs.loc, advice="give one of precision= and flows=",
+            )  # fmt: skip
 
         def note(e: Eqn, why: str) -> None:
             found.fallbacks[str(e.loc)] = why
 
         asked, precision = context.modes, context.precision or Resolved()
-        policy = Policy(asked.mode, context.stop, note, _gradients(graphs, asked), casts=casts_of(graphs, precision))
+        reverse, apart = _gradients(graphs, asked), differences(graphs, asked.responses)
+        policy = Policy(asked.mode, context.stop, note, reverse, apart, casts=casts_of(graphs, precision))
+        graphs = respond(graphs, asked.responses, policy)
         try:
             made = differentiate(graphs, policy)
             found.mode, found.why_not = asked.mode, ""

@@ -1,0 +1,1 @@
+"""Responses that are estimated: from random directions, from perturbed runs, from two first-order runs."""
