@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from mlc.ir.types import Loc
 from mlc.trace.capture import Effect, Recording, Ref, arg_names, path_name, place_of
 from mlc.trace.communication.rollcall import rollcall
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
-from mlc.trace.gradients.dropped import dropped_ways, unstepped
+from mlc.trace.gradients.dropped import dropped_ways, needed, unstepped
 from mlc.trace.gradients.grads import put_grad
 from mlc.trace.gradients.taken import Gradients
 from mlc.trace.interception import intercepted
@@ -255,15 +255,6 @@ def _undo(ob: Observer, world: World) -> None:
         put_grad(t, g)
 
 
-def _needed(ob: Observer, results: Sequence[Var]) -> set[Var]:
-    """Values that what the function returns is computed from."""
-    live = set(results)
-    for e in reversed(ob.builder.eqns):
-        if any(v in live for v in e.outs):
-            live.update(e.inputs)
-    return live
-
-
 class _Finish:
     """Results and effects of a run, while its tensors are still known."""
 
@@ -305,7 +296,7 @@ class _Finish:
         ]
         given = self.results[:n_outputs]
         ends = [v for v, x in zip(given, self.reals, strict=False) if isinstance(x, Tensor) and x.requires_grad]
-        warned += [*dropped_ways(self.gradients, _needed(ob, given)), *self.gradients.hooks.unheard(ends)]
+        warned += [*dropped_ways(self.gradients, needed(ob.builder.eqns, given)), *self.gradients.hooks.unheard(ends)]
         generators = [g for g in self.roots.objects.values() if isinstance(g, torch.Generator)]
         return Recording(
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,
