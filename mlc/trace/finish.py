@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from mlc.ir.core import Var
 from mlc.trace.capture import Effect, Recording, Ref, arg_names, path_name, place_of
-from mlc.trace.gradients.dropped import dropped_ways, unstepped
+from mlc.trace.gradients.dropped import dropped_ways, needed, unstepped
 from mlc.trace.gradients.grads import put_grad
 from mlc.trace.gradients.taken import Gradients
 from mlc.trace.iterables import Sources
@@ -24,15 +23,6 @@ from mlc.trace.python.world import World
 from mlc.trace.recorder.observer import Observer
 
 __all__ = ["Finish"]
-
-
-def _needed(ob: Observer, results: Sequence[Var]) -> set[Var]:
-    """Values that what the function returns is computed from."""
-    live = set(results)
-    for e in reversed(ob.builder.eqns):
-        if any(v in live for v in e.outs):
-            live.update(e.inputs)
-    return live
 
 
 class Finish:
@@ -76,12 +66,13 @@ class Finish:
         ]
         given = self.results[:n_outputs]
         ends = [v for v, x in zip(given, self.reals, strict=False) if isinstance(x, Tensor) and x.requires_grad]
-        warned += [*dropped_ways(self.gradients, _needed(ob, given)), *self.gradients.hooks.unheard(ends)]
+        warned += [*dropped_ways(self.gradients, needed(ob.builder.eqns, given)), *self.gradients.hooks.unheard(ends)]
         generators = [g for g in self.roots.objects.values() if isinstance(g, torch.Generator)]
         return Recording(
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,
             sources.all, ob.steps, self.roots, reusable, notes, [], grads, getattr(fn, "__name__", "program"),
             place_of(fn), ob.stop_log, arg_names(fn), decisions, generators, warned,
+            responses=ob.responses,
         )  # fmt: skip
 
     def place_externals(self) -> None:

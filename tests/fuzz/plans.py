@@ -34,7 +34,10 @@ def chosen(seed: int, every: bool, size: int) -> list[str]:
 def replanned(program: Program, compiled: Any, options: dict[str, Any]) -> Any:
     """A compiled function with other options, that uses what another one recorded wherever its guards hold."""
     import mlc
-    from mlc.compiled.compiled import Executor, build_program, make_plan, planning, stages_for
+    from mlc.compiled.entry import executor_of
+    from mlc.passes.planning.options import planning
+    from mlc.trace.build import build_program
+    from mlc.view.plan import make_plan
 
     other = mlc.compile(program.train, **options)
     for entry in compiled._entries:
@@ -42,8 +45,7 @@ def replanned(program: Program, compiled: Any, options: dict[str, Any]) -> Any:
         if "stop_gradient" in options:
             ir = build_program(entry.recording, options["stop_gradient"])
         plan = make_plan(ir, **planning(other.options))
-        executor = Executor(stages_for(ir, plan), plan.backend)
-        other._entries.append(replace(entry, program=ir, plan=plan, executor=executor, stale=0))
+        other._entries.append(replace(entry, program=ir, plan=plan, executor=executor_of(ir, plan), stale=0))
     return other
 
 

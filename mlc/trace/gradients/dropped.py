@@ -12,7 +12,16 @@ from mlc.ir.core import Eqn, Grad, Stop, Var
 from mlc.trace.gradients.grads import get_grad
 from mlc.trace.gradients.store import GradientStore
 
-__all__ = ["dropped_ways", "unstepped"]
+__all__ = ["dropped_ways", "needed", "unstepped"]
+
+
+def needed(eqns: Sequence[Eqn], results: Sequence[Var]) -> set[Var]:
+    """Values that what the function returns is computed from."""
+    live = set(results)
+    for e in reversed(eqns):
+        if any(v in live for v in e.outs):
+            live.update(e.inputs)
+    return live
 
 
 def dropped_ways(gradients: GradientStore, live: set[Var]) -> list[str]:

@@ -67,12 +67,13 @@ class Drawing(Placing):
     @contextlib.contextmanager
     def unnoticed(self) -> Iterator[None]:
         """As :meth:`Tracer.unnoticed`."""
-        paused = self.reads is not None and self.reads.pause()
+        reads = self.reads
+        paused = reads is not None and reads.pause()
         try:
             yield
         finally:
-            if self.reads is not None and paused:
-                self.reads.resume()
+            if reads is not None and paused:
+                reads.resume()
 
     def _moved(self, key: tuple[int, int, int], continues: bool, state: Tensor) -> None:
         now = torch.get_rng_state()

@@ -50,7 +50,8 @@ class Observer(AsData):
             if space == "c10d":
                 self.unseen_communication()
             return func(*args, **(kwargs or {}))
-        quiet = space == "aten" and self.reads is not None and self.reads.pause()  # others may be the user's Python
+        reads = self.reads if space == "aten" else None  # others may be the user's Python
+        quiet = reads is not None and reads.pause()
         try:
             if types:
                 refuse_sharded(self, types)
@@ -59,8 +60,8 @@ class Observer(AsData):
             self.refusal = self.refusal or e
             raise
         finally:
-            if self.reads is not None and quiet:
-                self.reads.resume()
+            if reads is not None and quiet:
+                reads.resume()
 
     def dispatch(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
         """Run one operator and record it."""
