@@ -27,6 +27,11 @@ from mlc.errors import (
     MlcError,
     MlcWarning,
     PlanError,
+    PrecisionWarning,
+    RootWarning,
+    SolverError,
+    SolverWarning,
+    TrainingError,
     VerifyError,
 )
 from mlc.implicit.root import fixed_point, root
@@ -34,21 +39,27 @@ from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
 from mlc.notebook import Frame as _Frame  # noqa: F401 (tells notebooks how to show programs, plans and reports)
 from mlc.passes.lowering.pipeline import PIPELINE
+from mlc.passes.precision.policy import Precision
 from mlc.runtime.interpreter.recording import recording
 from mlc.trace.clone import clone
 from mlc.trace.levels import level
+from mlc.training.engine import Training
+from mlc.training.game import Alternating, Simultaneous
+from mlc.training.level import Level
 from mlc.view.plan import Plan
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PIPELINE",
+    "Alternating",
     "BudgetError",
     "CaptureError",
     "CheckReport",
     "CommunicationError",
     "CompiledFunction",
     "DifferentiationError",
+    "Level",
     "LoweringWarning",
     "MemoryWarning",
     "MlcError",
@@ -56,7 +67,15 @@ __all__ = [
     "Pass",
     "Plan",
     "PlanError",
+    "Precision",
+    "PrecisionWarning",
     "Program",
+    "RootWarning",
+    "Simultaneous",
+    "SolverError",
+    "SolverWarning",
+    "Training",
+    "TrainingError",
     "VerifyError",
     "check",
     "clone",

@@ -18,6 +18,11 @@ __all__ = [
     "MlcError",
     "MlcWarning",
     "PlanError",
+    "PrecisionWarning",
+    "RootWarning",
+    "SolverError",
+    "SolverWarning",
+    "TrainingError",
     "VerifyError",
 ]
 
@@ -79,16 +84,36 @@ class BudgetError(PlanError):
         self.least = least
 
 
+class TrainingError(MlcError):
+    """Levels of a :class:`mlc.Training` do not fit together; the message names them."""
+
+
 class VerifyError(MlcError):
     """An internal invariant of the IR does not hold (a bug in a pass, or an edited program text)."""
 
 
+class SolverError(MlcError):
+    """A linear system cannot be solved: NaN or infinity in it, or a setting out of range."""
+
+
 class MlcWarning(UserWarning):
-    """Base class of all warnings that mlc gives on purpose; results are right nevertheless."""
+    """Base class of all warnings that mlc gives on purpose; results are right nevertheless, but for the two below."""
+
+
+class SolverWarning(MlcWarning):
+    """A linear system was not solved to its tolerance, or is not what the solver assumes: the gradient is inexact."""
+
+
+class RootWarning(MlcWarning):
+    """An answer is plainly no root of its condition: an implicit gradient taken there is wrong."""
 
 
 class LoweringWarning(MlcWarning):
     """A part of the program runs slower than asked for: its compiled form failed, or failed its verification."""
+
+
+class PrecisionWarning(MlcWarning):
+    """A precision policy costs more than rounding: the hypergradient points elsewhere, or nobody could tell."""
 
 
 class MemoryWarning(MlcWarning):

@@ -18,24 +18,30 @@ import contextlib
 import io
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mlc.check.examination import Examination, UsersError
 from mlc.check.function import line_of
+from mlc.check.policy import hypergradient, policy_check
+from mlc.check.policyreport import PolicyCheck
 from mlc.check.report import CheckReport
 from mlc.check.sandbox import Sandbox, convert
 from mlc.compiled.underlying import underlying
 from mlc.errors import MlcError, PlanError
+from mlc.passes.precision.policy import check_precision
 from mlc.trace.capture import place_of
 from mlc.units import parse_memory
 
 __all__ = ["CheckReport", "check"]
 
 
-def check(fn: Callable[..., Any], *args: object, dtype: torch.dtype = torch.float64, **kwargs: object) -> CheckReport:
+def check(fn: Callable[..., Any], *args: object, dtype: torch.dtype = torch.float64, precision: Any = None,
+          **kwargs: object) -> CheckReport:  # fmt: skip
     """Compare the compiled hypergradient of a call with the plain unroll and with finite differences.
 
     The function runs about 25 times, on copies: parameters, optimizers, buffers and random generators stay
@@ -46,6 +52,9 @@ def check(fn: Callable[..., Any], *args: object, dtype: torch.dtype = torch.floa
         *args: Its arguments.
         dtype: float64 to check in double precision (casts written in the loop stay); float32 to leave every
             type as it is, with tolerances to match.
+        precision: A policy as for :func:`mlc.compile`, whose cost is reported as well (``report.precision``: cosine
+            and norm beside the exact hypergradient); that of a compiled function without. Everything else is checked
+            without it.
         **kwargs: Its keyword arguments.
 
     Returns:
@@ -59,13 +68,17 @@ def check(fn: Callable[..., Any], *args: object, dtype: torch.dtype = torch.floa
         advice = "use torch.float64 or torch.float32"
         raise PlanError(f"mlc.check in {dtype}", loc=place_of(underlying(fn, args)[0]), advice=advice)
     fn, args, options = underlying(fn, args)
+    precision = options.get("precision") if precision is None else precision
+    check_precision(precision)
+    given = (args, kwargs)
     box = Sandbox(dtype)
     with _surroundings(dtype):
         try:
             inside = box.enter(fn)
             args, kwargs = box.enter(args), box.enter(kwargs)
             box.ready()
-            return Examination(box, inside, args, kwargs, _scaled(options, dtype)).report()
+            exam = Examination(box, inside, args, kwargs, _scaled({**options, "precision": None}, dtype))
+            report, exact = exam.report(), dict(zip(exam.names, exam.ours, strict=True))
         except UsersError as e:
             raise e.error from None
         except MlcError as e:
@@ -79,6 +92,30 @@ def check(fn: Callable[..., Any], *args: object, dtype: torch.dtype = torch.floa
             ) from e
         finally:
             box.restore()
+    if precision is None:
+        return report
+    with _surroundings(torch.float32):
+        return replace(report, precision=_policy(fn, given, {**options, "precision": precision}, exact, dtype))
+
+
+def _policy(fn: Any, given: tuple[Any, Any], options: dict[str, Any], exact: dict[str, Tensor], dtype: torch.dtype
+            ) -> PolicyCheck:  # fmt: skip
+    """The hypergradient under a policy, on copies of the types that they are."""
+    box = Sandbox(torch.float32)
+    try:
+        inside = box.enter(fn)
+        args, kwargs = box.enter(given[0]), box.enter(given[1])
+        box.ready()
+        return policy_check(
+            options["precision"],
+            lambda policy: hypergradient(box, inside, args, kwargs, {**options, "precision": policy}),
+            exact, dtype,
+        )  # fmt: skip
+    except MlcError as e:
+        _place(e, fn)
+        raise
+    finally:
+        box.restore()
 
 
 def _place(e: MlcError, fn: object) -> None:

@@ -22,7 +22,7 @@ from mlc.errors import DifferentiationError, MlcError
 from mlc.ir.core import Random
 from mlc.trace.capture import Recording, Ref
 
-__all__ = ["Examination", "UsersError"]
+__all__ = ["Examination", "UsersError", "weights_of"]
 
 DIRECTIONS = 2
 MOST_METAS = 16
@@ -49,7 +49,7 @@ def _refuse(failure: Failure, dtype: torch.dtype) -> None:
 class Examination:
     """One check."""
 
-    def __init__(self, box: Sandbox, fn: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+    def __init__(self, box: Sandbox, fn: Any, args: Any, kwargs: object, options: dict[str, Any]) -> None:
         self.box = box
         self.notes: list[str] = []
         self.stop = options.get("stop_gradient", "all")
@@ -69,7 +69,7 @@ class Examination:
         vars_ = [self.rec.externals[i].var for i in self.picks]
         self.places = [k for k, x in enumerate(self.rec.out_leaves) if isinstance(x, Ref) and not x.number]
         self.values = [outs[k].detach().clone() for k in self.places]
-        self.weights = _weights([outs[k] for k in self.places])
+        self.weights = weights_of([outs[k] for k in self.places])
         self.state, self.generator = self.plain.now(), torch.get_rng_state()
         self.ours = self._gradient([outs[k] for k in self.places])
         base = Recorded(self.rec, self.start, self.stop)
@@ -350,7 +350,8 @@ class Examination:
                           self.tolerances.differences, scale=scale, what="recording")  # fmt: skip
 
 
-def _weights(outs: Sequence[Tensor]) -> list[Tensor | None]:
+def weights_of(outs: Sequence[Tensor]) -> list[Tensor | None]:
+    """With what outputs are combined into one number: fixed random numbers, 1 for a single scalar."""
     generator = torch.Generator().manual_seed(0)
     live = [o for o in outs if o.requires_grad]
     if len(live) == 1 and live[0].dim() == 0:

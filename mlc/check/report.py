@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlc.check.policyreport import PolicyCheck
+
 __all__ = ["CheckReport", "Difference", "MetaError", "Tolerances", "best_pair", "relative", "worst"]
 
 
@@ -103,6 +105,7 @@ class CheckReport:
         notes: What a reader should know.
         wrong: Meta-parameters whose gradient is not finite where the function itself gives numbers.
         against: What values and final state were compared with.
+        precision: What a precision policy costs, where one was asked about.
     """
 
     function: str
@@ -116,6 +119,7 @@ class CheckReport:
     notes: tuple[str, ...] = ()
     wrong: tuple[str, ...] = ()
     against: str = "the eager function"
+    precision: PolicyCheck | None = None
 
     @property
     def rel_err(self) -> float:
@@ -145,6 +149,7 @@ class CheckReport:
             and self.value_err <= exact
             and self.state_err <= exact
             and all(d.ok for d in self.differences)
+            and (self.precision is None or self.precision.ok)
         )
 
     @property
@@ -166,6 +171,7 @@ class CheckReport:
             "meta_parameters": [asdict(m) for m in self.metas],
             "differences": [{**asdict(d), "ok": d.ok, "conclusive": d.conclusive} for d in self.differences],
             "notes": list(self.notes),
+            "precision": None if self.precision is None else {**asdict(self.precision), "ok": self.precision.ok},
         }
 
     def __str__(self) -> str:
@@ -184,6 +190,8 @@ class CheckReport:
             overruled = any(m.overruled for m in self.metas) and all(m.ok(t.exact) for m in self.metas)
             said = f"{_err(error, t.exact)} against the plain unroll"
             lines.append(f"  gradient       {said}{', which the differences overrule' if overruled else ''}")
+        if self.precision is not None:
+            lines.append(f"  precision      {self.precision}")
         lines += ["", f"  {'meta-parameter':40s}{'|gradient|':>12s}{'error':>12s}"]
         order = sorted(self.metas, key=lambda m: -m.error if m.error is not None and m.error >= 0 else -1e300)
         for m in order[:20]:
@@ -206,12 +214,8 @@ def _err(error: float, allowed: float) -> str:
 
 
 def worst(errors: Sequence[float]) -> float:
-    """The largest; NaN wins."""
-    worst = 0.0
-    for e in errors:
-        if not e <= worst:
-            worst = e
-    return worst
+    """The largest, 0 of none; NaN wins."""
+    return math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)
 
 
 def relative(a: Tensor, b: Tensor, floor: float = 0.0) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -11,12 +10,14 @@ from torch import Tensor
 
 from mlc.compiled.commit import commit, storages
 from mlc.compiled.entry import Entry, inputs_of, iterable
+from mlc.compiled.precise import Exact, cost_of, differs, run_exact, with_cost
 from mlc.compiled.report import Report
 from mlc.compiled.slope import compare_slope
 from mlc.compiled.together import agreed, averaged
 from mlc.compiled.validate import Redrawn, compare, same
 from mlc.errors import DifferentiationError
-from mlc.runtime.call import Run
+from mlc.passes.planning.options import planning
+from mlc.runtime.call import Executor, Run
 from mlc.runtime.circle import Circle
 from mlc.runtime.interpreter.feeds import Drawer, Stale
 from mlc.trace.capture import Recording, Ref
@@ -102,12 +103,15 @@ class Call:
         """The user's function has run: the program must reproduce it; what is given out is what it computed."""
         entry, recording = self.entry, self.entry.recording
         own = [seen.initial(x) for x in recording.externals]
-        RandomWatch.put(seen.random[0])
-        try:
-            run = entry.executor.forward(own, self.drawer)
-        finally:
-            RandomWatch.put(seen.random[1])
-        agreed(self.owner.circle, lambda: self._verify(seen, own, run))
+        narrow = differs(entry.plan, entry.executor.stages)
+        verify = self.owner.options.get("verify", "values")
+        exact = self._exact(seen, own) if narrow and verify is not None else None
+        run = self._run_as_then(seen, entry.executor, own, self.drawer)
+        if exact is not None:
+            entry.cost = cost_of(entry.executor, run, exact)
+            entry.plan = with_cost(entry.plan, entry.cost)
+        elif not narrow:
+            agreed(self.owner.circle, lambda: self._verify(seen, own, run))
         run.results = []
         self.done = run
         self.owner.report = Report.of(entry.plan, run)
@@ -117,20 +121,37 @@ class Call:
         entry, circle = self.entry, self.owner.circle
         verify = self.owner.options.get("verify", "values")
         if verify is not None:
-            compare(
-                seen, run.results, lambda i: _made_at(entry.recording, i), functools.partial(self._again, seen, own),
-                anywhere=bool if circle is None else circle.any,
-            )  # fmt: skip
+            self._reproduces(seen, own, entry.executor, run)
         if verify == "gradient" and torch.is_grad_enabled():
             compare_slope(seen, entry.program, entry.executor, own, run, total=float if circle is None else circle.sum)
 
-    def _again(self, seen: Observation, own: list[Tensor], change: Callable[[Tensor], Tensor]) -> list[Any]:
-        """Results of the program from other inputs."""
+    def _run_as_then(self, seen: Observation, executor: Executor, own: list[Tensor], drawer: Drawer) -> Run:
+        """A forward stage with the generators as the recorded run found them; they are left as it left them."""
         RandomWatch.put(seen.random[0])
         try:
-            return self.entry.executor.forward([change(t) for t in own], Redrawn(seen)).results
+            return executor.forward(own, drawer)
         finally:
             RandomWatch.put(seen.random[1])
+
+    def _reproduces(self, seen: Observation, own: list[Tensor], executor: Executor, run: Run) -> None:
+        """Hold a run of the program against the recorded one."""
+
+        def again(change: Callable[[Tensor], Tensor]) -> list[Any]:
+            return self._run_as_then(seen, executor, [change(t) for t in own], Redrawn(seen)).results
+
+        circle = self.owner.circle
+        compare(
+            seen, run.results, lambda i: _made_at(self.entry.recording, i), again,
+            anywhere=bool if circle is None else circle.any,
+        )  # fmt: skip
+
+    def _exact(self, seen: Observation, own: list[Tensor]) -> Exact | str:
+        """What the program computes without the policy; it must reproduce the run."""
+        return run_exact(
+            self.entry.program, self.entry.plan, planning(self.owner.options),
+            lambda executor: self._run_as_then(seen, executor, own, Redrawn(seen)),
+            lambda executor, run: self._reproduces(seen, own, executor, run),
+        )  # fmt: skip
 
     def _later(self) -> list[Tensor]:
         entry = self.entry

@@ -11,18 +11,17 @@ import torch
 from torch.utils import _pytree as pytree
 
 from mlc.compiled.call import Call, Node, leaf
-from mlc.compiled.entry import Entry, fits, generator_states, given_back, iterable
+from mlc.compiled.entry import Entry, executor_of, fits, generator_states, given_back, iterable
 from mlc.compiled.growth import longer, open_loops, planned_again
 from mlc.compiled.report import Report
 from mlc.compiled.together import agreed, averages, check_stages, mark, plan_together, world_now
-from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError
+from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError, PrecisionWarning
 from mlc.ir.digest import digest
 from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
 from mlc.passes.cost.equations import device_of
 from mlc.passes.planning.options import check_options, planning
 from mlc.progress import progress
-from mlc.runtime.call import Executor
 from mlc.runtime.circle import Circle, circle_of
 from mlc.runtime.interpreter.feeds import Stale
 from mlc.trace.build import build_program
@@ -31,7 +30,7 @@ from mlc.trace.python.inputs import walk
 from mlc.trace.python.places import Path, Roots
 from mlc.trace.recorder.randomness import RandomWatch
 from mlc.units import size_text, time_text
-from mlc.view.plan import Plan, make_plan, stages_for
+from mlc.view.plan import Plan, make_plan
 
 __all__ = ["CompiledFunction", "compile"]
 
@@ -119,6 +118,8 @@ class CompiledFunction:
                 raise
         for w in entry.program.warnings:
             warnings.warn(MlcWarning(w), stacklevel=3)
+        if entry.cost is not None and not entry.cost.ok:
+            warnings.warn(PrecisionWarning(entry.cost.warning), stacklevel=3)
         if seen.recording.reusable:
             self._entries.insert(0, entry)
             del self._entries[_MOST:]
@@ -169,7 +170,7 @@ class CompiledFunction:
         )
         if made is not None:
             entry.program, entry.plan, needed = made
-            entry.executor = Executor(stages_for(entry.program, entry.plan), entry.plan.backend)
+            entry.executor = executor_of(entry.program, entry.plan)
             entry.loops = open_loops(entry.program)
             what = ", ".join(f"{n} trips ({place.split('/')[-1]})" for (place, _), n in more.items())
             warnings.warn(
@@ -188,7 +189,7 @@ class CompiledFunction:
             entry.plan = make_plan(entry.program, **{**planning(self.options), "memory": max(budget, 1)})
         except BudgetError as why:
             entry.plan = make_plan(entry.program, **{**planning(self.options), "memory": why.least})
-        entry.executor = Executor(stages_for(entry.program, entry.plan), entry.plan.backend)
+        entry.executor = executor_of(entry.program, entry.plan)
         entry.smaller = True
         warnings.warn(
             MemoryWarning(
@@ -234,12 +235,12 @@ class CompiledFunction:
         have = before is not None and not before.smaller
         have = have if circle is None else circle.all(have)  # all of them ask, whatever they have
         if before is not None and have:
-            plan, executor = before.plan, Executor(stages_for(program, before.plan), before.plan.backend)
+            plan, executor = before.plan, executor_of(program, before.plan)
         else:
             say("planning")
             plan, executor = plan_together(
                 circle, program, lambda: make_plan(program, **planning(self.options)), device_of(program.region),
-                lambda p: Executor(stages_for(program, p), p.backend), self.options.get("passes"),
+                lambda p: executor_of(program, p), self.options.get("passes"),
             )  # fmt: skip
         check_stages(circle, executor.stages, program.loc)
         lengths = {
@@ -300,7 +301,10 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             meta-parameters through the loops: memory does not grow with the number of steps). Or a dict of these by
             name of a level (``"L1"``), meta-parameter (``"lr"``) or flow (``"lr -> L1"``) as ``plan.explain()`` prints
             them. ``"forward"`` falls back to ``"mixed"`` where an operator cannot go forward; the plan says why.
-        precision: Reserved; must be None (exact: the precision of the program).
+        precision: None (exact: the precision of the program), or what may compute and be saved in fewer bits, over
+            float32 master values: ``"bf16"``, ``"tf32"``, :class:`mlc.Precision`, or a dict of these by name of a level
+            (``"L1"``) or flow (``"L1 -> L0"``). Results are approximate then; the first call measures how much, and
+            warns (:class:`mlc.PrecisionWarning`); see ``docs/precision.md``.
         mesh: A ``DeviceMesh`` of processes that own different inner problems: hypergradients are averaged over it (each
             process returns its own value). Loops that communicate by themselves need none; see ``docs/distributed.md``.
         levers: Decisions about memory that are not the planner's but yours, whatever the budget: ``"price"`` (seconds

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mlc.compiled.growth import Counts
+from mlc.compiled.precise import PrecisionCost
 from mlc.ir.program import Program
 from mlc.passes.formulas.tripcounts import Group
 from mlc.runtime.call import Executor
@@ -19,9 +20,9 @@ from mlc.trace.python.changes import without
 from mlc.trace.python.found import Found
 from mlc.trace.python.places import Path, Roots
 from mlc.trace.recorder.externals import External
-from mlc.view.plan import Plan
+from mlc.view.plan import Plan, stages_for
 
-__all__ = ["Entry", "fits", "generator_states", "given_back", "inputs_of", "iterable"]
+__all__ = ["Entry", "executor_of", "fits", "generator_states", "given_back", "inputs_of", "iterable"]
 
 
 @dataclass
@@ -43,6 +44,13 @@ class Entry:
     world: tuple[int, int] | None = None  # rank and number of processes
     averages: dict[int, list[str]] = field(default_factory=dict)  # groups, by position of the input
     fitting: Counts = field(default_factory=dict)  # trips that were found to fit
+    cost: PrecisionCost | None = None  # of its precision policy, as measured at the recorded call
+
+
+def executor_of(program: Program, plan: Plan) -> Executor:
+    """A plan, ready to run."""
+    matmul = plan.precision.matmul if plan.precision is not None else ""
+    return Executor(stages_for(program, plan), plan.backend, matmul)
 
 
 def iterable(entry: Entry, roots: Roots, source: int) -> Any:

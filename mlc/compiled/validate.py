@@ -223,7 +223,7 @@ def difference(mine: Tensor, real: Tensor, noise: float = 0.0) -> str | None:
     a, b = torch.where(nan_a, 0, a), torch.where(nan_b, 0, b)
     same_infinite = torch.isinf(b) & (a == b)
     a, b = torch.where(same_infinite, 0, a), torch.where(same_infinite, 0, b)
-    scale = float(b.abs().max())
+    scale = float(torch.where(torch.isinf(b), 0, b).abs().max())  # an infinity is no size that others are small beside
     err = float((a - b).abs().max())
     bound = tolerance * max(scale, torch.finfo(b.dtype).tiny ** 0.5 if b.dtype.is_floating_point else 1e-30)
     return None if err <= max(bound, noise) else f"differs by {err:.3g} where the largest element is {scale:.3g}"

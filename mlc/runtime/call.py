@@ -17,6 +17,7 @@ from mlc.runtime.interpreter.interpreter import Executable, compile_region
 from mlc.runtime.interpreter.loop import link
 from mlc.runtime.interpreter.recording import Recording, current, each_stage, resumed
 from mlc.runtime.interpreter.saved import alias, check_versions, memory, tensors_in, versions
+from mlc.runtime.products import products_in
 
 __all__ = ["Executor", "Run", "StageGraphs"]
 
@@ -71,10 +72,15 @@ class Run:
 
 
 class Executor:
-    """Compiled stages of one program; ``backend`` is ``"interpreter"`` or ``"inductor"``."""
+    """Compiled stages of one program; ``backend`` is ``"interpreter"`` or ``"inductor"``.
 
-    def __init__(self, stages: StageGraphs, backend: str = "interpreter") -> None:
+    With ``matmul="tf32"`` products of float32 values on CUDA are taken in TensorFloat-32 while a stage runs; the
+    settings of the process are as before afterwards.
+    """
+
+    def __init__(self, stages: StageGraphs, backend: str = "interpreter", matmul: str = "") -> None:
         self.stages = stages
+        self.matmul = matmul
         self._drawer: Drawer | None = None
         # The first call measures memory for all: the same graph holds as much in every one.  Segments on trial hold
         # more, so it is measured again once all of them are settled.
@@ -122,7 +128,7 @@ class Executor:
             self._first, self._on_trial, self._peak = Recording(), None, 0
         first = self._first if current() is None else None
         try:
-            with torch.no_grad(), resumed(first):
+            with torch.no_grad(), products_in(self.matmul), resumed(first):
                 inputs = [alias(x) for x in inputs]
                 outs = self._forward(list(inputs))
         finally:
@@ -149,7 +155,7 @@ class Executor:
         if not keep:
             run.saved, run.lent = [], ([], [])
         first, run.first = run.first, None
-        with torch.no_grad(), resumed(first):
+        with torch.no_grad(), products_in(self.matmul), resumed(first):
             grads = self._backward(args)
         self._measured(first, last=True)
         run.peak_bytes = self._peak

@@ -22,6 +22,7 @@ from mlc.trace.communication.rollcall import rollcall
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
 from mlc.trace.gradients.dropped import dropped_ways
 from mlc.trace.gradients.grads import put_grad
+from mlc.trace.gradients.taken import Gradients
 from mlc.trace.interception import intercepted
 from mlc.trace.iterables import Sources, loader_patches, substitute, swapped
 from mlc.trace.numbers.ending import retire
@@ -147,7 +148,7 @@ def _observed(
         put = stack.enter_context
         put(quiet())
         put(default_dtype_kept())
-        active = put(intercepted(ob))
+        active, gradients = put(intercepted(ob))
         iterate, length = loader_patches(sources, roots.loaders, active)
         swaps = put(swapped())
         given = {**dict(enumerate(args)), **kwargs}
@@ -172,6 +173,7 @@ def _observed(
             out = _call(ob, fn, new_args, new_kwargs)
             swaps.back()
         reads = ob.reads
+        assert reads is not None
         with ob:
             sources.check_random()
             ob.sites.end()
@@ -190,7 +192,7 @@ def _observed(
                 if grown:
                     found = replace(found, changed=grown)
                     kept = walk(fn, args, kwargs, found, world)
-            finish = _Finish(ob, kept, world)
+            finish = _Finish(ob, gradients, kept, world)
             recording = finish.finish(fn, out, found, sources, calm)
     start = list(ob.random.start.values())
     ignored = finish.changes.ignored
@@ -265,8 +267,9 @@ def _needed(ob: Observer, results: Sequence[Var]) -> set[Var]:
 class _Finish:
     """Results and effects of a run, while its tensors are still known."""
 
-    def __init__(self, ob: Observer, roots: Roots, world: World) -> None:
+    def __init__(self, ob: Observer, gradients: Gradients, roots: Roots, world: World) -> None:
         self.ob = ob
+        self.gradients = gradients
         self.roots = roots
         self.world = world
         self.changes = Changes()
@@ -299,12 +302,12 @@ class _Finish:
         ]
         given = self.results[:n_outputs]
         ends = [v for v, x in zip(given, self.reals, strict=False) if isinstance(x, Tensor) and x.requires_grad]
-        warned = [*dropped_ways(ob.gradients, _needed(ob, given)), *ob.gradients.hooks.unheard(ends)]
+        warned = [*dropped_ways(self.gradients, _needed(ob, given)), *self.gradients.hooks.unheard(ends)]
         generators = [g for g in self.roots.objects.values() if isinstance(g, torch.Generator)]
         return Recording(
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,
             sources.all, ob.steps, self.roots, reusable, notes, [], grads, getattr(fn, "__name__", "program"),
-            place_of(fn), ob.stop_log, set(), arg_names(fn), decisions, generators, warned,
+            place_of(fn), ob.stop_log, arg_names(fn), decisions, generators, warned,
         )  # fmt: skip
 
     def place_externals(self) -> None:
@@ -335,7 +338,7 @@ class _Finish:
         """A result of the program."""
         self.results.append(var)
         self.reals.append(real)
-        return Ref(len(self.results) - 1, param=isinstance(real, Tensor) and real.requires_grad)
+        return Ref(len(self.results) - 1)
 
     def value(self, x: object) -> Any:
         """A tensor that the call made, or a number, that an object of the user's now holds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlc.ir.core import Region
+from mlc.ir.lowered.storage import Storage
 
 __all__ = ["Joint", "Stages"]
 
@@ -20,6 +21,7 @@ class Joint:
         cotangents: Output positions that have a cotangent input.
         gradients: Input positions that have a hypergradient.
         handed: Results that become the user's and live on.
+        storage: In which dtypes its loops emit what their adjoints read; None: as it is computed.
     """
 
     region: Region
@@ -28,6 +30,7 @@ class Joint:
     cotangents: tuple[int, ...]
     gradients: tuple[int, ...]
     handed: frozenset[int] = frozenset()
+    storage: Storage | None = None
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from mlc.errors import PlanError
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Eqn, Grad, Loop, Region, Stop, Var
 from mlc.ir.lowered.nesting import map_bodies
 from mlc.passes.autodiff.forward import pushforward
 from mlc.passes.autodiff.reverse import Deeper, Inside, Passing, active_vars, outermost, passes, pull_eqn, pullback
+from mlc.passes.precision.casts import Casts, Twins
 from mlc.passes.rules.recorded import NoRule
 
 __all__ = ["GradRecord", "Policy", "Tape", "lower_grads"]
@@ -39,6 +41,7 @@ class Policy:
         note: Called with (gradient equation, reason) when a gradient falls back to reverse over reverse.
         reverse: Inner gradients that are differentiated in reverse over reverse whatever the mode.
         depth: How many declared levels the gradient that is being lowered was taken in; -1: the hypergradient.
+        casts: In which dtypes gradients and their products compute; None: as the program does.
     """
 
     mode: str = "mixed"
@@ -46,6 +49,7 @@ class Policy:
     note: Callable[[Eqn, str], None] = field(default=lambda e, why: None)
     reverse: frozenset[Eqn] = frozenset()
     depth: int = -1
+    casts: Casts | None = None
 
     @property
     def through(self) -> Inside:
@@ -71,7 +75,9 @@ class Tape:
     """A copy of a region in a builder, ready to be differentiated."""
 
     def __init__(self, b: Builder, region: Region, env: dict[Var, Var], policy: Policy, *,
-                 saved: dict[Var, Var] | None = None, reverse_over: frozenset[Eqn] = frozenset()) -> None:  # fmt: skip
+                 saved: dict[Var, Var] | None = None, reverse_over: frozenset[Eqn] = frozenset(),
+                 twins: Twins | None = None) -> None:  # fmt: skip
+        self.twins = twins or {}
         self.b = b
         self.policy = policy
         self.records: dict[Eqn, GradRecord] = {}
@@ -105,6 +111,15 @@ class Tape:
             mixed = False
         known = mixed and all(v in saved for v in e.outs)
         values = [saved[v] for v in e.outs] if known else lower_grad(b, rec)
+        if e in self.twins:
+            if not mixed:
+                raise PlanError(
+                    "precision: a gradient outside of a loop that is differentiated in reverse has one dtype",
+                    loc=e.loc, advice="name its level and its flow alike",
+                )  # fmt: skip
+            losses = [env[v] for v in self.twins[e]]
+            cut = self._cuts(losses, wrt, op.depth)
+            rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, own.through), cut, own)
         if mixed:
             marker = Eqn(Alias(), tuple(values + losses + wrt + seeds), tuple(Var(v.type) for v in values), tag="grad")
             b.append(marker)
@@ -289,7 +304,8 @@ def lower_grads(region: Region, policy: Policy) -> Region:
     """The region with every inner gradient lowered, loop bodies included."""
     b = Builder(policy=policy)
     env = {v: b.input(v.type, n) for v, n in zip(region.inputs, _names(region), strict=True)}
-    Tape(b, region, env, Policy("reverse", policy.stop))
+    source = region if policy.casts is None else policy.casts.values(region)
+    Tape(b, source, env, Policy("reverse", policy.stop, casts=policy.casts))
     return map_bodies(b.region([env[v] for v in region.outputs]), lambda r: lower_grads(r, policy))
 
 

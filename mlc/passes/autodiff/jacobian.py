@@ -123,7 +123,12 @@ def _without_gradients(program: Program, policy: Policy) -> tuple[Region, frozen
     b = Builder(policy=policy)
     source = program.region
     env = {v: b.input(v.type, x.name) for v, x in zip(source.inputs, program.inputs, strict=True)}
-    tape = Tape(b, source, env, Policy("reverse", policy.stop))
+    body, twins = source, None
+    if policy.casts is not None:
+        body, twins = policy.casts.whole(source, program.n_outputs)
+        if twins or policy.casts.losses != policy.casts.products:
+            raise NotForward("its flows are to compute in another precision than its levels")
+    tape = Tape(b, body, env, Policy("reverse", policy.stop, casts=policy.casts), twins=twins)
     cut = tape.outer_cut()
     passing = frozenset(e for e in tape.eqns if isinstance(e.op, Stop) and e not in cut)
     region = b.region([env[v] for v in source.outputs])

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Eqn, Grad, Loop, Region, Stop, Var, elem_type
-from mlc.ir.loopview import LoopView
+from mlc.ir.lowered.loopview import LoopView
 from mlc.ir.types import SeqType
 from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape
 from mlc.passes.autodiff.forward import PUSH, pushforward
@@ -120,7 +120,8 @@ def _adjoint_body(p: LoopView, carried: list[int], consts: list[int], seqs: list
     env.update(states)
     saved = {v: b.input(v.type) for v in keep}
     ct_emit = {i: b.input(elem_type(cts[p.emitted[i]].type)) for i in given}
-    tape = Tape(b, p.op.body, env, policy, saved=saved, reverse_over=reverse_over)
+    body = p.op.body if policy.casts is None else policy.casts.product(p.op.body)
+    tape = Tape(b, body, env, policy, saved=saved, reverse_over=reverse_over)
     seeds: dict[Var, Var] = {}
     for i, c in zip(carried, ct_carry, strict=True):
         seeds[env[p.next[i]]] = b.add(seeds.get(env[p.next[i]]), c)
@@ -166,7 +167,9 @@ def push_loop(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     states = {v: inner.input(v.type) for v in p.in_carry}
     env.update(states)
     t_seq = [inner.input(elem_type(tan[p.seqs[i]].type)) for i in seqs]
-    tape = Tape(inner, p.op.body, env, Policy("reverse", b.policy.stop, depth=b.policy.depth))
+    policy = Policy("reverse", b.policy.stop, depth=b.policy.depth, casts=b.policy.casts)
+    source = p.op.body if policy.casts is None else policy.casts.product(p.op.body)
+    tape = Tape(inner, source, env, policy)
     start = {env[p.in_carry[i]]: t for i, t in zip(carried, t_carry, strict=True)}
     start.update((env[p.in_const[i]], t) for i, t in zip(consts, t_const, strict=True))
     start.update((env[p.in_seq[i]], t) for i, t in zip(seqs, t_seq, strict=True))

@@ -10,15 +10,18 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mlc.ir.builder import Builder, contiguous_type, dce
-from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.core import Eqn, Region, Var
 from mlc.ir.lowered.contract import Context, Graphs, Modes
+from mlc.ir.lowered.precision import Resolved
 from mlc.ir.lowered.stages import Joint, Stages
-from mlc.ir.program import Level, Program
+from mlc.ir.program import Program
 from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape, lower_grads
 from mlc.passes.autodiff.forward import NotForward
 from mlc.passes.autodiff.jacobian import forward_stages
 from mlc.passes.autodiff.loops import nested_gradients
 from mlc.passes.autodiff.reverse import active_vars, outermost
+from mlc.passes.precision.casts import Twins, casts_of, equations
+from mlc.passes.precision.store import storage_of
 
 __all__ = ["Differentiate", "differentiate"]
 
@@ -39,14 +42,16 @@ class Differentiate:
         def note(e: Eqn, why: str) -> None:
             found.fallbacks[str(e.loc)] = why
 
-        asked = context.modes
-        policy = Policy(asked.mode, context.stop, note, _gradients(graphs, asked))
+        asked, precision = context.modes, context.precision or Resolved()
+        policy = Policy(asked.mode, context.stop, note, _gradients(graphs, asked), casts=casts_of(graphs, precision))
         try:
             made = differentiate(graphs, policy)
             found.mode, found.why_not = asked.mode, ""
         except NotForward as why:
             made = differentiate(graphs, replace(policy, mode="mixed"))
             found.mode, found.why_not = "mixed", str(why)
+        if isinstance(made, Joint):
+            made = replace(made, storage=storage_of(graphs, precision, made.region))
         return made
 
 
@@ -79,7 +84,10 @@ def _joint(program: Program, policy: Policy, reverse_over: frozenset[Eqn]
     env = {v: b.input(v.type, n.name) for v, n in zip(region.inputs, program.inputs, strict=True)}
     inputs = [env[v] for v in region.inputs]
     metas = [i for i in program.metas]
-    tape = Tape(b, region, env, policy, reverse_over=reverse_over)
+    twins: Twins = {}
+    if policy.casts is not None:
+        region, twins = policy.casts.whole(region, program.n_outputs)
+    tape = Tape(b, region, env, policy, reverse_over=reverse_over, twins=twins)
     outs = [env[v] for v in region.outputs]
     passing = outermost(policy.stop)
     active = active_vars(tape.eqns, [inputs[i] for i in metas], through_stops=passing)
@@ -98,16 +106,4 @@ def _joint(program: Program, policy: Policy, reverse_over: frozenset[Eqn]
 def _gradients(program: Program, modes: Modes) -> frozenset[Eqn]:
     """Gradient equations of the levels that go in reverse."""
     chosen = [x for x in program.levels if modes.levels.get(x.name) == "reverse"]
-    return frozenset(e for level in chosen for e in _equations(program, level))
-
-
-def _equations(program: Program, level: Level) -> list[Eqn]:
-    found = []
-    for path in level.at:
-        eqns = program.region.eqns
-        for i in path[:-1]:
-            op = eqns[i].op
-            assert isinstance(op, Loop)
-            eqns = op.body.eqns
-        found.append(eqns[path[-1]])
-    return found
+    return frozenset(e for level in chosen for e in equations(program, level))

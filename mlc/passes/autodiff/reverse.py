@@ -11,8 +11,10 @@ from torch._ops import OpOverload
 
 from mlc.errors import DifferentiationError
 from mlc.ir.builder import Builder, contiguous_type
-from mlc.ir.core import Alias, Call, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Var, aten
+from mlc.ir.call import Call
+from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Var, aten
 from mlc.ir.types import SeqType, TensorType
+from mlc.passes.precision.sums import sum_of
 from mlc.passes.rules.recorded import NoRule, differentiable_outs, reverse_rule
 
 __all__ = [
@@ -201,7 +203,7 @@ def pull_eqn(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var], *, passi
 def add_cotangent(b: Builder, cts: dict[Var, Var], v: Var, ct: Var, active: set[Var]) -> None:
     """Add a cotangent to that of a value, if it may have one."""
     if v in active:
-        cts[v] = b.add(cts.get(v), ct)
+        cts[v] = sum_of(b, v, cts.get(v), ct)
 
 
 def _safe_sqrt(b: Builder, e: Eqn, ct: Var) -> Var:

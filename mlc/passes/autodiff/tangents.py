@@ -18,9 +18,10 @@ from dataclasses import replace
 import torch
 
 from mlc.ir.builder import Builder, contiguous_type
+from mlc.ir.call import Call
 from mlc.ir.communication.collectives import is_collective
-from mlc.ir.core import Alias, Call, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt, Stop, Var, aten, map_vars
-from mlc.ir.loopview import LoopView
+from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt, Stop, Var, aten, map_vars
+from mlc.ir.lowered.loopview import LoopView
 from mlc.ir.types import SeqType, TensorType, Type
 from mlc.passes.autodiff.forward import NotForward, push_eqn
 from mlc.passes.autodiff.reverse import Inside, Through, loop_activity

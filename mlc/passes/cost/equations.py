@@ -14,8 +14,9 @@ import torch
 from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry
 
+from mlc.ir.call import Call
 from mlc.ir.communication.collectives import is_collective
-from mlc.ir.core import Alias, Call, Custom, Eqn, Feed, Index, Loop, Pack, Random, Region, SafeSqrt, Stop, Var, map_vars
+from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Random, Region, SafeSqrt, Stop, Var, map_vars
 from mlc.ir.inplace import schema_of
 from mlc.ir.keys import equation_key
 from mlc.ir.lowered.slots import replayed_steps

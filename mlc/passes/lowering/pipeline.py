@@ -22,6 +22,7 @@ from mlc.ir.program import Program
 from mlc.ir.verify import verify
 from mlc.passes.autodiff.program import Differentiate
 from mlc.passes.microbatch.batches import MicroBatches
+from mlc.passes.precision.store import Store
 from mlc.passes.remat.cut import Cut
 from mlc.passes.remat.keep import Residuals, States
 from mlc.passes.remat.offload import Offload
@@ -46,6 +47,7 @@ PIPELINE: Passes = (
     Differentiate(),  # program -> joint: values and hypergradients in one graph (forward mode: the stages at once)
     Residuals(),  # what each step keeps for its adjoint
     States(),  # which states of a loop are kept, and which are replayed
+    Store(),  # what a precision policy keeps in fewer bits
     Cut(),  # joint -> stages: what runs at the call, and what at backward()
     MicroBatches(),  # loops over parts of a batch
     Rematerialise(),  # order, and what is computed again

@@ -1,7 +1,9 @@
 """The body of a loop over parts of a batch: each equation of the batched part, written for one part.
 
 Sizes of the batch in literals are divided, types are found by running operators on fake tensors and compared with what
-the local rule promised.  Sums are accumulated at once; those of half precision in float32.
+the local rule promised.  Sums are accumulated at once; those of half precision are made of float32 parts.  (Two parts
+of eight bits each cancel to exactly zero once in some hundred elements, where the sum of all examples is small but not
+zero; the derivative of an Adam step there is that at zero, larger by many orders of magnitude.)
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ import torch
 from torch._ops import OpOverload
 
 from mlc.ir.builder import contiguous
-from mlc.ir.core import Arg, Eqn, Index, Loop, Op, Pack, Region, Var, aten
+from mlc.ir.core import Arg, Eqn, Index, Loop, Op, Pack, Region, Var, aten, map_vars
 from mlc.ir.types import SeqType, TensorType
-from mlc.passes.microbatch.dependence import PARTS, SAME, SUM, Shard, Size, shape_of
+from mlc.passes.microbatch.dependence import PARTS, SAME, SUM, Local, Shard, Size, shape_of
 from mlc.passes.microbatch.independence import Analysis, Placed
 from mlc.record.retype import Retyper
 
@@ -62,6 +64,8 @@ class Part:
 
         args = self.resolve(args, look)
         kwargs = tuple((name, self.resolve(x, look)) for name, x in kwargs)
+        if self.rounded(e, local):
+            args = map_vars(args, lambda v: self.to(e, v, torch.float32))
         outs = self.emit(e, op, args, kwargs, len(e.outs))
         if local.divide is not None:
             by = float(self.k) if local.divide == PARTS else self.const(local.divide)
@@ -71,7 +75,9 @@ class Part:
             if kind is SAME:
                 continue
             expected = self.part_shape(v, kind) if isinstance(kind, Shard) else shape_of(v)
-            if shape_of(new) != expected or new.type.dtype != v.type.dtype:  # type: ignore[union-attr]
+            new = new if kind is SUM else self.to(e, new, _dtype(v))
+            wider = kind is SUM and _dtype(v) in _HALF and _dtype(new) == torch.float32
+            if shape_of(new) != expected or (_dtype(new) != _dtype(v) and not wider):
                 raise Unexpected(e, f"it gives {new.type}, not the shape {expected}")
             self.env[v] = new
 
@@ -86,6 +92,17 @@ class Part:
         outs = [Var(t) for t in types]
         self.eqns.append(e.with_(op=op, args=args, kwargs=kwargs, outs=tuple(outs)))
         return outs
+
+    def rounded(self, e: Eqn, local: Local) -> bool:
+        """Whether the equation sums over examples and rounds the sum to half precision."""
+        sums = any(kind is SUM and _dtype(v) in _HALF for v, kind in zip(e.outs, local.outs, strict=True))
+        return sums and not any(self.a.kinds.get(v) is SUM for v in e.inputs)
+
+    def to(self, e: Eqn, v: Var, dtype: torch.dtype | None) -> Var:
+        """A value of half precision as float32, or back; other values as they are."""
+        if dtype not in (torch.float32, *_HALF) or _dtype(v) not in (torch.float32, *_HALF) or _dtype(v) == dtype:
+            return v
+        return self.emit(e, aten("_to_copy"), (v,), (("dtype", dtype),), 1)[0]
 
     def resolve(self, a: Arg, look: Callable[[Var], Var]) -> Arg:
         """Arguments on the values of this part, sizes of the batch divided."""
@@ -218,6 +235,10 @@ class Part:
         apart = [*shape[: c.dim], c.outer, shape[c.dim] // c.outer, *shape[c.dim + 1 :]]
         parts = [emit(aten("reshape"), (p, apart)) for p in parts]
         return emit(aten("reshape"), (emit(aten("cat"), (parts, c.dim + 1)), list(shape_of(v))))
+
+
+def _dtype(v: Var) -> torch.dtype | None:
+    return v.type.dtype if isinstance(v.type, TensorType) else None
 
 
 def _changed(e: Eqn, changes: dict[str, Arg]) -> tuple[tuple[Arg, ...], tuple[tuple[str, Arg], ...]]:

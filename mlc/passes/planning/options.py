@@ -12,6 +12,7 @@ import torch
 from mlc.errors import PlanError
 from mlc.passes.lowering.modes import check_flows
 from mlc.passes.lowering.pipeline import check_passes
+from mlc.passes.precision.policy import check_precision
 from mlc.units import parse_memory
 
 __all__ = ["check_levers", "check_options", "free_memory", "planning"]
@@ -30,8 +31,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_flows(options.get("flows"))
     check_levers(options.get("levers"))
     check_passes(options.get("passes"))
-    if options.get("precision") is not None:
-        raise PlanError(f"precision={options['precision']!r} is not supported yet", advice="leave precision out")
+    check_precision(options.get("precision"))
     mesh = options.get("mesh")
     if mesh is not None and not (hasattr(mesh, "get_group") and hasattr(mesh, "ndim")):
         raise PlanError(f"mesh={mesh!r}", advice="give a torch.distributed.device_mesh.DeviceMesh")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlc.errors import PlanError
 from mlc.ir.lowered.contract import Context, Levers, Modes
+from mlc.ir.lowered.precision import Resolved
 
 __all__ = ["VERSION", "Decision", "PlanDocument", "read_plan"]
 
@@ -49,6 +50,7 @@ class PlanDocument(BaseModel):
         peak_bytes: Predicted peak of what a call allocates beyond its inputs, bytes.
         host_bytes: Predicted bytes that rest on the host beside them.
         seconds: Predicted time of forward and backward, seconds.
+        precision: In which dtypes levels and flows compute and store; None: exact.
         passes: Names of the passes, where they are not :data:`mlc.passes.lowering.pipeline.PIPELINE`.
     """
 
@@ -70,6 +72,7 @@ class PlanDocument(BaseModel):
     host_bytes: int = 0
     seconds: float = 0.0
     passes: tuple[str, ...] = ()
+    precision: Resolved | None = None
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
@@ -82,7 +85,7 @@ class PlanDocument(BaseModel):
     @property
     def context(self) -> Context:
         """What the passes are told."""
-        return Context(Modes(self.mode, self.flows), self.stop, self.levers)
+        return Context(Modes(self.mode, self.flows), self.stop, self.levers, self.precision)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""

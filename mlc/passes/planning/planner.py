@@ -25,6 +25,8 @@ from mlc.passes.planning.options import check_options, free_memory
 from mlc.passes.planning.plan import Decision, PlanDocument
 from mlc.passes.planning.planned import PlannedProgram
 from mlc.passes.planning.search import Candidate, Search, front, thrift
+from mlc.passes.precision import policy as told
+from mlc.passes.precision.effects import effects
 from mlc.units import parse_memory, size_text, time_text
 
 __all__ = ["FEW", "budget_of", "plan_program", "planned_sweep", "usable"]
@@ -52,7 +54,7 @@ def plan_program(program: Program, *, memory: Any = None, backend: str = "auto",
     check_options({**given, "levers": levers, "passes": passes})
     wanted = parse_memory(memory)
     with _no_collection():
-        planner = _Planner(program, flows, stop_gradient, check_passes(passes))
+        planner = _Planner(program, flows, stop_gradient, check_passes(passes), precision)
         if wanted == "min":
             chosen = min((s.frugal() for s in planner.searches), key=thrift)
         else:
@@ -97,7 +99,8 @@ def planned_sweep(program: Program, *, backend: str = "auto", stop_gradient: str
 class _Planner:
     """Searches of a program, one per mode that may be used."""
 
-    def __init__(self, program: Program, flows: Any, stop: str, passes: Passes) -> None:
+    def __init__(self, program: Program, flows: Any, stop: str, passes: Passes, precision: Any = None) -> None:
+        self.precision = told.resolve(program, precision)
         self.program = program
         self.stop = stop
         self.asked = resolve(program, flows)
@@ -112,7 +115,7 @@ class _Planner:
 
     def _search(self, modes: Modes) -> Findings:
         """A search of the program under these modes, unless one under the mode that they come to is there already."""
-        context = Context(modes, self.stop, findings=Findings())
+        context = Context(modes, self.stop, precision=self.precision or None, findings=Findings())
         joint = differentiated(self.program, context, self.passes)
         found = context.findings
         if not self.searches or not found.why_not:
@@ -152,10 +155,19 @@ class _Planner:
             flows=dict(self.modes.levels) if c.mode == self.modes.mode else {},
             backend=how,
             price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts, offload=c.levers.offload,
-            decisions=(*self._modes(c), *self._levers(c, budget), lowering), peak_bytes=c.peak, seconds=seconds,
+            decisions=(*self._modes(c), *self._levers(c, budget), *self._dtypes(c), lowering),
+            peak_bytes=c.peak, seconds=seconds,
             host_bytes=c.transfers.bytes, passes=() if self.passes == PIPELINE else names(self.passes),
+            precision=self.precision or None,
         )  # fmt: skip
         return PlannedProgram(self.program, made, c.stages, Alternatives(c, self.searches, _LEFT), self.passes)
+
+    def _dtypes(self, c: Candidate) -> list[Decision]:
+        """What the precision policy came to."""
+        return [
+            Decision(subject=x.subject, choice=x.choice, reason=x.reason, bytes=x.bytes)
+            for x in effects(self.program, self.precision, c.stages, c.mode)
+        ]
 
     def _backend(self, c: Candidate, asked: str) -> tuple[str, float, Decision]:
         """How regions are lowered, the predicted seconds of a call then, and why."""

@@ -36,6 +36,7 @@ class Gradients(GradientStore):
         self.original = original
         self.later = Later(observer)
         self.hooks = Hooks(self)
+        observer.watchers += [self.hooks, self.later]
 
     def before(self, v: Var) -> Var:
         """See :meth:`GradientStore.before`."""

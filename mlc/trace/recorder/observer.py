@@ -83,7 +83,7 @@ class Observer(AsData):
             f = f.f_back
         self.unseen.append(self.place())
 
-    def _drawing(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
+    def _drawing(self, func: object, s: object, special: object, args: Any, kwargs: Any) -> Any:
         """A random operator: an equation while its generator goes on from where the last one left it, else data."""
         if self.redraws is not None:
             return super().dispatch(func, s, SPECIAL_REAL.get(func, special), args, kwargs)
@@ -111,7 +111,7 @@ class Observer(AsData):
             out = func(*args, **kwargs)
         return self.recorded(func, schema_of(func), args, kwargs, out)
 
-    def _result(self, func: Any, s: Any, args: Any, kwargs: Any) -> Any:
+    def _result(self, func: Any, s: object, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
 
     # ---- Python numbers
@@ -148,8 +148,8 @@ class Observer(AsData):
     def read_grad(self, t: Tensor, accumulating: bool = False) -> None:
         """Python looks at ``t.grad``, or ``backward`` adds to it: what it was before the call counts."""
         if not accumulating:
-            self.gradients.hooks.settle(t)
-            self.gradients.later.settle(t)
+            for w in self.watchers:
+                w.settle(t)
         if id(t) not in self.grads:
             self.grad_reads.setdefault(id(t), (t, get_grad(t) is None))
             if not accumulating:
@@ -157,8 +157,8 @@ class Observer(AsData):
 
     def set_grad(self, t: Tensor, g: Tensor | None = None) -> None:
         """``t.grad`` is set: from here on it is the call's own."""
-        self.gradients.hooks.forget(t)
-        self.gradients.later.forget(t)
+        for w in self.watchers:
+            w.forget(t)
         self.keep_grad(t)
         self.grads[id(t)] = (t, None)
 

@@ -67,7 +67,7 @@ class Tracer(Recorder):
         """See :class:`~mlc.trace.python.frames.Sites`; looked up once per operator."""
         return self.sites.here() if self._here is None else self._here
 
-    def dispatch(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
+    def dispatch(self, func: Any, s: Any, special: Any, args: Any, kwargs: object) -> Any:
         """As :meth:`Recorder.dispatch`."""
         before, self._here = self._here, self.sites.here()
         try:
