@@ -139,8 +139,9 @@ class Parallel:
         """The call is over.
 
         Raises:
-            CaptureError: where processes communicated out of sight, and where PyTorch's reducer would average the first gradients of the next call, under
-                ``no_sync()`` or not, as the last forward pass of this one asked for it and no backward came.
+            CaptureError: where processes communicated out of sight, and where PyTorch's reducer would average the first
+                gradients of the next call, under ``no_sync()`` or not, as the last forward pass of this one asked for
+                it and no backward came.
         """
         if self.observer.unseen and not self.seen:
             raise CaptureError(
