@@ -181,7 +181,6 @@ def _observed(
             ob.sites.end()
             _refuse_hooks_of_nodes(ob, reads)
             ob.parallel.end()
-            _refuse_unseen(ob)
             if ob.refusal is not None:
                 raise ob.refusal
             with ob.pause():
@@ -218,15 +217,6 @@ def _refuse_hooks_of_nodes(ob: Observer, reads: Reads) -> None:
             loc=Loc(code.co_filename, line, code.co_name),
             advice="put it on the tensor instead: t.register_hook(...)",
         )
-
-
-def _refuse_unseen(ob: Observer) -> None:
-    """Processes communicated in a backward pass, by other code than what is recorded."""
-    if ob.unseen and not ob.parallel.seen:
-        ob.refusal = ob.refusal or CaptureError(
-            "processes communicate in the backward pass, unseen", loc=ob.unseen[0],
-            advice="let gradients be averaged by DistributedDataParallel, or by all_reduce after backward()",
-        )  # fmt: skip
 
 
 def _user_modules(fn: object) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ def _repeats(region: Region) -> dict[Eqn, str]:
     numbers: dict[Var, Any] = {}
     known: dict[Any, int] = {}
     place: dict[int, int] = {}
+    count = 0
     out: dict[Eqn, str] = {}
     for e in region.eqns:
         if isinstance(e.op, Alias | Stop):
@@ -53,9 +54,10 @@ def _repeats(region: Region) -> dict[Eqn, str]:
         n = known.setdefault(key, len(known))
         numbers.update((v, (n, i)) for i, v in enumerate(e.outs))
         if is_collective(e):
-            first = place.setdefault(n, len(place))
-            if first != len(place) - 1:
-                out[e] = f"repeats {first}: "
+            if n in place:
+                out[e] = f"repeats {place[n]}: "
+            place.setdefault(n, count)
+            count += 1
     return out
 
 

@@ -139,9 +139,15 @@ class Parallel:
         """The call is over.
 
         Raises:
-            CaptureError: where PyTorch's reducer would average the first gradients of the next call, under
-                ``no_sync()`` or not, as the last forward pass of this one asked for it and no backward came.
+            CaptureError: where processes communicated out of sight, and where PyTorch's reducer would average the first
+                gradients of the next call, under ``no_sync()`` or not, as the last forward pass of this one asked for
+                it and no backward came.
         """
+        if self.observer.unseen and not self.seen:
+            raise CaptureError(
+                "processes communicate in the backward pass, unseen", loc=self.observer.unseen[0],
+                advice="let gradients be averaged by DistributedDataParallel, or by all_reduce after backward()",
+            )  # fmt: skip
         for key, ddp in self.seen.items():
             first = self._first.get(key)
             if first is not None and (key in self.armed or self.observer.unseen):
