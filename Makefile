@@ -12,7 +12,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 help:
 	@echo "make demo      hypergradients through an ordinary loop: run, explain and draw one example"
 	@echo "make test      lint, types and all but the slow tests"
-	@echo "make test-all  the slow tests too"
+	@echo "make test-all  the slow tests too, and which planted faults the tests notice"
 	@echo "make fuzz      judge N=10000 generated programs; stops and goes on at any moment"
 	@echo "make bench     every script of benchmarks/"
 	@echo "make gallery   draw the loops of docs/gallery and every example into docs/gallery/"
@@ -57,6 +57,7 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest -n auto --dist worksteal -m ''
+	$(BIN)/python -m tests.mutation
 
 N ?= 10000
 fuzz: .venv/.installed-test

@@ -20,6 +20,7 @@ from mlc.draw import draw
 from mlc.errors import (
     BudgetError,
     CaptureError,
+    CommunicationError,
     DifferentiationError,
     LoweringWarning,
     MemoryWarning,
@@ -27,6 +28,10 @@ from mlc.errors import (
     MlcWarning,
     PlanError,
     PrecisionWarning,
+    RootWarning,
+    SolverError,
+    SolverWarning,
+    TrainingError,
     VerifyError,
 )
 from mlc.implicit.root import fixed_point, root
@@ -38,17 +43,23 @@ from mlc.passes.precision.policy import Precision
 from mlc.runtime.interpreter.recording import recording
 from mlc.trace.clone import clone
 from mlc.trace.levels import level
+from mlc.training.engine import Training
+from mlc.training.game import Alternating, Simultaneous
+from mlc.training.level import Level
 from mlc.view.plan import Plan
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PIPELINE",
+    "Alternating",
     "BudgetError",
     "CaptureError",
     "CheckReport",
+    "CommunicationError",
     "CompiledFunction",
     "DifferentiationError",
+    "Level",
     "LoweringWarning",
     "MemoryWarning",
     "MlcError",
@@ -59,6 +70,12 @@ __all__ = [
     "Precision",
     "PrecisionWarning",
     "Program",
+    "RootWarning",
+    "Simultaneous",
+    "SolverError",
+    "SolverWarning",
+    "Training",
+    "TrainingError",
     "VerifyError",
     "check",
     "clone",

@@ -11,6 +11,7 @@ from typing import Any
 __all__ = [
     "BudgetError",
     "CaptureError",
+    "CommunicationError",
     "DifferentiationError",
     "LoweringWarning",
     "MemoryWarning",
@@ -18,6 +19,10 @@ __all__ = [
     "MlcWarning",
     "PlanError",
     "PrecisionWarning",
+    "RootWarning",
+    "SolverError",
+    "SolverWarning",
+    "TrainingError",
     "VerifyError",
 ]
 
@@ -55,6 +60,10 @@ class CaptureError(MlcError):
     """The loop could not be traced: something in it cannot be represented exactly."""
 
 
+class CommunicationError(MlcError):
+    """Processes do not do the same: their programs differ, one has failed, or one did not come in time."""
+
+
 class DifferentiationError(MlcError):
     """The program was traced but a derivative that it needs does not exist or may not be asked for."""
 
@@ -75,12 +84,28 @@ class BudgetError(PlanError):
         self.least = least
 
 
+class TrainingError(MlcError):
+    """Levels of a :class:`mlc.Training` do not fit together; the message names them."""
+
+
 class VerifyError(MlcError):
     """An internal invariant of the IR does not hold (a bug in a pass, or an edited program text)."""
 
 
+class SolverError(MlcError):
+    """A linear system cannot be solved: NaN or infinity in it, or a setting out of range."""
+
+
 class MlcWarning(UserWarning):
-    """Base class of all warnings that mlc gives on purpose; results are right nevertheless."""
+    """Base class of all warnings that mlc gives on purpose; results are right nevertheless, but for the two below."""
+
+
+class SolverWarning(MlcWarning):
+    """A linear system was not solved to its tolerance, or is not what the solver assumes: the gradient is inexact."""
+
+
+class RootWarning(MlcWarning):
+    """An answer is plainly no root of its condition: an implicit gradient taken there is wrong."""
 
 
 class LoweringWarning(MlcWarning):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import mlc
-from tests.test_check import task, train
+from tests.check.test_check import task, train
 
 
 def test_trace_runs_nothing_and_changes_nothing() -> None:

@@ -17,8 +17,12 @@ COMPILED = {
     "learning_rates": "validate_after_training",
     "maml_sine": "loss_after_adapting",
     "distillation": "loss_after_training",
+    "ddp_reweighting": "validate_after_training",  # on several processes: tests/distributed/test_script.py
     "language_model": "validate_after_training",
+    "sklearn_hyperparameters": "loss_after_fitting",
 }
+
+TRAININGS = ("reweighting_levels", "architecture", "ignoring")
 
 
 def load(name: str) -> ModuleType:
@@ -30,7 +34,7 @@ def load(name: str) -> ModuleType:
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in FOLDER.glob("[!_]*.py")} == set(COMPILED)
+    assert {path.stem for path in FOLDER.glob("[!_]*.py")} == {*COMPILED, *TRAININGS}
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -49,6 +53,44 @@ def test_example_args_are_the_same_every_time_and_main_needs_none(name: str) -> 
     torch.manual_seed(2)
     torch.testing.assert_close(compiled(*example.example_args()), first)  # the first one is eager's own
     inspect.signature(example.main).bind()
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_training_agrees_with_the_plain_unroll(name: str) -> None:
+    example = load(name)
+    training = example.example_training()
+    report = mlc.check(training.function, *training.arguments())
+    assert report.ok, str(report)
+    inspect.signature(example.main).bind()
+
+
+def test_reweighting_by_levels_has_the_gradient_of_the_loop() -> None:
+    levels, loop = load("reweighting_levels"), load("reweighting")
+    (x, y, _), val, _ = levels.load()
+    training = mlc.Training(levels.problems(x, y, *val)[0])
+    (lower, upper), model, logits = levels.problems(x, y, *val)
+    mine = mlc.Training([lower, upper])
+    batches = training.arguments()[0]
+    other, own = loop.make_net(), torch.zeros(len(y), requires_grad=True)
+    other.load_state_dict(model.state_dict())
+    loop.validate_after_training(other, loop.make_optimizer(other), own, batches, *val).backward()
+    (loss,), _ = mine.function(batches, None)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], own.grad, rtol=1e-4, atol=1e-8)
+    result = levels.main(steps=60)
+    assert result["mean weight, noisy samples"] < 0.3 * result["mean weight, clean samples"]
+
+
+def test_the_architecture_that_is_found_is_the_best_of_all() -> None:
+    result = load("architecture").main(steps=60, alone=60)
+    accuracies = result["accuracies"]
+    assert len(accuracies) == 9
+    assert result["found"] == max(accuracies, key=accuracies.__getitem__)
+
+
+def test_ignoring_finds_the_corrupt_samples() -> None:
+    result = load("ignoring").main(steps=80)
+    assert result["mean weight, corrupt samples"] < 0.6 * result["mean weight, good samples"]
+    assert result["test accuracy, learned weights"] > result["test accuracy, equal weights"] + 0.02
 
 
 def test_reweighting_finds_the_noisy_labels() -> None:
@@ -93,3 +135,8 @@ def test_language_model_learns_which_sources_help() -> None:
     assert weights["docstrings"] > 0.5
     assert weights["shuffled"] < 0.15
     assert weights["tables"] < 0.15
+
+
+def test_scales_of_pixels_are_better_than_one_for_all() -> None:
+    result = load("sklearn_hyperparameters").main(outer_steps=20)
+    assert result["learned scales"]["loss"] < 0.93 * result["one scale"]["loss"]

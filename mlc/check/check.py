@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 
 from mlc.check.examination import Examination, UsersError
 from mlc.check.function import line_of
-from mlc.check.policy import PolicyCheck, hypergradient, policy_check
+from mlc.check.policy import hypergradient, policy_check
+from mlc.check.policyreport import PolicyCheck
 from mlc.check.report import CheckReport
 from mlc.check.sandbox import Sandbox, convert
 from mlc.compiled.underlying import underlying

@@ -17,6 +17,7 @@ from mlc.check.limitations import customs, cutting, precision, through_updates
 from mlc.check.recorded import Began, Frozen, Recorded, Start, Watched
 from mlc.check.report import CheckReport, Difference, MetaError, Tolerances, best_pair, relative, worst
 from mlc.check.sandbox import Sandbox
+from mlc.compiled.together import in_one_process
 from mlc.errors import DifferentiationError, MlcError
 from mlc.ir.core import Random
 from mlc.trace.capture import Recording, Ref
@@ -48,7 +49,7 @@ def _refuse(failure: Failure, dtype: torch.dtype) -> None:
 class Examination:
     """One check."""
 
-    def __init__(self, box: Sandbox, fn: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+    def __init__(self, box: Sandbox, fn: Any, args: Any, kwargs: object, options: dict[str, Any]) -> None:
         self.box = box
         self.notes: list[str] = []
         self.stop = options.get("stop_gradient", "all")
@@ -59,6 +60,7 @@ class Examination:
         outs = self._called(cf, args, kwargs)
         program = cf.program
         assert program is not None and cf.start is not None
+        in_one_process(program)
         self.rec: Recording = program.binding
         self.start: Start = cf.start
         self.picks = list(program.metas)

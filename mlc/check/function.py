@@ -132,7 +132,7 @@ class _Draws(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._samples, self._keep, self._at = samples, keep, 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func in _SAMPLES:
             if self._keep:

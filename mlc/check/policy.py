@@ -8,57 +8,26 @@ reference is then the exact float32 program on the same draws.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from mlc.check.examination import weights_of
+from mlc.check.policyreport import PolicyCheck
 from mlc.check.recorded import Watched
 from mlc.check.sandbox import Sandbox
-from mlc.compiled.precise import COSINE, NORM, compare_with
+from mlc.compiled.precise import compare_with
 from mlc.ir.core import Random
 from mlc.trace.capture import Ref
 
-__all__ = ["PolicyCheck", "hypergradient", "policy_check"]
-
-
-@dataclass(frozen=True)
-class PolicyCheck:
-    """A policy's hypergradient beside the exact one.
-
-    Attributes:
-        policy: As it was given.
-        cosine: Between the two, all meta-parameters together.
-        norm: Of the policy's over that of the exact one.
-        error: Norm of the difference relative to that of the exact one.
-        against: What the exact one was computed in, ``"float64"`` or ``"float32"``.
-        errors: Relative error by meta-parameter.
-    """
-
-    policy: str
-    cosine: float
-    norm: float
-    error: float
-    against: str
-    errors: dict[str, float]
-
-    @property
-    def ok(self) -> bool:
-        """Whether it points where the exact one does: cosine at least 0.99, norm within 10%."""
-        return self.cosine >= COSINE and abs(self.norm - 1) <= NORM
-
-    def __str__(self) -> str:
-        what = f"cosine {self.cosine:.6f}, norm {self.norm:.4f}, error {self.error:.1e}"
-        return f"{what} under {self.policy} ({'ok' if self.ok else 'NOT ok'}), against {self.against}"
+__all__ = ["hypergradient", "policy_check"]
 
 
 def hypergradient(box: Sandbox, fn: Any, args: Any, kwargs: Any, options: dict[str, Any]
                   ) -> tuple[dict[str, Tensor], bool]:  # fmt: skip
     """The compiled gradient of a call by name of meta-parameter, and whether the loop draws random numbers."""
-    from mlc.check.examination import weights_of
-
     box.reset()
     cf = Watched(fn, {**options, "verify": None})
     leaves = pytree.tree_leaves(cf(*args, **kwargs))

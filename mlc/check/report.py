@@ -6,13 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mlc.check.policy import PolicyCheck
+from mlc.check.policyreport import PolicyCheck
 
 __all__ = ["CheckReport", "Difference", "MetaError", "Tolerances", "best_pair", "relative", "worst"]
 
@@ -215,12 +214,8 @@ def _err(error: float, allowed: float) -> str:
 
 
 def worst(errors: Sequence[float]) -> float:
-    """The largest; NaN wins."""
-    worst = 0.0
-    for e in errors:
-        if not e <= worst:
-            worst = e
-    return worst
+    """The largest, 0 of none; NaN wins."""
+    return math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)
 
 
 def relative(a: Tensor, b: Tensor, floor: float = 0.0) -> float:

@@ -1,11 +1,13 @@
 """Files that the command line works on: what they define, and how they are imported.
 
 The convention is that of ``examples/README.md``: one or more functions compiled by :func:`mlc.compile`,
-``example_args()`` with small arguments for it, and ``main()`` if there is something to run.
+``example_args()`` with small arguments for it, and ``main()`` if there is something to run.  A file of levels defines
+``example_training()`` instead, which returns a small :class:`mlc.Training`; its step is the function that is meant.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 import traceback
@@ -18,6 +20,7 @@ from typing import Any
 from mlc.compiled.compiled import CompiledFunction
 from mlc.errors import MlcError
 from mlc.trace.python.frames import is_user_code
+from mlc.training.engine import Training
 
 __all__ = ["UserFile", "blame", "load"]
 
@@ -41,6 +44,23 @@ class UserFile:
         """Every compiled function at the top level, in the order of definition."""
         return {k: v for k, v in vars(self.module).items() if isinstance(v, CompiledFunction)}
 
+    @functools.cached_property
+    def training(self) -> Training | None:
+        """What ``example_training()`` returns, where a file has no compiled function and no arguments of its own.
+
+        Raises:
+            MlcError: when that is no training.
+        """
+        make = getattr(self.module, "example_training", None)
+        if self.name is not None or self.compiled or not callable(make):
+            return None
+        found = make()
+        if not isinstance(found, Training):
+            raise MlcError(
+                f"example_training() of {self.path} returns a {type(found).__name__}", advice="return an mlc.Training"
+            )
+        return found
+
     @property
     def main(self) -> Callable[[], Any] | None:
         """``main``, if the file defines it."""
@@ -61,6 +81,8 @@ class UserFile:
                     f"{self.path} has no function {self.name!r}", advice=f"one of its compiled ones: {names}"
                 )
             return found
+        if self.training is not None:
+            return self.training.function
         if not self.compiled:
             raise MlcError(
                 f"{self.path} defines no compiled function at its top level",
@@ -74,6 +96,8 @@ class UserFile:
         Raises:
             MlcError: when it is missing or returns something else.
         """
+        if self.training is not None:
+            return self.training.arguments(), {}
         make = getattr(self.module, "example_args", None)
         if not callable(make):
             raise MlcError(

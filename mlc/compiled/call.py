@@ -13,10 +13,12 @@ from mlc.compiled.entry import Entry, inputs_of, iterable
 from mlc.compiled.precise import Exact, cost_of, differs, run_exact, with_cost
 from mlc.compiled.report import Report
 from mlc.compiled.slope import compare_slope
+from mlc.compiled.together import agreed, averaged
 from mlc.compiled.validate import Redrawn, compare, same
 from mlc.errors import DifferentiationError
 from mlc.passes.planning.options import planning
 from mlc.runtime.call import Executor, Run
+from mlc.runtime.circle import Circle
 from mlc.runtime.interpreter.feeds import Drawer, Stale
 from mlc.trace.capture import Recording, Ref
 from mlc.trace.iterables import batch_tensors
@@ -33,10 +35,12 @@ class Owner(Protocol):
     Attributes:
         options: Those it was compiled with.
         report: What its last call measured.
+        circle: Processes that have to call alike.
     """
 
     options: dict[str, Any]
     report: Report | None
+    circle: Circle | None
 
 
 class Node(torch.autograd.Function):
@@ -97,24 +101,29 @@ class Call:
 
     def _first(self, seen: Observation) -> list[Tensor]:
         """The user's function has run: the program must reproduce it; what is given out is what it computed."""
-        entry = self.entry
-        recording = entry.recording
+        entry, recording = self.entry, self.entry.recording
         own = [seen.initial(x) for x in recording.externals]
-        verify = self.owner.options.get("verify", "values")
         narrow = differs(entry.plan, entry.executor.stages)
+        verify = self.owner.options.get("verify", "values")
         exact = self._exact(seen, own) if narrow and verify is not None else None
         run = self._run_as_then(seen, entry.executor, own, self.drawer)
         if exact is not None:
             entry.cost = cost_of(entry.executor, run, exact)
             entry.plan = with_cost(entry.plan, entry.cost)
-        elif verify is not None:
-            self._reproduces(seen, own, entry.executor, run)
-        if verify == "gradient" and torch.is_grad_enabled() and not narrow:
-            compare_slope(seen, entry.program, entry.executor, own, run)
+        elif not narrow:
+            agreed(self.owner.circle, lambda: self._verify(seen, own, run))
         run.results = []
         self.done = run
         self.owner.report = Report.of(entry.plan, run)
         return [_tensor(t) for t in seen.reals[: entry.program.n_outputs]]
+
+    def _verify(self, seen: Observation, own: list[Tensor], run: Run) -> None:
+        entry, circle = self.entry, self.owner.circle
+        verify = self.owner.options.get("verify", "values")
+        if verify is not None:
+            self._reproduces(seen, own, entry.executor, run)
+        if verify == "gradient" and torch.is_grad_enabled():
+            compare_slope(seen, entry.program, entry.executor, own, run, total=float if circle is None else circle.sum)
 
     def _run_as_then(self, seen: Observation, executor: Executor, own: list[Tensor], drawer: Drawer) -> Run:
         """A forward stage with the generators as the recorded run found them; they are left as it left them."""
@@ -130,7 +139,11 @@ class Call:
         def again(change: Callable[[Tensor], Tensor]) -> list[Any]:
             return self._run_as_then(seen, executor, [change(t) for t in own], Redrawn(seen)).results
 
-        compare(seen, run.results, lambda i: _made_at(self.entry.recording, i), again)
+        circle = self.owner.circle
+        compare(
+            seen, run.results, lambda i: _made_at(self.entry.recording, i), again,
+            anywhere=bool if circle is None else circle.any,
+        )  # fmt: skip
 
     def _exact(self, seen: Observation, own: list[Tensor]) -> Exact | str:
         """What the program computes without the policy; it must reproduce the run."""
@@ -144,14 +157,7 @@ class Call:
         entry = self.entry
         written = {id(self.roots.at.get(e.path or (), e.owner)) for e in entry.recording.effects if e.kind == "copy"}
         own = [t.detach().clone() if id(t) in written else t for t in self.inputs]
-        run = entry.executor.forward(own, self.drawer)
-        for i, outcome, what, loc in entry.recording.decisions:
-            if not same(run.results[i], outcome):
-                raise Stale(f"{what} is another one at {loc}")
-        for s, src in enumerate(entry.recording.sources):
-            for v, (_, exhausted) in enumerate(src.visits):
-                if exhausted and not src.indexed and not self.drawer.finished(s, v):
-                    raise Stale("an iterable has more items than before")
+        run = self._current(own)
         n = entry.program.n_outputs
         kept = storages([*run.saved, *self.inputs])
         outs = []
@@ -165,15 +171,49 @@ class Call:
         self.owner.report = Report.of(entry.plan, run)
         return outs
 
+    def _current(self, own: list[Tensor]) -> Run:
+        """The forward stage; on every process its guards must hold.
+
+        Raises:
+            Stale: where they do not.
+        """
+        why: Stale | None = None
+        run: Run | None = None
+        try:
+            run = self.entry.executor.forward(own, self.drawer)
+            self._guards(run)
+        except Stale as e:
+            why = e
+        if self.owner.circle is not None and self.owner.circle.any(why is not None) and why is None:
+            why = Stale("another process found another one")
+        if why is not None:
+            raise why
+        assert run is not None
+        return run
+
+    def _guards(self, run: Run) -> None:
+        entry = self.entry
+        for i, outcome, what, loc in entry.recording.decisions:
+            if not same(run.results[i], outcome):
+                raise Stale(f"{what} is another one at {loc}")
+        for s, src in enumerate(entry.recording.sources):
+            for v, (_, exhausted) in enumerate(src.visits):
+                if exhausted and not src.indexed and not self.drawer.finished(s, v):
+                    raise Stale("an iterable has more items than before")
+
     def gradients(self, cts: Sequence[Tensor], keep: bool) -> list[Tensor | None]:
         """Hypergradient for every meta-parameter (None: no path)."""
         assert self.done is not None
         stages = self.entry.executor.stages
-        if not stages.cotangents:
-            return [torch.zeros_like(t) for t in self.metas()]
-        found = self.entry.executor.backward(self.done, [cts[i] for i in stages.cotangents], keep)
-        self.owner.report = Report.of(self.entry.plan, self.done)
-        by_input = dict(zip(stages.gradients, found, strict=True))
+        by_input: dict[int, Tensor] = {}
+        if stages.cotangents:
+            found = self.entry.executor.backward(self.done, [cts[i] for i in stages.cotangents], keep)
+            self.owner.report = Report.of(self.entry.plan, self.done)
+            by_input = dict(zip(stages.gradients, found, strict=True))
+        else:
+            by_input = {i: torch.zeros_like(self.inputs[i]) for i in self.entry.program.metas}
+        with torch.no_grad():
+            by_input = averaged(self.entry, by_input, self.inputs)
         return [by_input.get(i) for i in self.entry.program.metas]
 
 

@@ -14,12 +14,15 @@ from mlc.compiled.call import Call, Node, leaf
 from mlc.compiled.entry import Entry, executor_of, fits, generator_states, given_back, iterable
 from mlc.compiled.growth import longer, open_loops, planned_again
 from mlc.compiled.report import Report
+from mlc.compiled.together import agreed, averages, check_stages, mark, plan_together, world_now
 from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError, PrecisionWarning
 from mlc.ir.digest import digest
 from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
+from mlc.passes.cost.equations import device_of
 from mlc.passes.planning.options import check_options, planning
 from mlc.progress import progress
+from mlc.runtime.circle import Circle, circle_of
 from mlc.runtime.interpreter.feeds import Stale
 from mlc.trace.build import build_program
 from mlc.trace.observe import Observation, observe
@@ -51,6 +54,7 @@ class CompiledFunction:
         self.recordings = 0
         self._missed = 0  # calls in a row that a guard sent back to be recorded
         self._why = ""
+        self.circle: Circle | None = None  # processes that have to call alike, once a call has communicated
         self._entries: list[Entry] = []
         self._planned: dict[str, Entry] = {}
         self._last: Entry | None = None
@@ -71,8 +75,10 @@ class CompiledFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the loop; the result has the structure that the function returns."""
         drawn: dict[Path, list[Any]] = {}
-        for entry, roots in self._find(args, kwargs):
-            if entry.loops:
+        if self.circle is not None and not self.circle.stands:
+            self.circle = None
+        for entry, roots in self._agreed(self._find(args, kwargs)):
+            if entry.loops and self.circle is None:
                 self._fit(entry, roots)
             call = Call(self, entry, roots)
             try:
@@ -83,7 +89,7 @@ class CompiledFunction:
                 if entry.stale == _TRIES and entry in self._entries:
                     self._entries.remove(entry)
                 drawn = given_back(entry, roots, call.drawer)
-                if drawn:
+                if drawn or self.circle is not None:
                     break
             else:
                 entry.stale = self._missed = 0
@@ -104,6 +110,7 @@ class CompiledFunction:
             say("recording")
             seen = observe(self.fn, args, kwargs, drawn)
             try:
+                self.circle = circle_of(seen.recording.circle) or self.circle
                 entry = self._compile(seen, say)
                 result = self._run(Call(self, entry, seen.recording.roots, seen), seen)
             except BaseException:
@@ -141,7 +148,7 @@ class CompiledFunction:
             outs = list(apply(call, *metas)) if torch.is_grad_enabled() and metas else call.run()
         except BaseException as e:
             RandomWatch.put(states)
-            if not _refused_memory(e) or entry.smaller:
+            if not _refused_memory(e) or entry.smaller or self.circle is not None:
                 raise
             self._shrink(entry)
             return self._run(Call(self, entry, call.roots, seen), seen)
@@ -200,23 +207,42 @@ class CompiledFunction:
             roots = walks.get(entry.found)
             if roots is None:
                 roots = walks[entry.found] = walk(self.fn, args, kwargs, entry.found)
-            if left and fits(entry, roots):
+            if left and entry.world == world_now() and fits(entry, roots):
                 left -= 1
                 yield entry, roots
+
+    def _agreed(self, found: Iterator[tuple[Entry, Roots]]) -> Iterator[tuple[Entry, Roots]]:
+        """Recordings that this call may use; on many processes the first one, if it is the same on all of them."""
+        if self.circle is None:
+            yield from found
+            return
+        entry, roots = next(found, (None, None))
+        lengths = [] if entry is None or roots is None else [
+            len(x) for s in entry.loops if hasattr(x := iterable(entry, roots, s), "__len__")
+        ]  # fmt: skip
+        number = mark(entry, lengths)
+        if self.circle.alike(number) and entry is not None and roots is not None:
+            yield entry, roots
 
     def _compile(self, seen: Observation, say: Callable[[str], None]) -> Entry:
         """A program and its plan; a plan made before for an equal program serves again."""
         rec = seen.recording
         roots = rec.roots
-        program = build_program(rec, self.options.get("stop_gradient", "all"))
+        circle = self.circle
+        program = agreed(circle, lambda: build_program(rec, self.options.get("stop_gradient", "all")))
         key = digest(program)
         before = self._planned.get(key)
-        if before is not None and not before.smaller:
+        have = before is not None and not before.smaller
+        have = have if circle is None else circle.all(have)  # all of them ask, whatever they have
+        if before is not None and have:
             plan, executor = before.plan, executor_of(program, before.plan)
         else:
             say("planning")
-            plan = make_plan(program, **planning(self.options))
-            executor = executor_of(program, plan)
+            plan, executor = plan_together(
+                circle, program, lambda: make_plan(program, **planning(self.options)), device_of(program.region),
+                lambda p: executor_of(program, p), self.options.get("passes"),
+            )  # fmt: skip
+        check_stages(circle, executor.stages, program.loc)
         lengths = {
             s.path: len(s.object) for s in rec.sources
             if s.path is not None and hasattr(s.object, "__len__") and not s.generic
@@ -224,6 +250,8 @@ class CompiledFunction:
         lengths.update({p: len(b) for p, b in roots.batches.items() if p not in {s.path for s in rec.sources}})
         entry = Entry(seen.key, seen.found, seen.ignored, rec, program, plan, executor, lengths)
         entry.loops = open_loops(program) if rec.reusable else {}
+        entry.world = world_now()
+        entry.averages = averages(rec, self.options.get("mesh"))
         self._planned[key] = entry
         return entry
 
@@ -277,7 +305,8 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             float32 master values: ``"bf16"``, ``"tf32"``, :class:`mlc.Precision`, or a dict of these by name of a level
             (``"L1"``) or flow (``"L1 -> L0"``). Results are approximate then; the first call measures how much, and
             warns (:class:`mlc.PrecisionWarning`); see ``docs/precision.md``.
-        mesh: Reserved; must be None (one device).
+        mesh: A ``DeviceMesh`` of processes that own different inner problems: hypergradients are averaged over it (each
+            process returns its own value). Loops that communicate by themselves need none; see ``docs/distributed.md``.
         levers: Decisions about memory that are not the planner's but yours, whatever the budget: ``"price"`` (seconds
             that keeping a byte is worth, float; 0 keeps all that saves time), ``"slots"`` (sets of states kept per
             loop, or None: all), ``"parts"`` (micro-batches), ``"offload"`` (bytes from which on what a step saves

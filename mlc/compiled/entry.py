@@ -41,6 +41,8 @@ class Entry:
     stale: int = 0  # calls in a row whose guards did not hold
     smaller: bool = False  # planned again because memory was refused
     loops: dict[int, Group] = field(default_factory=dict)  # open ones, by the iterable that they run over
+    world: tuple[int, int] | None = None  # rank and number of processes
+    averages: dict[int, list[str]] = field(default_factory=dict)  # groups, by position of the input
     fitting: Counts = field(default_factory=dict)  # trips that were found to fit
     cost: PrecisionCost | None = None  # of its precision policy, as measured at the recorded call
 

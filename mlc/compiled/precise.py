@@ -23,7 +23,7 @@ from mlc.passes.planning.plan import Decision
 from mlc.passes.planning.planned import stages_of_plan
 from mlc.runtime.call import Executor, Run
 from mlc.units import size_text
-from mlc.view.plan import Plan, make_plan, stages_for
+from mlc.view.plan import Plan, make_plan
 
 __all__ = ["Exact", "PrecisionCost", "compare_with", "cost_of", "differs", "run_exact", "with_cost"]
 
@@ -90,7 +90,7 @@ def exact_executor(program: Program, plan: Plan, options: dict[str, Any]) -> Exe
     stages = stages_of_plan(program, exact, plan.pipeline)
     if plan.memory is not None and peak_bytes(stages) > plan.memory:
         made = make_plan(program, **{**options, "precision": None, "levers": None, "memory": plan.memory})
-        stages = stages_for(program, made)
+        stages = made.stages
     return Executor(stages)
 
 

@@ -8,7 +8,7 @@ user wrote, so a program with one on the way from a meta-parameter is not compar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,8 +26,11 @@ _STEPS = {torch.float64: (1e-3, 1e-4, 1e-5, 1e-6), torch.float32: (3e-2, 1e-2, 3
 _ALLOWED = {torch.float64: 1e-4, torch.float32: 5e-2}
 
 
-def compare_slope(seen: Observation, program: Program, executor: Executor, own: Sequence[Tensor], run: Run) -> None:
+def compare_slope(seen: Observation, program: Program, executor: Executor, own: Sequence[Tensor], run: Run,
+                  total: Callable[[float], float] = float) -> None:  # fmt: skip
     """Compare; costs one gradient and up to eight forward runs.
+
+    ``total`` sums over the processes that run the program: each has only its part of both numbers.
 
     Raises:
         VerifyError: when gradient and differences disagree.
@@ -41,7 +44,8 @@ def compare_slope(seen: Observation, program: Program, executor: Executor, own: 
     along = {i: torch.randn(own[i].shape, generator=generator, dtype=torch.float64).to(own[i]) for i in program.metas}
     seeds = [torch.ones_like(run.results[i]) for i in stages.cotangents]
     found = executor.backward(run, seeds, True)
-    slope = sum(float((g * along[i]).sum()) for i, g in zip(stages.gradients, found, strict=True) if g is not None)
+    parts = zip(stages.gradients, found, strict=True)
+    slope = total(sum(float((g * along[i]).sum()) for i, g in parts if g is not None))
 
     def value(h: float) -> float:
         moved = [t + h * along[i] if i in along else t for i, t in enumerate(own)]
@@ -50,7 +54,7 @@ def compare_slope(seen: Observation, program: Program, executor: Executor, own: 
             results = executor.forward(moved, Redrawn(seen)).results
         finally:
             RandomWatch.put(seen.random[1])
-        return sum(float(results[i].sum()) for i in stages.cotangents)
+        return total(sum(float(results[i].sum()) for i in stages.cotangents))
 
     slopes = [(value(h) - value(-h)) / (2 * h) for h in _STEPS[dtype]]
     pairs = [(abs(a - b), (a + b) / 2) for a, b in itertools.pairwise(slopes)]

@@ -64,6 +64,7 @@ def compare(
     results: Sequence[Any],
     where: Callable[[int], Any],
     again: Callable[[Callable[[Tensor], Tensor]], Sequence[Any]],
+    anywhere: Callable[[bool], bool] = bool,
 ) -> None:
     """Compare the results of the compiled program with those of the recorded run.
 
@@ -73,6 +74,7 @@ def compare(
         where: The user's line that made a result.
         again: Runs the program once more from inputs changed by a function: where results differ it tells how much
             rounding alone can do (a gradient that is zero in theory, divided by its own size, is noise of order one).
+        anywhere: Whether something is so on any process that runs the program (they run it again together).
 
     Raises:
         VerifyError: with the first result that differs and the line that made it.
@@ -81,7 +83,7 @@ def compare(
         print(first_difference(seen))
     noise = _noise(seen)
     pairs = [(i, x, y) for i, (x, y) in enumerate(zip(results, seen.reals, strict=True)) if isinstance(y, Tensor)]
-    if any(difference(x, y, noise.get(i, 0.0)) is not None for i, x, y in pairs):
+    if anywhere(any(difference(x, y, noise.get(i, 0.0)) is not None for i, x, y in pairs)):
         noise = _sensitivity(results, again, noise)
     for i, (mine, real) in enumerate(zip(results, seen.reals, strict=True)):
         if not isinstance(real, Tensor):
@@ -221,7 +223,7 @@ def difference(mine: Tensor, real: Tensor, noise: float = 0.0) -> str | None:
     a, b = torch.where(nan_a, 0, a), torch.where(nan_b, 0, b)
     same_infinite = torch.isinf(b) & (a == b)
     a, b = torch.where(same_infinite, 0, a), torch.where(same_infinite, 0, b)
-    scale = float(b.abs().max())
+    scale = float(torch.where(torch.isinf(b), 0, b).abs().max())  # an infinity is no size that others are small beside
     err = float((a - b).abs().max())
     bound = tolerance * max(scale, torch.finfo(b.dtype).tiny ** 0.5 if b.dtype.is_floating_point else 1e-30)
     return None if err <= max(bound, noise) else f"differs by {err:.3g} where the largest element is {scale:.3g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,13 +102,26 @@ class Solver:
         return [t.contiguous() for t in x]
 
     def _known(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
-        for r in self.first:
-            if r.solver.key == self.key and all(map(torch.equal, r.inputs, inputs)):
-                return [t.clone() for t in r.x]
-        return None
+        """What the first call's run gave for these inputs, up to rounding."""
+        runs = [(_distance(r.inputs, inputs), i) for i, r in enumerate(self.first) if r.solver.key == self.key]
+        near = min(runs, default=(math.inf, 0))
+        return [t.clone() for t in self.first[near[1]].x] if near[0] <= 1.0 else None
 
     def _unknown(self, t: Tensor) -> None:
         raise Stale(f"{self.what} reads a tensor of shape {tuple(t.shape)} that it did not read when it was recorded")
+
+
+def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """How far tensors differ, in units of what the order of sums explains."""
+    far = 0.0
+    for x, y in zip(a, b, strict=True):
+        if torch.equal(x, y):
+            continue
+        if x.shape != y.shape or not x.dtype.is_floating_point:
+            return math.inf
+        unit = 256 * torch.finfo(x.dtype).eps * float(x.abs().max())
+        far = max(far, float((x - y).abs().max()) / unit if unit > 0 else math.inf)
+    return far
 
 
 def _put(cells: Sequence[tuple[Any, Any]]) -> None:

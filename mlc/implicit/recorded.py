@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mlc.errors import CaptureError, MlcError
+from mlc.errors import CaptureError
 from mlc.implicit.answer import answer, pieces
 from mlc.implicit.calls import HOLE, Recorded, RegionCondition, RootCall, Solver
 from mlc.implicit.closed import UserCondition, caller, detached
@@ -26,7 +26,8 @@ from mlc.implicit.conditioned import Conditioned
 from mlc.implicit.node import Spec, rooted
 from mlc.implicit.reading import Reading, noting
 from mlc.ir.builder import Builder
-from mlc.ir.core import Call, Eqn, Region, Var
+from mlc.ir.call import Call
+from mlc.ir.core import Eqn, Region, Var
 from mlc.ir.text import print_region
 from mlc.ir.types import TensorType
 from mlc.trace.numbers.links import Linked
@@ -174,16 +175,10 @@ class _Tracing:
     def region(self) -> tuple[list[Var], Region]:
         """The values that it reads by closure, and the region: (x, arguments, these) -> F."""
         ob = self.ob
-        before = ob.builder, ob._stops, ob._views
         counts = self._counts()
-        ob.nested = True
-        ob.builder, ob._stops, ob._views = Builder(merge=False), dict(before[1]), dict(before[2])
-        try:
+        with ob.recording_apart():
             ins, outputs = self._run()
             eqns = tuple(ob.builder.eqns)
-        finally:
-            ob.builder, ob._stops, ob._views = before
-            ob.nested = False
         if self._counts() != counts:
             raise CaptureError(
                 f"{self.root.what} changes state, draws random numbers, takes a decision by a value or leaves torch, "
@@ -204,11 +199,8 @@ class _Tracing:
         points = [self._stand_in(t, True, ins) for t in self.x]
         given = [self._stand_in(t, t.requires_grad, ins) for t in self.leaves if isinstance(t, Tensor)]
         call = caller(self.root.optimality, self.leaves, self.spec, self.x_spec)
-        try:
-            with torch.enable_grad(), torch.autocast(points[0].device.type, enabled=False):
-                found = pieces(call(points, given), points, self.x_spec, self.root.what)
-        except MlcError:
-            raise
+        with torch.enable_grad(), torch.autocast(points[0].device.type, enabled=False):
+            found = pieces(call(points, given), points, self.x_spec, self.root.what)
         return ins, [ob.read(t, True) for t in found]
 
     def _stand_in(self, t: Tensor, differentiable: bool, ins: list[Var]) -> Tensor:

@@ -16,13 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.errors import DifferentiationError, MlcWarning
+from mlc.errors import DifferentiationError, RootWarning
 
-__all__ = ["RootWarning", "check_distance", "size"]
-
-
-class RootWarning(MlcWarning):
-    """x is plainly not a root of the condition: an implicit gradient taken there is wrong."""
+__all__ = ["check_distance", "size"]
 
 
 def size(tensors: Sequence[Tensor]) -> float:

@@ -22,6 +22,7 @@ from mlc.implicit.conditioned import Conditioned
 from mlc.implicit.node import Spec, rooted
 from mlc.implicit.recorded import record
 from mlc.implicit.system import Settings
+from mlc.trace.recorder.observer import Observer
 from mlc.trace.recorder.tracer import Tracer
 
 __all__ = ["Root", "fixed_point", "root"]
@@ -73,10 +74,11 @@ class Root(Conditioned):
 
     def _recorded(self, tracer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Inside a compiled function."""
-        if not tracer.real or tracer.nested:
+        real = isinstance(tracer, Observer)
+        if not real or tracer.nested:
             raise CaptureError(
-                "mlc.root while tracing without running" if not tracer.real else "mlc.root inside another condition",
-                loc=tracer.place(), advice="trace by running (the default)" if not tracer.real else
+                "mlc.root while tracing without running" if not real else "mlc.root inside another condition",
+                loc=tracer.place(), advice="trace by running (the default)" if not real else
                 "solve before, and pass the result as an argument",
             )  # fmt: skip
         try:

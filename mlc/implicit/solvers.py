@@ -14,7 +14,7 @@ from mlc.implicit.linear.dense import direct, matrix
 from mlc.implicit.linear.krylov import bicgstab, gmres
 from mlc.implicit.linear.neumann import largest, neumann
 from mlc.implicit.linear.nystrom import nystrom
-from mlc.implicit.linear.solve import MatVec, Packing, Solve, SolverError, SolverWarning, default_tol
+from mlc.implicit.linear.solve import MatVec, Packing, Solve, default_tol
 
 __all__ = [
     "SOLVERS",
@@ -22,8 +22,6 @@ __all__ = [
     "MatVec",
     "Packing",
     "Solve",
-    "SolverError",
-    "SolverWarning",
     "bicgstab",
     "cg",
     "default_tol",

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.errors import DifferentiationError, PlanError
+from mlc.errors import DifferentiationError, PlanError, SolverWarning
 from mlc.implicit.condition import Linear
-from mlc.implicit.solvers import SOLVERS, SYMMETRIC, MatVec, Solve, SolverWarning, default_tol, gmres
+from mlc.implicit.solvers import SOLVERS, SYMMETRIC, MatVec, Solve, default_tol, gmres
 
 __all__ = ["Settings", "solve_system"]
 

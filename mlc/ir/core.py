@@ -13,12 +13,11 @@ they are lowered by passes, never at capture, which is what lets a pass choose h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 from torch._ops import OpOverload
 
 from mlc.ir.types import Loc, SeqType, Type
@@ -26,8 +25,6 @@ from mlc.ir.types import Loc, SeqType, Type
 __all__ = [
     "Alias",
     "Arg",
-    "Call",
-    "Callee",
     "Custom",
     "Draw",
     "EffectCall",
@@ -81,11 +78,6 @@ class Primitive:
         """Whether running it changes the world (random state, an iterator): never merged, moved or dropped."""
         return False
 
-    @property
-    def once(self) -> bool:
-        """Whether its results are kept for whoever needs them later, instead of running it again."""
-        return self.impure
-
 
 @dataclass(frozen=True)
 class Stop(Primitive):
@@ -128,41 +120,6 @@ class Custom(Primitive):
     n_in: int
     n_out: int
     present: tuple[bool, ...]
-
-
-class Callee(Protocol):
-    """A Python function of tensors that a program calls as it is (see :class:`Call`); equal where it is the same."""
-
-    def __call__(self, args: Sequence[Tensor]) -> list[Tensor]:
-        """The results, without a derivative."""
-
-    def connected(self, args: Sequence[Tensor]) -> list[Tensor]:
-        """The results, connected to the arguments in PyTorch's graph."""
-
-    def pulled(self, wanted: tuple[bool, ...], given: tuple[bool, ...]) -> Callee:
-        """``(inputs, results, cotangents of the given results) -> cotangents of the wanted inputs``."""
-
-    def pushed(self, which: tuple[bool, ...], n_out: int) -> Callee:
-        """``(inputs, results, tangents of these inputs) -> tangents of all results``."""
-
-
-@dataclass(frozen=True)
-class Call(Primitive):
-    """``call(x...)``: a Python function of tensors, run as it is; its callee says how it is differentiated.
-
-    It stands for what has no equations, like a solver that the user wrote (:func:`mlc.root`).  ``seconds`` is what it
-    took when it was recorded.
-    """
-
-    title: str
-    callee: Callee = field(repr=False)
-    seconds: float = field(default=0.0, compare=False, repr=False)
-    single: bool = field(default=False, compare=False, repr=False)
-
-    @property
-    def once(self) -> bool:
-        """Whether its results must be kept: another run may find others (a solver is right to its tolerance)."""
-        return self.single
 
 
 @dataclass(frozen=True)
@@ -366,11 +323,6 @@ class Eqn:
     def impure(self) -> bool:
         """Whether it must run exactly once, in order."""
         return isinstance(self.op, Primitive) and self.op.impure
-
-    @property
-    def once(self) -> bool:
-        """Whether it must not be computed again."""
-        return isinstance(self.op, Primitive) and self.op.once
 
     def with_(self, **changes: Any) -> Eqn:
         """A copy with some fields replaced."""

@@ -22,6 +22,7 @@ from torch._ops import OpOverload
 
 from mlc.errors import VerifyError
 from mlc.ir.builder import contiguous
+from mlc.ir.call import Call
 from mlc.ir.core import (
     Custom,
     Draw,
@@ -49,7 +50,7 @@ __all__ = ["parse"]
 T = TypeVar("T")
 _PLAIN: dict[str, type[Primitive]] = {
     WORDS.get(c, c.__name__.lower()): c for c in Primitive.__subclasses__() if c not in (Custom, Feed, Grad, Loop)
-}
+} | {"call": Call}
 _EFFECTS = {"random": Random, "draw": Draw, "seed": Seed}
 _WORDS: dict[str, Any] = {
     **DTYPES,

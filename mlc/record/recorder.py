@@ -71,7 +71,7 @@ class Recorder(Values, TorchDispatchMode):
 
     # ---- dispatch
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         kind = _KINDS.get(id(func)) or _kind(func)
         s = kind[1]
         if s.prim:
@@ -102,7 +102,7 @@ class Recorder(Values, TorchDispatchMode):
             return self._view(func, args, kwargs, out)
         return self.recorded(func, s, args, kwargs, out)
 
-    def _result(self, func: Any, s: Schema, args: Any, kwargs: Any) -> Any:
+    def _result(self, func: object, s: Schema, args: Any, kwargs: object) -> Any:
         """Fake results of an operator, from what it gave before for arguments of the same types."""
         base = self.twin(args[0]) if s.view and not s.random else None
         at = None if base is None else base.storage_offset()
@@ -130,7 +130,7 @@ class Recorder(Values, TorchDispatchMode):
             return tuple([(k, self._signature(v)) for k, v in a.items()])
         return (t, a)
 
-    def _fake_run(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _fake_run(self, func: Any, args: Any, kwargs: object) -> Any:
         fargs, fkwargs = map_tensors(args, self.twin), map_tensors(kwargs, self.twin)
         with self.fake_mode:
             try:
@@ -145,7 +145,7 @@ class Recorder(Values, TorchDispatchMode):
             try_types(func, fargs, fkwargs)
         return out
 
-    def plain(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def plain(self, func: Any, args: Any, kwargs: object) -> Any:
         """Record an operator as it stands, whatever is special about it."""
         with torch.utils._python_dispatch._disable_current_modes(), self.fake_mode:
             out = func(*map_tensors(args, self.twin), **map_tensors(kwargs, self.twin))
@@ -158,7 +158,7 @@ class Recorder(Values, TorchDispatchMode):
         """See :func:`mlc.record.regions.write_region`."""
         return write_region(lambda: Recorder(merge=True), op, args, index, base, new)
 
-    def recorded(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def recorded(self, func: object, s: Any, args: Any, kwargs: object, out: Any) -> Any:
         """Enter an operator that gave ``out`` as an equation; ``out``, with a value."""
         a, kw, tracking = self.operands(args, kwargs)
         flat = [out] if isinstance(out, Tensor) else [t for t in flatten(out) if isinstance(t, Tensor)]
@@ -191,13 +191,13 @@ class Recorder(Values, TorchDispatchMode):
             self.wrap(t, v, origin=self.locate()[0])
         return out
 
-    def _fill(self, op: Any, ty: TensorType, args: Any, kwargs: Any) -> tuple[Var, ...]:
+    def _fill(self, op: Any, ty: TensorType, args: Any, kwargs: object) -> tuple[Var, ...]:
         layout = (ty.shape, ty.stride, ty.dtype, ty.device)
         outs: tuple[Var, ...] = self.emit(Random(op, fill=True), (*layout, *args), (ty,), kwargs)
         outs[0].mask = 0
         return outs
 
-    def _view(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def _view(self, func: object, args: Any, kwargs: Any, out: Any) -> Any:
         base = self.handle(args[0]) if isinstance(args[0], Tensor) else None
         assert base is not None
         if self.stops and args[0].requires_grad and args[0].is_leaf and not base.leaf:
@@ -218,7 +218,7 @@ class Recorder(Values, TorchDispatchMode):
             t._mlc = h  # type: ignore[union-attr]
         return out
 
-    def _inplace_view(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _inplace_view(self, func: object, args: Any, kwargs: Any) -> Any:
         t = args[0]
         if not isinstance(t, FakeTensor):
             raise CaptureError(f"{func} changes the shape of a tensor from outside", loc=self.locate()[0])
@@ -230,7 +230,7 @@ class Recorder(Values, TorchDispatchMode):
         h.version = -1
         return t
 
-    def _inplace(self, func: Any, s: Schema, args: Any, kwargs: Any) -> Any:
+    def _inplace(self, func: object, s: Schema, args: Any, kwargs: object) -> Any:
         t = args[0]
         pure = self._pure_type(func, s, args, kwargs)
         ty = self.fakes.type(self.twin(t))
@@ -248,7 +248,7 @@ class Recorder(Values, TorchDispatchMode):
             h.origin = self.locate()[0]
         return t
 
-    def _written(self, func: Any, args: Any, kwargs: Any, ty: TensorType, out: TensorType | None) -> Var:
+    def _written(self, func: object, args: Any, kwargs: object, ty: TensorType, out: TensorType | None) -> Var:
         """The value that an in-place operator leaves in its first argument."""
         if func is _A.copy_.default:
             src = args[1]
@@ -285,7 +285,7 @@ class Recorder(Values, TorchDispatchMode):
                 self._pure[key] = self.fakes.type(self._fake_run(pure, args, kwargs))
         return self._pure[key]
 
-    def _out(self, func: Any, s: Any, args: Any, kwargs: Any) -> Any:
+    def _out(self, func: object, s: Any, args: Any, kwargs: Any) -> Any:
         pure = functional_variant(func)
         if pure is None:
             raise CaptureError(f"{func} has no functional form", loc=self.locate()[0])
@@ -298,7 +298,7 @@ class Recorder(Values, TorchDispatchMode):
             self.write(target, self.value(self.handle(v)))
         return targets[0] if len(targets) == 1 else tuple(targets)
 
-    def _foreach(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    def _foreach(self, func: object, name: str, args: Any, kwargs: Any) -> Any:
         """``_foreach_x(lists)`` as one ``x`` per element."""
         base = name.removeprefix("aten::_foreach_")
         inplace = base.endswith("_")

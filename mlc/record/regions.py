@@ -46,7 +46,7 @@ def record_region(
 _WRITE_REGIONS: dict[Any, Region | None] = {}
 
 
-def write_region(fresh: Callable[[], Values], op: Any, args: Any, index: int, base: Any, new: Any) -> Region | None:
+def write_region(fresh: Callable[[], Values], op: object, args: Any, index: int, base: Any, new: Any) -> Region | None:
     """``(base, new view) -> new base`` as a region, recorded once per signature (under ``fresh()``)."""
     key = (op, repr(args), index, base, new)
     if key not in _WRITE_REGIONS:

@@ -23,7 +23,7 @@ _A: Any = torch.ops.aten
 Handler = Callable[[Values, Any, Any, Any], Any]
 
 
-def _batch_norm(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
+def _batch_norm(rec: Values, func: object, args: Any, kwargs: object) -> Any:
     """Train-mode batch norm: the pure normalisation, then the running statistics as ordinary in-place updates."""
     x, weight, bias, mean, var, training, momentum, eps = args[:8]
     with rec.active():
@@ -86,7 +86,7 @@ def _rrelu(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
         return x * slopes
 
 
-def _equal(rec: Values, func: Any, args: Any, kwargs: Any) -> bool:
+def _equal(rec: Values, func: object, args: Any, kwargs: object) -> bool:
     """A branch on whether two tensors are equal."""
     a, b = args
     if a.shape != b.shape:
@@ -112,7 +112,7 @@ def _plain(rec: Values, func: object, args: object, kwargs: object) -> Any:
     return rec.plain(func, args, kwargs)
 
 
-def _dropout(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
+def _dropout(rec: Values, func: object, args: Any, kwargs: Any) -> Any:
     """Fused dropout as a product with a mask that is drawn as the fused operator draws it."""
     x, p, train = args[0], args[1], args[2] if len(args) > 2 else kwargs.get("train", True)
     with rec.active():
@@ -126,7 +126,7 @@ def _dropout(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
         return x * mask * (0.0 if p == 1 else 1.0 / (1.0 - p)), mask
 
 
-def _zeros(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
+def _zeros(rec: Values, func: object, args: Any, kwargs: Any) -> Any:
     kw = {k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}
     with rec.active():
         zero = torch.zeros(list(args[0]), **kw)
@@ -140,7 +140,7 @@ def _zeros(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     return real
 
 
-def _literal(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
+def _literal(rec: Values, func: object, args: Any, kwargs: object) -> Any:
     """``torch.tensor(...)``: a constant; single numbers are kept as literals."""
     t = args[0]
     if isinstance(t, FakeTensor) or id(t) in rec.handles:
@@ -168,7 +168,7 @@ def _set(rec: Values, func: object, args: object, kwargs: object) -> Any:
     )
 
 
-def _resize(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
+def _resize(rec: Values, func: object, args: Any, kwargs: object) -> Any:
     t: Tensor = args[0]
     if list(t.shape) == list(args[1]):
         return t
@@ -191,7 +191,7 @@ FILLED: dict[Any, float | None] = {
 }  # fmt: skip
 
 
-def factory(func: Any, args: Any, kwargs: Any, ty: TensorType) -> tuple[Any, Any, Any]:
+def factory(func: object, args: Any, kwargs: Any, ty: TensorType) -> tuple[Any, Any, Any]:
     """A factory as ``full(shape, value)``, which depends on no tensor."""
     value = FILLED[func]
     if value is None:
@@ -209,7 +209,7 @@ def _chunked_loss(rec: Values, func: object, args: object, kwargs: object) -> An
     )
 
 
-def _embedding(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
+def _embedding(rec: Values, func: object, args: Any, kwargs: Any) -> Any:
     if (len(args) > 4 and args[4]) or kwargs.get("sparse"):
         raise CaptureError(
             "an embedding with sparse=True has sparse gradients, which cannot be differentiated again",

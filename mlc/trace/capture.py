@@ -65,7 +65,6 @@ class Ref:
 
     index: int
     number: bool = False
-    param: bool = False
     kind: Any = None
 
 
@@ -90,11 +89,12 @@ class Recording:
     function: str
     loc: Loc | None
     stops: list[Eqn] = field(default_factory=list)
-    ignore: set[Path] = field(default_factory=set)
     arg_names: tuple[str, ...] = ()
     decisions: list[tuple[int, Any, str, Loc | None]] = field(default_factory=list)
     generators: list[torch.Generator] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    averaged: dict[int, str] = field(default_factory=dict)  # groups of parameters that are trained in parallel, by id
+    circle: tuple[int, ...] = ()  # ranks that the call communicates with
 
     @property
     def handed(self) -> frozenset[int]:
@@ -167,8 +167,6 @@ def record(
             restore_flags(saved)
         watch.restore()
         tracer.sites.end()
-    after = walk(fn, args, kwargs)
-    host.ignore = changed(roots, after)
     _clean(tracer)
     return host
 
@@ -198,18 +196,6 @@ def _explain(e: Exception, tracer: FakeTracer) -> CaptureError:
     if "grad can be implicitly created only for scalar" in text:
         advice = "reduce the loss to a scalar (.mean() or .sum()) before backward()"
     return CaptureError(f"{type(e).__name__} while tracing: {text}", loc=loc, advice=advice)
-
-
-def changed(before: Roots, after: Roots) -> set[Path]:
-    """Paths of Python state that the traced body itself changed (other than optimizers' and schedulers')."""
-    a = {k[0]: k[1:] for k in before.key}
-    b = {k[0]: k[1:] for k in after.key}
-    kept = [*before.optimizers, *before.schedulers]
-    out = set()
-    for path in {*a, *b}:
-        if a.get(path) != b.get(path) and not any(path[: len(p)] == p for p in kept) and path[-1] != "training":
-            out.add(path)
-    return out
 
 
 def _clean(tracer: FakeTracer) -> None:
@@ -245,7 +231,7 @@ def _finish(tracer: FakeTracer, fn: object, out: object, roots: Roots, watch: Wa
     return Recording(
         tracer.builder.eqns, list(tracer.externals.values()), results, n_outputs, spec, out_leaves, effects,
         sources.all, tracer.steps, roots, reusable, notes, tracer.guards, grad_guards,
-        getattr(fn, "__name__", "program"), loc, tracer.stop_log, set(), arg_names(fn),
+        getattr(fn, "__name__", "program"), loc, tracer.stop_log, arg_names(fn),
     )  # fmt: skip
 
 
@@ -294,7 +280,7 @@ def _effects(tracer: FakeTracer, roots: Roots, watch: Watch, results: list[Var])
         if id(x_t) in tracer.externals and not number:
             return x_t
         results.append(tracer.value(tracer.handle(x_t)))
-        return Ref(len(results) - 1, number=number, param=x_t.requires_grad)
+        return Ref(len(results) - 1, number=number)
 
     for ext in list(tracer.externals.values()):
         if ext.written:

@@ -27,8 +27,6 @@ __all__ = ["apply_custom"]
 def apply_custom(tracer: Tracer, cls: Any, apply: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """``cls.apply(*args)`` while tracing."""
     if cls.__name__ == "BackwardHookFunction":
-        if isinstance(tracer, Observer) and not tracer.nested:
-            return tracer.gradients.hooks.module(cls, apply, args)
         raise CaptureError(
             "a module with a backward hook is called: what the hook does is not an equation of the program",
             loc=tracer.place(),

@@ -21,7 +21,7 @@ from mlc.trace.recorder.tracer import Tracer
 
 
 @contextlib.contextmanager
-def iterators_elsewhere(fn: Any, roots: Roots, sources: Sources, swaps: Swaps) -> Iterator[None]:
+def iterators_elsewhere(fn: object, roots: Roots, sources: Sources, swaps: Swaps) -> Iterator[None]:
     """Iterators in closures, globals and attributes, replaced for the time of the trace."""
     undo: list[Callable[[], None]] = []
 

@@ -22,8 +22,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.hooks import BackwardHook
 
 from mlc.errors import CaptureError
+from mlc.trace.communication.collectives import FUNCTIONAL, followed
+from mlc.trace.communication.functions import MODULE, differentiable
+from mlc.trace.communication.parallel import patches
 from mlc.trace.customs import apply_custom
 from mlc.trace.gradients.grads import get_grad, put_grad
+from mlc.trace.gradients.hooks import Hooks
 from mlc.trace.gradients.taken import Gradients
 from mlc.trace.numbers.number import escape, numbers_of, take
 from mlc.trace.optimizers import after_step, before_step
@@ -47,10 +51,8 @@ def running(observer: Observer) -> Active:
     return active
 
 
-def _engine(ob: Observer, active: Active) -> Any:
-    original = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
-    gradients = Gradients(ob, original)
-    ob.gradients = gradients
+def _engine(gradients: Gradients, active: Active) -> Any:
+    original = gradients.original
 
     def run(outputs: Any, *args: Any, **kwargs: Any) -> Any:
         wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in outputs if isinstance(t, Tensor))
@@ -279,10 +281,8 @@ def _files(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
     yield torch.serialization, "save", save
 
 
-def _hooks(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
+def _hooks(hooks: Hooks, active: Active) -> Iterator[tuple[Any, str, Any]]:
     """Backward hooks: see :mod:`mlc.trace.gradients.hooks`."""
-    hooks = ob.gradients.hooks
-
     tensor: Any = Tensor
 
     def registering(original: Any, table: str) -> Any:
@@ -318,9 +318,10 @@ def _hooks(ob: Observer, active: Active) -> Iterator[tuple[Any, str, Any]]:
 
 
 @contextlib.contextmanager
-def intercepted(ob: Observer) -> Iterator[Active]:
-    """Install the replacements for the time of a run."""
+def intercepted(ob: Observer) -> Iterator[tuple[Active, Gradients]]:
+    """Install the replacements for the time of a run; whether its code runs, and its gradients."""
     active = running(ob)
+    gradients = Gradients(ob, torch.autograd._engine_run_backward)  # type: ignore[attr-defined]
     base = torch.autograd.function._SingleLevelFunction  # below Function.apply, which users keep references to
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -329,8 +330,14 @@ def intercepted(ob: Observer) -> Iterator[Active]:
     def custom(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if not active():
             return apply(cls, *args, **kwargs)
+        if cls.__module__ == MODULE:
+            return differentiable(ob, cls, apply, args)
+        if cls.__name__.startswith(FUNCTIONAL):
+            return followed(ob, functools.partial(apply, cls, *args, **kwargs))
         if cls is torch.utils.checkpoint.CheckpointFunction:
             return _reentrant(ob, *args)
+        if cls.__name__ == "BackwardHookFunction" and not ob.nested:
+            return gradients.hooks.module(cls, apply, args)
         return apply_custom(ob, cls, apply, args, kwargs)
 
     with contextlib.ExitStack() as stack:
@@ -341,14 +348,18 @@ def intercepted(ob: Observer) -> Iterator[Active]:
         utils = sys.modules.get("transformers.utils.import_utils")
         if hasattr(utils, "is_torchdynamo_compiling"):  # it asks before it looks at the values of tensors
             put(utils, "is_torchdynamo_compiling", lambda: True)
-        put(torch.autograd, "_engine_run_backward", _engine(ob, active))
+        put(torch.autograd, "_engine_run_backward", _engine(gradients, active))
         put(base, "apply", classmethod(custom))
         put(Tensor, "grad", _grad(ob, active))
         put(Tensor, "data", _data(ob, active))
         put(Tensor, "__deepcopy__", _deepcopy(ob, active))
-        for make in (_texts, _bulk, _zero_grad, _retained, _files, _hooks, _recomputed, _optimized, _lengths, packed):
+        for owner, name, value in patches(ob, active) if torch.distributed.is_available() else ():
+            put(owner, name, value)
+        for make in (_texts, _bulk, _zero_grad, _retained, _files, _recomputed, _optimized, _lengths, packed):
             for owner, name, value in make(ob, active):
                 put(owner, name, value)
+        for owner, name, value in _hooks(gradients.hooks, active):
+            put(owner, name, value)
         seed = _seed(ob, active, torch.random.manual_seed)
         for owner in (torch, torch.random):
             put(owner, "manual_seed", seed)
@@ -356,4 +367,4 @@ def intercepted(ob: Observer) -> Iterator[Active]:
         stack.callback(pre.remove)
         post = register_optimizer_step_post_hook(after_step(ob, active))
         stack.callback(post.remove)
-        yield active
+        yield active, gradients

@@ -51,7 +51,7 @@ class Source:
 
     Attributes:
         once: An iterator: it cannot be iterated again.
-        lengths: The length was asked for, so it is part of what must be equal.
+        length_used: The length was asked for, so it is part of what must be equal.
         visits: Items drawn per iteration over it, and whether it was exhausted.
     """
 
@@ -87,7 +87,6 @@ class Sources:
         self.tracer = tracer
         self.all: list[Source] = []
         self._by_id: dict[int, int] = {}
-        self._loaders = roots.loaders
         self.known = {id(o) for o in (*roots.objects.values(), *roots.modules.values())}  # there before the call
         self._random = _python_random()
         self.host_random = False

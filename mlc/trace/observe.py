@@ -18,9 +18,11 @@ from mlc.errors import CaptureError
 from mlc.ir.core import Var
 from mlc.ir.types import Loc
 from mlc.trace.capture import Effect, Recording, Ref, arg_names, place_of
+from mlc.trace.communication.rollcall import rollcall
 from mlc.trace.environment import current, default_dtype_kept, eager_dynamo, iterators_elsewhere, quiet
 from mlc.trace.gradients.dropped import dropped_ways
 from mlc.trace.gradients.grads import put_grad
+from mlc.trace.gradients.taken import Gradients
 from mlc.trace.interception import intercepted
 from mlc.trace.iterables import Sources, loader_patches, substitute, swapped
 from mlc.trace.numbers.ending import retire
@@ -116,9 +118,17 @@ def observe(
     generators = [g for g in roots.objects.values() if isinstance(g, torch.Generator)]
     ob = Observer(roots.tensors, list(roots.at.values()), generators)
     sources = Sources(ob, roots)
+    ob.roll = rollcall(getattr(fn, "__qualname__", type(fn).__name__))
     try:
-        return _observed(fn, args, kwargs, roots, ob, sources, world)
+        seen = _observed(fn, args, kwargs, roots, ob, sources, world)
+        if ob.roll is not None:
+            ob.roll.end()
+            seen.recording.circle = ob.roll.circle
+            seen.recording.averaged = ob.parallel.averaged()
+        return seen
     except BaseException as e:
+        if ob.roll is not None:
+            ob.roll.failed(e)
         for saved in ob.flags:
             restore_flags(saved)
         _undo(ob, world)
@@ -138,7 +148,7 @@ def _observed(
         put = stack.enter_context
         put(quiet())
         put(default_dtype_kept())
-        active = put(intercepted(ob))
+        active, gradients = put(intercepted(ob))
         iterate, length = loader_patches(sources, roots.loaders, active)
         swaps = put(swapped())
         given = {**dict(enumerate(args)), **kwargs}
@@ -163,10 +173,13 @@ def _observed(
             out = _call(ob, fn, new_args, new_kwargs)
             swaps.back()
         reads = ob.reads
+        assert reads is not None
         with ob:
             sources.check_random()
             ob.sites.end()
             _refuse_hooks_of_nodes(ob, reads)
+            ob.parallel.end()
+            _refuse_unseen(ob)
             if ob.refusal is not None:
                 raise ob.refusal
             with ob.pause():
@@ -179,7 +192,7 @@ def _observed(
                 if grown:
                     found = replace(found, changed=grown)
                     kept = walk(fn, args, kwargs, found, world)
-            finish = _Finish(ob, kept, world)
+            finish = _Finish(ob, gradients, kept, world)
             recording = finish.finish(fn, out, found, sources, calm)
     start = list(ob.random.start.values())
     ignored = finish.changes.ignored
@@ -203,6 +216,15 @@ def _refuse_hooks_of_nodes(ob: Observer, reads: Reads) -> None:
             loc=Loc(code.co_filename, line, code.co_name),
             advice="put it on the tensor instead: t.register_hook(...)",
         )
+
+
+def _refuse_unseen(ob: Observer) -> None:
+    """Processes communicated in a backward pass, by other code than what is recorded."""
+    if ob.unseen and not ob.parallel.seen:
+        ob.refusal = ob.refusal or CaptureError(
+            "processes communicate in the backward pass, unseen", loc=ob.unseen[0],
+            advice="let gradients be averaged by DistributedDataParallel, or by all_reduce after backward()",
+        )  # fmt: skip
 
 
 def _user_modules(fn: object) -> list[dict[str, Any]]:
@@ -245,8 +267,9 @@ def _needed(ob: Observer, results: Sequence[Var]) -> set[Var]:
 class _Finish:
     """Results and effects of a run, while its tensors are still known."""
 
-    def __init__(self, ob: Observer, roots: Roots, world: World) -> None:
+    def __init__(self, ob: Observer, gradients: Gradients, roots: Roots, world: World) -> None:
         self.ob = ob
+        self.gradients = gradients
         self.roots = roots
         self.world = world
         self.changes = Changes()
@@ -279,12 +302,12 @@ class _Finish:
         ]
         given = self.results[:n_outputs]
         ends = [v for v, x in zip(given, self.reals, strict=False) if isinstance(x, Tensor) and x.requires_grad]
-        warned = [*dropped_ways(ob.gradients, _needed(ob, given)), *ob.gradients.hooks.unheard(ends)]
+        warned = [*dropped_ways(self.gradients, _needed(ob, given)), *self.gradients.hooks.unheard(ends)]
         generators = [g for g in self.roots.objects.values() if isinstance(g, torch.Generator)]
         return Recording(
             ob.builder.eqns, list(ob.externals.values()), self.results, n_outputs, spec, out_leaves, effects,
             sources.all, ob.steps, self.roots, reusable, notes, [], grads, getattr(fn, "__name__", "program"),
-            place_of(fn), ob.stop_log, set(), arg_names(fn), decisions, generators, warned,
+            place_of(fn), ob.stop_log, arg_names(fn), decisions, generators, warned,
         )  # fmt: skip
 
     def place_externals(self) -> None:
@@ -315,7 +338,7 @@ class _Finish:
         """A result of the program."""
         self.results.append(var)
         self.reals.append(real)
-        return Ref(len(self.results) - 1, param=isinstance(real, Tensor) and real.requires_grad)
+        return Ref(len(self.results) - 1)
 
     def value(self, x: object) -> Any:
         """A tensor that the call made, or a number, that an object of the user's now holds."""

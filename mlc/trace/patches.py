@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from mlc.errors import CaptureError
+from mlc.trace.communication.parallel import without_running
 from mlc.trace.customs import apply_custom
 from mlc.trace.faketracer import FakeTracer
 from mlc.trace.numbers import placeholders as scalars
@@ -254,6 +255,8 @@ def patched(tracer: FakeTracer) -> Iterator[None]:
         put(base, "apply", classmethod(custom))
         put(Tensor, "grad", _grad(tracer, active))
         put(Tensor, "data", _data(tracer, active))
+        for owner, name, value in without_running(tracer, active) if torch.distributed.is_available() else ():
+            put(owner, name, value)
         for owner, name, value in (*_numbers(tracer, active), *_numpy(tracer, active)):
             put(owner, name, value)
         put(Tensor, "register_hook", _refuse(hook, active, Tensor.register_hook))

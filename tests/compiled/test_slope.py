@@ -47,6 +47,25 @@ def test_a_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         mlc.compile(loop, verify="gradient")(*args())
 
 
+def test_a_rule_that_is_wrong_through_the_loop_only_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root in Adam's step: values are right, the hypergradient is not."""
+
+    def adam(w, x):
+        p = nn.Parameter(torch.ones(5, dtype=torch.float64))
+        opt = torch.optim.Adam([p], lr=0.1, eps=1e-2)
+        for _ in range(3):
+            opt.zero_grad()
+            ((p * w).sin() * x).sum().backward()
+            opt.step()
+        return (p * x).sum()
+
+    true = reverse._safe_sqrt
+    monkeypatch.setattr(reverse, "_safe_sqrt", lambda b, e, ct: b.add(true(b, e, ct), true(b, e, ct)))
+    w, x = torch.rand(5, dtype=torch.float64, requires_grad=True), torch.rand(5, dtype=torch.float64)
+    with pytest.raises(mlc.VerifyError, match="does not agree with differences"):
+        mlc.compile(adam, verify="gradient")(w, x)
+
+
 def test_another_word_is_refused() -> None:
     with pytest.raises(mlc.PlanError):
         mlc.compile(loop, verify="everything")

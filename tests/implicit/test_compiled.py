@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import mlc
-from mlc.implicit.residual import RootWarning
-from mlc.ir.core import Call
+from mlc.errors import RootWarning
+from mlc.ir.call import Call
 from mlc.ir.parse import parse
 from tests.implicit.problems import (
     D,

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mlc
-from mlc.implicit.residual import RootWarning
-from mlc.implicit.solvers import SolverError, SolverWarning
+from mlc.errors import RootWarning, SolverError, SolverWarning
 from tests.implicit.problems import D, data, ridge, ridge_condition
 from tests.implicit.referee import error
 

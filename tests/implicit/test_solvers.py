@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from mlc.errors import SolverError
 from mlc.implicit.solvers import (
     SOLVERS,
     Packing,
     Solve,
-    SolverError,
     bicgstab,
     cg,
     direct,

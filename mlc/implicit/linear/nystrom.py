@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlc.implicit.linear.solve import MatVec, Operator, Solve, SolverError, default_tol, settled, start
+from mlc.errors import SolverError
+from mlc.implicit.linear.solve import MatVec, Operator, Solve, default_tol, settled, start
 
 __all__ = ["nystrom"]
 

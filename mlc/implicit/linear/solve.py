@@ -13,19 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mlc.errors import MlcError, MlcWarning
+from mlc.errors import SolverError
 
-__all__ = ["MatVec", "Packing", "Solve", "SolverError", "SolverWarning", "default_tol"]
+__all__ = ["MatVec", "Packing", "Solve", "default_tol"]
 
 MatVec = Callable[[Tensor], Tensor]
-
-
-class SolverError(MlcError):
-    """A linear system cannot be solved: NaN or infinity in it, an unknown solver, a setting out of range."""
-
-
-class SolverWarning(MlcWarning):
-    """A linear system was not solved to its tolerance, or is not what the solver assumes: the gradient is inexact."""
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import fx
 
 from mlc.errors import VerifyError
 from mlc.ir.core import Eqn, Grad, Loop, Region, Stop, Var
-from mlc.ir.fx import region_to_fx
 from mlc.ir.levels.steps import Step, find_steps
 from mlc.ir.levels.valuegraph import ValueGraph
+from mlc.ir.lowered.fx import region_to_fx
 from mlc.ir.problem import Level, Problem
 
 __all__ = ["LevelView"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from mlc.ir.core import Region
-from mlc.ir.lowered.dtypes import Resolved
+from mlc.ir.lowered.precision import Resolved
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.program import Program
 from mlc.ir.types import Loc
@@ -101,14 +101,14 @@ class Context:
         modes: Which way derivatives go.
         stop: Meaning of stops: ``"all"``, ``"inner"`` or ``"torch"``.
         levers: What is kept and what is computed again.
-        precision: In which dtypes levels and flows compute and store.
+        precision: In which dtypes levels and flows compute and store; None: exact.
         findings: Where passes write what they found out.
     """
 
     modes: Modes = field(default_factory=Modes)
     stop: str = "all"
     levers: Levers = field(default_factory=Levers)
-    precision: Resolved = field(default_factory=Resolved)
+    precision: Resolved | None = None
     findings: Findings = field(default_factory=Findings)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from mlc.ir.builder import Builder, contiguous_type
-from mlc.ir.core import Alias, Call, Custom, Eqn, Index, Pack, SafeSqrt, Stop, Var, aten
+from mlc.ir.call import Call
+from mlc.ir.core import Alias, Custom, Eqn, Index, Pack, SafeSqrt, Stop, Var, aten
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.autodiff.transpose import forward_rule
 from mlc.passes.rules.recorded import NoRule

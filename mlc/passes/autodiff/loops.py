@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Eqn, Grad, Loop, Region, Stop, Var, elem_type
-from mlc.ir.loopview import LoopView
+from mlc.ir.lowered.loopview import LoopView
 from mlc.ir.types import SeqType
 from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape
 from mlc.passes.autodiff.forward import PUSH, pushforward

@@ -12,6 +12,7 @@ from typing import ClassVar
 from mlc.ir.builder import Builder, contiguous_type, dce
 from mlc.ir.core import Eqn, Region, Var
 from mlc.ir.lowered.contract import Context, Graphs, Modes
+from mlc.ir.lowered.precision import Resolved
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.program import Program
 from mlc.passes.autodiff.adjoint import FallBack, Policy, Tape, lower_grads
@@ -41,9 +42,8 @@ class Differentiate:
         def note(e: Eqn, why: str) -> None:
             found.fallbacks[str(e.loc)] = why
 
-        asked = context.modes
-        casts = casts_of(graphs, context.precision)
-        policy = Policy(asked.mode, context.stop, note, _gradients(graphs, asked), casts=casts)
+        asked, precision = context.modes, context.precision or Resolved()
+        policy = Policy(asked.mode, context.stop, note, _gradients(graphs, asked), casts=casts_of(graphs, precision))
         try:
             made = differentiate(graphs, policy)
             found.mode, found.why_not = asked.mode, ""
@@ -51,7 +51,7 @@ class Differentiate:
             made = differentiate(graphs, replace(policy, mode="mixed"))
             found.mode, found.why_not = "mixed", str(why)
         if isinstance(made, Joint):
-            made = replace(made, storage=storage_of(graphs, context.precision, made.region))
+            made = replace(made, storage=storage_of(graphs, precision, made.region))
         return made
 
 

@@ -11,7 +11,8 @@ from torch._ops import OpOverload
 
 from mlc.errors import DifferentiationError
 from mlc.ir.builder import Builder, contiguous_type
-from mlc.ir.core import Alias, Call, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Var, aten
+from mlc.ir.call import Call
+from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Var, aten
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.precision.sums import sum_of
 from mlc.passes.rules.recorded import NoRule, differentiable_outs, reverse_rule

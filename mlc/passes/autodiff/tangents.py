@@ -18,8 +18,10 @@ from dataclasses import replace
 import torch
 
 from mlc.ir.builder import Builder, contiguous_type
-from mlc.ir.core import Alias, Call, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt, Stop, Var, aten, map_vars
-from mlc.ir.loopview import LoopView
+from mlc.ir.call import Call
+from mlc.ir.communication.collectives import is_collective
+from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt, Stop, Var, aten, map_vars
+from mlc.ir.lowered.loopview import LoopView
 from mlc.ir.types import SeqType, TensorType, Type
 from mlc.passes.autodiff.forward import NotForward, push_eqn
 from mlc.passes.autodiff.reverse import Inside, Through, loop_activity
@@ -83,6 +85,9 @@ class Pusher:
         """Tangents of one equation's results."""
         if isinstance(e.op, Stop) or not any(v in self.tan for v in e.inputs):
             return
+        if is_collective(e):
+            where = f" (line {e.loc.line})" if e.loc is not None else ""
+            raise NotForward(f"tangents of one process's meta-parameters do not go through a collective{where}")
         if self.k == 1 or isinstance(e.op, Alias | Index | Custom) or e.impure:
             push_eqn(self.b, e, self.tan)
         elif isinstance(e.op, Call):

@@ -14,7 +14,9 @@ import torch
 from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry
 
-from mlc.ir.core import Alias, Call, Custom, Eqn, Feed, Index, Loop, Pack, Random, Region, SafeSqrt, Stop, Var, map_vars
+from mlc.ir.call import Call
+from mlc.ir.communication.collectives import is_collective
+from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Random, Region, SafeSqrt, Stop, Var, map_vars
 from mlc.ir.inplace import schema_of
 from mlc.ir.keys import equation_key
 from mlc.ir.lowered.slots import replayed_steps
@@ -83,6 +85,7 @@ def device_of(region: Region) -> torch.device:
     return torch.device("cpu")
 
 
+_LATENCY, _LINK = 5e-5, 1e10  # of a collective: seconds, bytes per second (not measured)
 _FREE, _NOTHING = (Alias, Stop, Custom, Pack, Index, Feed), Cost()
 
 
@@ -155,6 +158,8 @@ class Meter:
         work = flops(e)
         size, numel = _element(e)
         seconds = max(moved / (r.near if moved <= r.cache else r.far), work / r.flops.get(size, r.flops[4]))
+        if is_collective(e):
+            seconds += _LATENCY + moved / _LINK
         if _name(e) in _SPECIAL or isinstance(e.op, Random):
             slow = _SLOW.get(_name(e), 1.0)
             seconds = max(seconds, slow * numel / r.special.get(size, r.special[4]))

@@ -7,19 +7,21 @@ roofline (Williams et al. 2009): an operator takes its start plus the larger of 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["Rates", "rates"]
+__all__ = ["Rates", "rates", "shared_rates"]
 
 
 class Rates(BaseModel):
@@ -59,7 +61,20 @@ class Rates(BaseModel):
 
 def rates(device: torch.device) -> Rates:
     """Rates of the device, from the cache folder or measured now."""
-    return _rates(device.type, device.index or 0, torch.get_num_threads())
+    return _SHARED.get() or _rates(device.type, device.index or 0, torch.get_num_threads())
+
+
+@contextlib.contextmanager
+def shared_rates(told: Rates) -> Iterator[None]:
+    """Rates that several processes agreed on, so that they decide alike."""
+    token = _SHARED.set(told)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+_SHARED: contextvars.ContextVar[Rates | None] = contextvars.ContextVar("rates", default=None)
 
 
 @functools.cache

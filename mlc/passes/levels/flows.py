@@ -51,7 +51,7 @@ def find_levels(program: Program, steps: Sequence[Sequence[Any]]) -> tuple[tuple
 
     Args:
         program: A rolled program.
-        steps: Of every optimizer step recorded: class name, place, and (optional) names of the parameters.
+        steps: Of every optimizer step recorded: class name and place.
 
     Returns:
         Levels, L0 (the program's own result) first; flows.
@@ -161,19 +161,18 @@ def _level(g: _Group, groups: Sequence[_Group], graph: ValueGraph, steps: Sequen
     places = [e.loc for v in g.zone if (e := graph.producer.get(v)) is not None and e.tag == "update"]
     loc = g.steps[0].site.eqn.loc
     return Level(
-        g.name, g.depth, _optimizer(g, places, steps), _trips(g, graph), tuple(g.names), _reads(g.name, flows),
+        g.name, g.depth, _optimizer(places, steps), _trips(g, graph), tuple(g.names), _reads(g.name, flows),
         _state(g, groups, graph, {str(x) for x in places}), loc, tuple(s.site.at for s in g.steps),
     )  # fmt: skip
 
 
-def _optimizer(g: _Group, places: Sequence[Loc | None], steps: Sequence[Sequence[Any]]) -> str:
-    """Class of the optimizer whose step the update is; by place, then by what it trains."""
+def _optimizer(places: Sequence[Loc | None], steps: Sequence[Sequence[Any]]) -> str:
+    """Class of the optimizer whose step the update is, by place."""
     if not places:
         return "manual"
     lines = {(x.file, x.line) for x in places if x is not None}
     there = [s for s in steps if s[1] is not None and (s[1].file, s[1].line) in lines] or list(steps)
-    mine = [s for s in there if len(s) > 2 and set(s[2]) & set(g.names)]
-    kinds = sorted({str(s[0]) for s in mine or there})
+    kinds = sorted({str(s[0]) for s in there})
     return " or ".join(kinds) if kinds else "manual"
 
 

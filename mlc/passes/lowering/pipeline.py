@@ -47,7 +47,7 @@ PIPELINE: Passes = (
     Differentiate(),  # program -> joint: values and hypergradients in one graph (forward mode: the stages at once)
     Residuals(),  # what each step keeps for its adjoint
     States(),  # which states of a loop are kept, and which are replayed
-    Store(),  # in how many bits, where a policy says so
+    Store(),  # what a precision policy keeps in fewer bits
     Cut(),  # joint -> stages: what runs at the call, and what at backward()
     MicroBatches(),  # loops over parts of a batch
     Rematerialise(),  # order, and what is computed again

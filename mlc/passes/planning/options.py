@@ -32,8 +32,9 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_levers(options.get("levers"))
     check_passes(options.get("passes"))
     check_precision(options.get("precision"))
-    if options.get("mesh") is not None:
-        raise PlanError(f"mesh={options['mesh']!r} is not supported yet", advice="leave mesh out")
+    mesh = options.get("mesh")
+    if mesh is not None and not (hasattr(mesh, "get_group") and hasattr(mesh, "ndim")):
+        raise PlanError(f"mesh={mesh!r}", advice="give a torch.distributed.device_mesh.DeviceMesh")
     parse_memory(options.get("memory"))
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlc.errors import PlanError
 from mlc.ir.lowered.contract import Context, Levers, Modes
-from mlc.ir.lowered.dtypes import Resolved
+from mlc.ir.lowered.precision import Resolved
 
 __all__ = ["VERSION", "Decision", "PlanDocument", "read_plan"]
 
@@ -46,11 +46,11 @@ class PlanDocument(BaseModel):
         slots: Sets of states kept per loop, the others replayed; None: all of them.
         parts: Micro-batches, where examples are independent.
         offload: Bytes of an element from which on what loops keep for their adjoint rests on the host; None: nothing.
-        precision: In which dtypes levels and flows compute and store; None: exact.
         decisions: Every decision with its reason.
         peak_bytes: Predicted peak of what a call allocates beyond its inputs, bytes.
         host_bytes: Predicted bytes that rest on the host beside them.
         seconds: Predicted time of forward and backward, seconds.
+        precision: In which dtypes levels and flows compute and store; None: exact.
         passes: Names of the passes, where they are not :data:`mlc.passes.lowering.pipeline.PIPELINE`.
     """
 
@@ -67,12 +67,12 @@ class PlanDocument(BaseModel):
     slots: int | None = Field(default=None, ge=1)
     parts: int = Field(default=1, ge=1)
     offload: int | None = Field(default=None, ge=1)
-    precision: Resolved | None = None
     decisions: tuple[Decision, ...] = ()
     peak_bytes: int = 0
     host_bytes: int = 0
     seconds: float = 0.0
     passes: tuple[str, ...] = ()
+    precision: Resolved | None = None
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
@@ -85,7 +85,7 @@ class PlanDocument(BaseModel):
     @property
     def context(self) -> Context:
         """What the passes are told."""
-        return Context(Modes(self.mode, self.flows), self.stop, self.levers, self.precision or Resolved())
+        return Context(Modes(self.mode, self.flows), self.stop, self.levers, self.precision)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""

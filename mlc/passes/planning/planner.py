@@ -100,8 +100,8 @@ class _Planner:
     """Searches of a program, one per mode that may be used."""
 
     def __init__(self, program: Program, flows: Any, stop: str, passes: Passes, precision: Any = None) -> None:
-        self.program = program
         self.precision = told.resolve(program, precision)
+        self.program = program
         self.stop = stop
         self.asked = resolve(program, flows)
         self.passes = passes
@@ -115,7 +115,7 @@ class _Planner:
 
     def _search(self, modes: Modes) -> Findings:
         """A search of the program under these modes, unless one under the mode that they come to is there already."""
-        context = Context(modes, self.stop, precision=self.precision, findings=Findings())
+        context = Context(modes, self.stop, precision=self.precision or None, findings=Findings())
         joint = differentiated(self.program, context, self.passes)
         found = context.findings
         if not self.searches or not found.why_not:
@@ -156,8 +156,9 @@ class _Planner:
             backend=how,
             price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts, offload=c.levers.offload,
             decisions=(*self._modes(c), *self._levers(c, budget), *self._dtypes(c), lowering),
-            peak_bytes=c.peak, seconds=seconds, precision=self.precision if self.precision else None,
+            peak_bytes=c.peak, seconds=seconds,
             host_bytes=c.transfers.bytes, passes=() if self.passes == PIPELINE else names(self.passes),
+            precision=self.precision or None,
         )  # fmt: skip
         return PlannedProgram(self.program, made, c.stages, Alternatives(c, self.searches, _LEFT), self.passes)
 

@@ -9,7 +9,7 @@ import torch
 
 from mlc.errors import PlanError
 from mlc.ir.core import Eqn, Grad, Loop, Region, Var
-from mlc.ir.lowered.dtypes import Resolved
+from mlc.ir.lowered.precision import Resolved
 from mlc.ir.program import Level, Program
 from mlc.ir.types import TensorType
 from mlc.passes.precision.compute import Casting, cast, losses_of, slice_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlc.ir.lowered.dtypes import Resolved
+from mlc.ir.lowered.precision import Resolved
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Level, Program
 from mlc.passes.cost.equations import device_of

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mlc.errors import PlanError
-from mlc.ir.lowered.dtypes import Resolved
+from mlc.ir.lowered.precision import Resolved
 from mlc.ir.program import Program
 
 __all__ = ["KINDS", "Precision", "Resolved", "check_precision", "dtype_of", "resolve"]

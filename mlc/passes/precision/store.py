@@ -20,7 +20,7 @@ import torch
 from mlc.ir.builder import dce
 from mlc.ir.core import Eqn, Loop, Random, Region, Var, aten
 from mlc.ir.lowered.contract import Context, Graphs
-from mlc.ir.lowered.dtypes import Resolved
+from mlc.ir.lowered.precision import Resolved
 from mlc.ir.lowered.stages import Joint
 from mlc.ir.lowered.storage import Storage
 from mlc.ir.program import Level, Program
@@ -125,6 +125,20 @@ class _Form:
 
     values: tuple[Var, ...]
     eqns: tuple[Eqn, ...]
+
+
+@dataclass(frozen=True)
+class Store:
+    """What loops emit for their adjoints, in the dtypes of a precision policy (``joint -> joint``)."""
+
+    name: ClassVar[str] = "store"
+    takes: ClassVar[type[Joint]] = Joint
+    ensures: ClassVar[str] = "what a policy names is emitted in its dtype and read back from it; the rest is as it was"
+
+    def apply(self, graphs: Graphs, context: Context) -> Graphs:
+        """Where the policy of the context says so; exact without one."""
+        assert isinstance(graphs, Joint)
+        return graphs if graphs.storage is None else replace(graphs, region=stored(graphs.region, graphs.storage))
 
 
 def stored(region: Region, storage: Storage) -> Region:

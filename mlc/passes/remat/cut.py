@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlc.ir.builder import dce
+from mlc.ir.call import once
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.lowered.contract import Context, Graphs
 from mlc.ir.lowered.stages import Joint, Stages
@@ -81,7 +82,7 @@ def _prices(inputs: Sequence[Var], before: Sequence[Eqn], price: float, meter: M
         return price * resident(v.type)
 
     def redo(e: Eqn) -> float | None:
-        if e.once or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)) or isinstance(e.op, Loop):
+        if once(e) or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)) or isinstance(e.op, Loop):
             return None
         return meter(e).seconds
 

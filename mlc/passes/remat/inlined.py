@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mlc.ir.builder import renamed
+from mlc.ir.call import once
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.types import SeqType
 from mlc.passes.remat.mincut import needed_for
@@ -77,7 +78,7 @@ def _links(f: Eqn, a: Eqn) -> _Links:
     read.update((v, place[x]) for x, v in emitted if x in place)
     blocked: set[Var] = set()
     for e in body.eqns:
-        alone = e.impure or isinstance(e.op, Loop) or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs))
+        alone = once(e) or isinstance(e.op, Loop) or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs))
         if alone or any(v in blocked and v not in read for v in e.inputs):
             blocked.update(e.outs)
     return _Links(read, blocked)

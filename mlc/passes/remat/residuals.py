@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mlc.ir.builder import dce, renamed
+from mlc.ir.call import once
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.types import SeqType, resident
 from mlc.passes.cost.equations import Meter
@@ -96,7 +97,7 @@ def _keep(region: Region, pair: Pair, price: float, meter: Meter) -> Region:
         return price * resident(v.type) * count
 
     def redo(e: Eqn) -> float | None:
-        return None if e.once else meter(e).seconds * count
+        return None if once(e) else meter(e).seconds * count
 
     try:
         kept = choose(primal, demanded, keep, redo)

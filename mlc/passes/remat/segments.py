@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlc.ir.builder import dce, renamed
+from mlc.ir.call import once
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.types import SeqType, resident
 from mlc.passes.cost.equations import Meter
@@ -109,7 +110,7 @@ def _once(region: Region, at: int, price: float, cut: int, meter: Meter) -> Regi
         return region
 
     def redo(e: Eqn) -> float | None:
-        if e.once or isinstance(e.op, Loop) or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)):
+        if once(e) or isinstance(e.op, Loop) or any(isinstance(v.type, SeqType) for v in (*e.inputs, *e.outs)):
             return None
         return meter(e).seconds
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mlc.ir.builder import dce
+from mlc.ir.call import once
 from mlc.ir.core import Eqn, Loop, Region, Replay, Var
 from mlc.ir.lowered.slots import replayed_steps
 from mlc.ir.types import SeqType, resident
@@ -74,7 +75,7 @@ def _sparse(e: Eqn, slots: int, price: float, meter: Meter) -> Eqn | None:
         return price * resident(v.type) * trips
 
     def redo(x: Eqn) -> float | None:
-        return None if x.once else meter(x).seconds * again * trips
+        return None if once(x) else meter(x).seconds * again * trips
 
     while True:
         wanted = [op.body.outputs[i] for i in sorted(carries)]

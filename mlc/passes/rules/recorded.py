@@ -30,6 +30,7 @@ from mlc.ir.core import Eqn, Region, Var
 from mlc.ir.keys import equation_key
 from mlc.ir.trees import flatten
 from mlc.ir.types import TensorType, Type
+from mlc.passes.rules import collectives as _collectives  # noqa: F401 (registers the formulas of collectives)
 from mlc.passes.rules import legality
 from mlc.passes.rules.decompositions import own_decomposition
 from mlc.record.recorder import Handle, Recorder, Storage

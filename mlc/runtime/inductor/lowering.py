@@ -17,19 +17,18 @@ import torch
 from torch import Tensor
 
 from mlc.errors import LoweringWarning
-from mlc.ir.core import Eqn, Loop, Region
-from mlc.ir.types import TensorType, nbytes
+from mlc.ir.core import Eqn, Region
+from mlc.ir.types import TensorType
 from mlc.runtime.inductor.artefacts import Boxed, build
-from mlc.runtime.inductor.segments import Fused, fuse, is_view, key_of
+from mlc.runtime.inductor.segments import Fused, fuse, key_of
 from mlc.runtime.inductor.trial import difference, exercised
 from mlc.runtime.inductor.workers import compile_ahead
 from mlc.runtime.interpreter.interpreter import Executable, compile_region
 from mlc.runtime.interpreter.recording import current, made, unseen
 
-__all__ = ["Inductor", "Kernel", "worth"]
+__all__ = ["Inductor", "Kernel"]
 
 TRIALS = 16  # runs after which values that are always zero count as seen
-WORTH_BYTES = 2**16  # of memory traffic per call, below which calling costs more than it saves
 
 
 class Kernel:
@@ -182,23 +181,3 @@ class Inductor:
             self.kernels[key] = found
             self._unprepared.append(found)
         return found
-
-
-def worth(region: Region) -> bool:
-    """Whether compiling can pay: the segments, loop bodies included, move more than calling them costs.
-
-    It cannot know how often the program will be called; the first call of a new structure costs about a second of
-    compilation for each distinct segment.
-    """
-    bodies = [e.op.body for e in region.eqns if isinstance(e.op, Loop)]
-    if any(worth(body) for body in bodies):
-        return True
-    segments = [e.op.body for e in fuse(region).eqns if isinstance(e.op, Fused)]
-    saved = [_traffic(body) for body in segments]
-    return bool(saved) and sum(saved) >= WORTH_BYTES * len(saved)
-
-
-def _traffic(body: Region) -> int:
-    """Bytes that equation by equation are written and read, and as one segment are not."""
-    inner = sum(nbytes(v.type) for e in body.eqns if not is_view(e) for v in (*e.inputs, *e.outs))
-    return inner - sum(nbytes(v.type) for v in (*body.inputs, *body.outputs))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlc.ir.core import Call, Eqn, Feed, Loop, Region
+from mlc.ir.call import Call
+from mlc.ir.core import Eqn, Feed, Loop, Region
 from mlc.runtime.interpreter.host import Column, Reader, Shelf
 from mlc.runtime.interpreter.interpreter import Executable, compile_region
 from mlc.runtime.interpreter.recording import REPLAY, each_trip

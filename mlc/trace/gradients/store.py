@@ -58,6 +58,8 @@ class GradientStore(ABC):
         for v, _ in pairs:
             mask |= v.mask
         outs = tuple(Var(v.type, mask) for v in targets)
+        if ob.opaque and targets:
+            self._refuse_opaque([v for v, _ in pairs])
         args = (*[v for v, _ in pairs], *targets, *[s for _, s in pairs])
         eqn = Eqn(Grad(len(pairs), len(targets), depth), args, outs, (), loc, "grad", site)
         if targets:
@@ -66,6 +68,17 @@ class GradientStore(ABC):
             if self.create_graph:
                 self._followed.update(outs)
         return list(outs)
+
+    def _refuse_opaque(self, losses: Sequence[Var]) -> None:
+        """PyTorch's graph takes in-place collectives for the identity: a gradient through one is not the derivative."""
+        found = self.reach().among(losses, list(self.observer.opaque))
+        if found:
+            raise CaptureError(
+                "a gradient is taken through an in-place collective, which PyTorch's graph takes for the identity",
+                loc=self.observer.opaque[next(iter(found))],
+                advice="use torch.distributed.nn.functional.all_reduce, or take the gradient of the loss before it and "
+                "reduce loss.detach().clone()",
+            )
 
     def constant(self, e: Eqn) -> bool:
         """Whether it is a gradient taken without create_graph."""

@@ -36,6 +36,7 @@ class Gradients(GradientStore):
         self.original = original
         self.later = Later(observer)
         self.hooks = Hooks(self)
+        observer.watchers += [self.hooks, self.later]
 
     def before(self, v: Var) -> Var:
         """See :meth:`GradientStore.before`."""
@@ -83,6 +84,7 @@ class Gradients(GradientStore):
         if accumulate_grad:
             if not inputs:
                 self._farther(pairs, wrt)
+            ob.parallel.synchronise({id(t) for t in wrt}, create_graph)
             return found
         taken = self._taken(*take(wrt), found, create_graph)
         if not allow_unreachable and any(g is None for g in taken):

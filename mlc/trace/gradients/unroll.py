@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlc.ir.call import Call
 from mlc.ir.core import (
     Alias,
-    Call,
     Custom,
     Draw,
     Eqn,

@@ -26,7 +26,7 @@ _same_version: Any = torch.autograd._unsafe_preserve_version_counter  # type: ig
 _NATIVE = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
-def enter(func: Any, types_: Any, args: Any, kwargs: Any, mode: AbstractContextManager[Any] | None) -> Any:
+def enter(func: Any, types_: object, args: Any, kwargs: Any, mode: AbstractContextManager[Any] | None) -> Any:
     """Run a function of torch that is written in Python with the mode (or none) on inside it."""
     if not func.__module__.startswith("torch"):  # a replacement of ours: it calls the original itself
         return func(*args, **kwargs)
@@ -39,7 +39,7 @@ def enter(func: Any, types_: Any, args: Any, kwargs: Any, mode: AbstractContextM
         return redispatch(func, types_, args, kwargs)
 
 
-def answer(func: Any, types_: Any, args: Any, kwargs: Any, mode: AbstractContextManager[Any] | None = None) -> Any:
+def answer(func: Any, types_: object, args: Any, kwargs: Any, mode: AbstractContextManager[Any] | None = None) -> Any:
     """A call of torch with numbers among its arguments (also inside lists, tuples, slices and dictionaries)."""
     args, kwargs = tree(args, _real), tree(kwargs, _real)
     if not found((args, kwargs)) and func not in DATA:

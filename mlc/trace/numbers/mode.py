@@ -36,7 +36,7 @@ class NumberMode(TorchFunctionMode):
         super().__init__()
         self.ledger = ledger
 
-    def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: object, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.ledger is None or isinstance(func, types.FunctionType):
             return self._call(func, types_, args, kwargs)

@@ -159,7 +159,7 @@ class Number(Linked, metaclass=_Kind):
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         return numpy.array(pin(self, "an element of a NumPy array"), dtype=dtype)
 
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: object) -> Any:
         simple = method == "__call__" and not kwargs and all(isinstance(x, Number) or constant(x) for x in inputs)
         name = ufunc.__name__
         if simple and name in TESTS and len(inputs) == 1:

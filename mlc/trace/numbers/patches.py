@@ -138,7 +138,7 @@ def _summary(name: str, original: Callable[..., Any], link: Callable[[Tensor], T
 
         return Form(stacked)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: Any, **kwargs: object) -> Any:
         data = args[0] if args else ()
         if isinstance(data, Iterator) and not isinstance(data, Tensor):
             args = (data := list(data), *args[1:])

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mlc.errors import CaptureError
@@ -83,8 +84,6 @@ class TracedScalar:
         return _text()
 
     def _with(self, other: object, f: Callable[[Any, Any], Any]) -> Any:
-        import torch
-
         if _decide is _undecided:
             raise _over("arithmetic")
         if isinstance(other, Tensor) and other.dim() > 0:
@@ -130,7 +129,7 @@ class TracedScalar:
         return self
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(cls, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         def plain(a: object) -> Any:
             if isinstance(a, TracedScalar):
                 return a.tensor.detach()
@@ -195,8 +194,6 @@ def _smaller(sign: int) -> Callable[..., Any]:
     def pick(*args: Any, **kwargs: Any) -> Any:
         if not any(isinstance(a, TracedScalar) for a in args):
             return builtin(*args, **kwargs)
-        import torch
-
         like = next(a.tensor for a in args if isinstance(a, TracedScalar))
         with torch.no_grad():
             parts = [

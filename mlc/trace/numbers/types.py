@@ -21,6 +21,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -85,11 +86,12 @@ def _as_int(x: Linked) -> Any:
 
 
 def _stand_in(real: type, convert: Callable[[Any], Any], name: str) -> Conversion:
-    members: dict[str, Any] = {"stands_for": real, "convert": staticmethod(convert), "__module__": "builtins"}
-    with contextlib.suppress(ImportError):
-        import numpy
-
-        members["dtype"] = numpy.dtype(real)  # what numpy.dtype() asks a class for
+    members: dict[str, Any] = {
+        "stands_for": real,
+        "convert": staticmethod(convert),
+        "__module__": "builtins",
+        "dtype": numpy.dtype(real),  # what numpy.dtype() asks a class for
+    }
     return Conversion(name, (real,), members)
 
 
@@ -110,7 +112,7 @@ def _picking(builtin: Callable[..., Any], better: Callable[[Any, Any], bool], gr
 
     rule = Rule(builtin.__name__, lambda a, b: b if better(b, a) else a, step)
 
-    def pick(*args: Any, **kwargs: Any) -> Any:
+    def pick(*args: Any, **kwargs: object) -> Any:
         items: list[Any] = []
         if not kwargs and (len(args) > 1 or isinstance(args[0], (list, tuple))):
             items = list(args if len(args) > 1 else args[0])

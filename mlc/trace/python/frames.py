@@ -25,8 +25,9 @@ import torch
 from mlc.ir.types import Loc
 from mlc.trace.python.modulepaths import ModulePaths
 
-__all__ = ["Site", "Sites", "is_user_code", "is_user_module"]
+__all__ = ["GENERATED", "Site", "Sites", "is_user_code", "is_user_module"]
 
+GENERATED = "<levels of "  # so begin the file names of loops that are written for the user: they are the user\'s
 _HERE = str(Path(__file__).resolve().parents[2]) + os.sep  # of mlc
 _LIBRARIES = tuple(
     os.path.realpath(p) + os.sep
@@ -51,6 +52,8 @@ def is_user_module(m: object) -> bool:
 @cache
 def is_user_file(file: str) -> bool:
     """Whether a file is the user's: neither ours nor a library's."""
+    if file.startswith(GENERATED):
+        return True
     if file.startswith("<") and "ipython" not in file and file not in ("<stdin>", "<string>"):
         return False
     real = os.path.realpath(file)

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parameter import is_lazy
 
 from mlc.ir.types import TensorType
@@ -96,6 +98,8 @@ def is_opaque(x: object) -> bool:
     """Whether an object is left alone: locks, files, weak references, running code, most of the standard library."""
     cls = type(x)
     home = cls.__module__ or ""
+    if isinstance(x, _GROUPS):
+        return True
     if isinstance(x, (types.FunctionType, *_ALONE)):
         return not isinstance(x, types.FunctionType)
     return (home.split(".")[0] in _LIBRARY or home.startswith(_CLOSED)) and not is_user_class(cls)
@@ -103,6 +107,17 @@ def is_opaque(x: object) -> bool:
 
 _VALUES = {"fractions", "decimal", "datetime", "pathlib", "uuid", "re", "zoneinfo", "ipaddress"}  # they never change
 _BUFFERS = (io.StringIO, io.BytesIO, queue.Queue, queue.SimpleQueue)
+
+
+_GROUPS: tuple[type, ...] = (dist.ProcessGroup, DeviceMesh) if dist.is_available() else ()
+
+
+def group_of(x: Any) -> Any:
+    """What processes a group or a mesh is of, and by which names PyTorch finds them."""
+    if isinstance(x, dist.ProcessGroup):
+        return x.group_name, tuple(dist.get_process_group_ranks(x))
+    names = tuple(x.get_group(d).group_name for d in range(x.ndim)) if x.get_coordinate() is not None else ()
+    return names, tuple(x.mesh.shape), tuple(x.mesh.flatten().tolist())
 
 
 def value_of(x: object) -> Any:
@@ -113,6 +128,8 @@ def value_of(x: object) -> Any:
     cls = type(x)
     if isinstance(x, _BUFFERS):
         return object()
+    if isinstance(x, _GROUPS):
+        return group_of(x)
     if isinstance(x, (array.array, memoryview)):
         return x.tobytes()
     return x if (cls.__module__ or "").split(".")[0] in _VALUES else None

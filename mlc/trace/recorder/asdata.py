@@ -25,7 +25,7 @@ _BASE: Any = torch._C.TensorBase
 class AsData(Writing):
     """The part of an observer that takes results as data."""
 
-    def recorded(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def recorded(self, func: Any, s: Any, args: Any, kwargs: object, out: Any) -> Any:
         """As :meth:`Recorder.recorded`, or as data where no equation says it."""
         if any(isinstance(o, Tensor) and self._odd(o) for o in flatten(out)):
             self._refuse_odd(args, kwargs, next(o for o in flatten(out) if isinstance(o, Tensor) and self._odd(o)))
@@ -41,7 +41,7 @@ class AsData(Writing):
             self.copies[self.present(out)] = self.place()
         return result
 
-    def _masked(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def _masked(self, func: object, s: Any, args: Any, kwargs: object, out: Any) -> Any:
         """``x[mask]``: the places where the mask holds are data of this call."""
         indices: list[Any] = []
         for i in args[1]:
@@ -118,7 +118,7 @@ class AsData(Writing):
                 self.data(dense)
         return super().recorded(op, schema_of(op), (*args[:at], dense, *args[at + 1 :]), kwargs, out)
 
-    def guard(self, t: Tensor, outcome: Any, what: str) -> None:
+    def guard(self, t: Tensor, outcome: object, what: str) -> None:
         """Later calls must find the same outcome in ``t``."""
         if self.ended:
             return

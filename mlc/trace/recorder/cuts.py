@@ -88,11 +88,11 @@ class Cuts(Observing):
             found = self.cut_tensors.get(t._base)
         return found  # type: ignore[no-any-return]
 
-    def softens(self, args: Any, kwargs: Any) -> bool:
+    def softens(self, args: Any, kwargs: object) -> bool:
         """Told by storages here."""
         return False
 
-    def cut_at(self, args: Any, kwargs: Any) -> Loc | None:
+    def cut_at(self, args: Any, kwargs: object) -> Loc | None:
         """Told by tensors and values here."""
         return None
 
@@ -255,7 +255,7 @@ class Cuts(Observing):
     def _last_gradient(self) -> int:
         return self.builder.position[self.grad_eqns[-1].outs[0]] if self.grad_eqns else 0
 
-    def emit(self, op: Any, args: Any, types: Any, kwargs: Any = (), loc: Loc | None = None) -> Any:
+    def emit(self, op: object, args: Any, types: Any, kwargs: object = (), loc: Loc | None = None) -> Any:
         """As :meth:`Recorder.emit`; random operators of a recomputation give what they gave."""
         if isinstance(op, Random):
             if self.redraws is not None:
@@ -295,7 +295,7 @@ class Cuts(Observing):
             s.first += s.first > where
             s.last += s.last > where
 
-    def recorded(self, func: Any, s: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def recorded(self, func: object, s: Any, args: Any, kwargs: object, out: Any) -> Any:
         """As :meth:`Recorder.recorded`, with the cuts of PyTorch's graph."""
         n = len(self.builder.eqns)
         edges, state = ({}, ()) if self.cutting() else self._noted(args, kwargs)
@@ -308,7 +308,7 @@ class Cuts(Observing):
                 self._state_read[e] = state
         return result
 
-    def _noted(self, args: Any, kwargs: Any) -> tuple[dict[Var, Loc | None], tuple[Var, ...]]:
+    def _noted(self, args: Any, kwargs: object) -> tuple[dict[Var, Loc | None], tuple[Var, ...]]:
         """Which operands of an operator that PyTorch does not follow are cut, and which are state."""
         if self.tracks(args, kwargs):
             return {}, ()

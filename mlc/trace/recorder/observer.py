@@ -11,6 +11,7 @@ that a call that fails leaves nothing behind.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -22,6 +23,7 @@ from mlc.errors import CaptureError
 from mlc.ir.core import Alias, Var
 from mlc.ir.inplace import schema_of
 from mlc.ir.types import TensorType
+from mlc.trace.communication.collectives import refuse_sharded
 from mlc.trace.gradients.evaluate import evaluate
 from mlc.trace.gradients.grads import get_grad
 from mlc.trace.numbers.links import Linked
@@ -34,6 +36,7 @@ __all__ = ["Observer"]
 
 _A: Any = torch.ops.aten
 _BASE: Any = torch._C.TensorBase
+_KNOWN = ("mlc/runtime/collectives.py", "distributed/nn/functional.py")  # code that communicates as recorded
 
 
 class Observer(AsData):
@@ -43,8 +46,12 @@ class Observer(AsData):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.paused or func.namespace == "prim":
+            if func.namespace == "c10d":
+                self.unseen_communication()
             return func(*args, **(kwargs or {}))
         try:
+            if types:
+                refuse_sharded(self, types)
             return super().__torch_dispatch__(func, types, args, kwargs)
         except CaptureError as e:
             self.refusal = self.refusal or e
@@ -67,7 +74,16 @@ class Observer(AsData):
             return self._drawing(func, s, special, args, kwargs)
         return super().dispatch(func, s, SPECIAL_REAL.get(func, special), args, kwargs)
 
-    def _drawing(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
+    def unseen_communication(self) -> None:
+        """Processes communicate where nothing is recorded: only known code may (what it computes is recorded)."""
+        f: Any = sys._getframe(2)
+        while f is not None and f is not self.sites.base:
+            if f.f_code.co_filename.endswith(_KNOWN):
+                return
+            f = f.f_back
+        self.unseen.append(self.place())
+
+    def _drawing(self, func: object, s: object, special: object, args: Any, kwargs: Any) -> Any:
         """A random operator: an equation while its generator goes on from where the last one left it, else data."""
         if self.redraws is not None:
             return super().dispatch(func, s, SPECIAL_REAL.get(func, special), args, kwargs)
@@ -95,7 +111,7 @@ class Observer(AsData):
             out = func(*args, **kwargs)
         return self.recorded(func, schema_of(func), args, kwargs, out)
 
-    def _result(self, func: Any, s: Any, args: Any, kwargs: Any) -> Any:
+    def _result(self, func: Any, s: object, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
 
     # ---- Python numbers
@@ -132,8 +148,8 @@ class Observer(AsData):
     def read_grad(self, t: Tensor, accumulating: bool = False) -> None:
         """Python looks at ``t.grad``, or ``backward`` adds to it: what it was before the call counts."""
         if not accumulating:
-            self.gradients.hooks.settle(t)
-            self.gradients.later.settle(t)
+            for w in self.watchers:
+                w.settle(t)
         if id(t) not in self.grads:
             self.grad_reads.setdefault(id(t), (t, get_grad(t) is None))
             if not accumulating:
@@ -141,8 +157,8 @@ class Observer(AsData):
 
     def set_grad(self, t: Tensor, g: Tensor | None = None) -> None:
         """``t.grad`` is set: from here on it is the call's own."""
-        self.gradients.hooks.forget(t)
-        self.gradients.later.forget(t)
+        for w in self.watchers:
+            w.forget(t)
         self.keep_grad(t)
         self.grads[id(t)] = (t, None)
 

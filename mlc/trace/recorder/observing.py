@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,14 +24,26 @@ from mlc.ir.core import Var
 from mlc.ir.trees import each_tensor
 from mlc.ir.types import Loc, TensorType
 from mlc.record.memories import Layout, Memories, layout_of
+from mlc.trace.communication.parallel import Parallel
+from mlc.trace.python.reads import Reads
 from mlc.trace.recorder.randomness import RandomWatch, key_of
 from mlc.trace.recorder.snapshots import Snapshots
 from mlc.trace.recorder.tracer import Tracer
 
-__all__ = ["Observing", "tensors_in"]
+__all__ = ["GradWatcher", "Observing", "tensors_in"]
 
 _A: Any = torch.ops.aten
 _BASE: Any = torch._C.TensorBase
+
+
+class GradWatcher(Protocol):
+    """Who is told what Python does with ``.grad``."""
+
+    def settle(self, t: Tensor) -> None:
+        """``t.grad`` is read."""
+
+    def forget(self, t: Tensor) -> None:
+        """``t.grad`` is set."""
 
 
 class Observing(Tracer):
@@ -44,6 +56,7 @@ class Observing(Tracer):
     """
 
     rounds = True
+    runs = True
 
     def __init__(
         self,
@@ -66,8 +79,10 @@ class Observing(Tracer):
         self.files: list[Loc | None] = []  # where the loop writes files
         self.retained: Any = WeakIdKeyDictionary()  # results that retain_grad() was called on
         self.rebound: dict[int, Tensor] = {}  # tensors whose .data was set
-        self.gradients: Any = None
-        self.reads: Any = None
+        self.watchers: list[GradWatcher] = []  # told where .grad is read and set, in this order
+        self.reads: Reads | None = None
+        self.parallel = Parallel(self)
+        self.unseen: list[Loc | None] = []  # where processes communicated unrecorded
         self.ended = False
         self.linked = False  # whether Python took any number of a tensor
         self.in_hook = False  # a backward hook runs

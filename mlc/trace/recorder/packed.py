@@ -31,7 +31,7 @@ def packed(ob: Observer, active: Callable[[], bool]) -> Iterator[tuple[Any, str,
     functions: Any = torch._VF
 
     def sized(original: Any) -> Any:
-        def call(x: Tensor, sizes: Any, *args: Any, **kwargs: Any) -> Any:
+        def call(x: Tensor, sizes: Any, *args: Any, **kwargs: object) -> Any:
             if active() and isinstance(sizes, Tensor) and sizes.dtype == torch.int64:
                 ob.guard(sizes, sizes.detach().clone(), _WHAT)
             return original(x, sizes, *args, **kwargs)

@@ -17,7 +17,7 @@ __all__ = ["SPECIAL_REAL"]
 _A: Any = torch.ops.aten
 
 
-def _literal(ob: AsData, func: Any, args: Any, kwargs: Any) -> Any:
+def _literal(ob: AsData, func: object, args: Any, kwargs: object) -> Any:
     """``torch.tensor(...)``: a constant."""
     t: Tensor = args[0]
     if ob.memories.find(t) is not None:
@@ -32,7 +32,7 @@ def _literal(ob: AsData, func: Any, args: Any, kwargs: Any) -> Any:
     return t
 
 
-def _zeros(ob: AsData, func: Any, args: Any, kwargs: Any) -> Any:
+def _zeros(ob: AsData, func: object, args: Any, kwargs: Any) -> Any:
     kw = {k: v for k, v in kwargs.items() if k in ("dtype", "device") and v is not None}
     with ob.active():
         return torch.zeros(list(args[0]), **kw)
@@ -116,7 +116,7 @@ def _pack(ob: AsData, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor
         return x.reshape(rows * steps, *x.shape[2:]).index_select(0, index), sizes
 
 
-def _unscale(ob: AsData, func: Any, args: Any, kwargs: Any) -> None:
+def _unscale(ob: AsData, func: object, args: Any, kwargs: object) -> None:
     """``GradScaler.unscale_``, operator by operator; whether it then steps is a guard like any other."""
     grads, found, inverse = args
     with ob.active(), torch.no_grad():
@@ -125,7 +125,7 @@ def _unscale(ob: AsData, func: Any, args: Any, kwargs: Any) -> None:
             g.mul_(inverse.to(g.dtype))
 
 
-def _update_scale(ob: AsData, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _update_scale(ob: AsData, func: object, args: Any, kwargs: object) -> Tensor:
     """``GradScaler.update``: smaller after a step that was skipped, larger after so many that were not."""
     scale, tracker, found, growth, backoff, interval = args
     with ob.active(), torch.no_grad():

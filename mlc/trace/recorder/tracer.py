@@ -20,6 +20,7 @@ from torch import Tensor
 from mlc.ir.core import Draw, Eqn, Seed, Var
 from mlc.ir.types import Loc, TensorType
 from mlc.record.recorder import Recorder
+from mlc.trace.communication.collectives import COMMUNICATION, communicate
 from mlc.trace.python.frames import Site, Sites
 from mlc.trace.recorder.externals import External, Step
 
@@ -30,6 +31,7 @@ class Tracer(Recorder):
     """Records one call of the user's function."""
 
     current: ClassVar[Tracer | None] = None
+    runs = False  # whether the function really runs meanwhile
     stops = True
 
     def __init__(self, paths: dict[int, tuple[Any, ...]]) -> None:
@@ -51,6 +53,9 @@ class Tracer(Recorder):
         self.farther = False  # whether some inner gradients go ways that PyTorch's graph does not have
         self.declared: list[str] = []  # names of the levels (:func:`mlc.level`) that are open
         self.decisions: list[tuple[Var, Any, str, Loc | None]] = []
+        self.roll: Any = None  # roll calls, where there are other processes (see mlc.trace.rollcall)
+        self.following = False  # a functional collective runs that PyTorch's graph goes through
+        self.opaque: dict[Var, Loc | None] = {}  # made by collectives that PyTorch's graph takes for the identity
 
     def depth(self) -> int:
         """How many declared levels (:func:`mlc.level`) are open."""
@@ -62,10 +67,12 @@ class Tracer(Recorder):
         """See :class:`~mlc.trace.python.frames.Sites`; looked up once per operator."""
         return self.sites.here() if self._here is None else self._here
 
-    def dispatch(self, func: Any, s: Any, special: Any, args: Any, kwargs: Any) -> Any:
+    def dispatch(self, func: Any, s: Any, special: Any, args: Any, kwargs: object) -> Any:
         """As :meth:`Recorder.dispatch`."""
         before, self._here = self._here, self.sites.here()
         try:
+            if func.namespace in COMMUNICATION:
+                return communicate(self, func, args, kwargs)
             return super().dispatch(func, s, special, args, kwargs)
         finally:
             self._here = before

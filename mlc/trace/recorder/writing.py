@@ -30,7 +30,7 @@ class Writing(Drawing):
 
     # ---- views
 
-    def _view(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def _view(self, func: object, args: Any, kwargs: Any, out: Any) -> Any:
         base = self.handle(args[0])
         if args[0].requires_grad and args[0].is_leaf:
             self.read(args[0], False)  # it becomes a leaf before anything is derived from it

@@ -24,6 +24,8 @@ from tests import golden
 
 # Levers under which every pass has something to do on the program of tests/goldens/passes/source.txt.
 LEVERS = Levers(price=1e-7, slots=2, parts=2, offload=1)
+# `store` is not among them: a policy narrows float32 alone (tests/passes/precision).
+CHANGING = tuple(n for n in names(PIPELINE) if n != "store")
 
 
 def source() -> mlc.Program:
@@ -63,13 +65,13 @@ def test_the_source_of_the_goldens_is_the_text_of_a_traced_program() -> None:
     golden.check("passes/source.txt", "\n".join(x for x in lines if not x.startswith("file ")) + "\n")
 
 
-@pytest.mark.parametrize("name", names(PIPELINE))
+@pytest.mark.parametrize("name", CHANGING)
 def test_before_and_after(name: str) -> None:
     """Each pass alone, on what the one before gave: ``parse -> passes -> print``."""
     step = next(s for s in steps() if s.of.name == name)
-    i = names(PIPELINE).index(name)
+    i = CHANGING.index(name)
     if i:  # the golden of the pass before is what this one takes
-        golden.check(f"passes/{i}-{PIPELINE[i - 1].name}.txt", text(step.before))
+        golden.check(f"passes/{i}-{CHANGING[i - 1]}.txt", text(step.before))
     golden.check(f"passes/{i + 1}-{name}.txt", text(step.after))
     assert text(step.before) != text(step.after)
 
@@ -92,7 +94,7 @@ def test_in_forward_mode_there_is_no_joint_graph() -> None:
 def test_a_pass_without_its_lever_changes_nothing_but_order(name: str) -> None:
     """Nothing is sparse, split or offloaded that no lever asks for."""
     step = next(s for s in steps(Levers()) if s.of.name == name)
-    if name in ("states", "micro-batches", "offload"):
+    if name in ("states", "store", "micro-batches", "offload"):
         assert step.after is step.before
     else:
         assert sum(_work(r) for _, r in regions(step.after)) <= sum(_work(r) for _, r in regions(step.before))
@@ -231,7 +233,7 @@ def pipelines() -> Iterator[tuple[str, Any]]:
     by_name = {p.name: p for p in PIPELINE}
     yield "own pass added", (*PIPELINE[:1], SquareByProduct(), *PIPELINE[1:])
     yield "pass dropped", tuple(p for p in PIPELINE if p.name != "rematerialise")
-    yield "passes reordered", (*PIPELINE[:4], by_name["rematerialise"], by_name["micro-batches"], by_name["offload"])
+    yield "passes reordered", (*PIPELINE[:5], by_name["rematerialise"], by_name["micro-batches"], by_name["offload"])
     yield "least", (by_name["differentiate"], by_name["cut"])
 
 

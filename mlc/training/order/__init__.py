@@ -1,0 +1,1 @@
+"""How levels hang together: what losses read, which level stands below which, the loops that this stands for."""

@@ -1,0 +1,132 @@
+"""The state of a training: all that its next step depends on, as numbers, text and tensors.
+
+Parameters, optimizers, schedulers, data positions; what losses write to (running statistics, averages); random
+generators, global ones and those that losses and data own; the plans in use, since another plan rounds otherwise;
+callbacks that have a state.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlc.errors import MlcWarning, TrainingError
+from mlc.training.data import randomness
+from mlc.training.level import Level
+from mlc.training.order.reading import Reading
+from mlc.training.state.optimizer import OptimizerState
+
+__all__ = ["Snapshots"]
+
+_FORMAT = 1
+
+
+class Snapshots:
+    """Takes the state of levels, and puts it back.
+
+    Attributes:
+        written: Tensors that losses write to, by their place in the user's code.
+        generators: Random generators that losses and data own.
+        modules: Modules that losses read.
+        untold: What losses change that no state contains, by level.
+    """
+
+    def __init__(self, levels: Sequence[Level], readings: Mapping[Level, Reading]) -> None:
+        self.levels = levels
+        self._trained = {id(p) for x in levels for p in x.params}
+        self.written: dict[str, Tensor] = {}
+        seen: set[int] = set(self._trained)
+        for r in readings.values():
+            for place, t in r.written.items():
+                if id(t) not in seen:
+                    seen.add(id(t))
+                    self.written[f"{r.level.name}: {place}"] = t
+        own = [g for r in readings.values() for g in r.generators] + [g for x in levels for g in x.feed.generators]
+        self.generators = list({id(g): g for g in own}.values())
+        self.modules = list({id(m): m for r in readings.values() for m in r.modules}.values())
+        self.untold = {x.name: readings[x].untold for x in levels if readings[x].untold}
+
+    def tell(self) -> None:
+        """Warn of what a state does not contain."""
+        for name, places in self.untold.items():
+            said = ", ".join(places[:3]) + (", ..." if len(places) > 3 else "")
+            warnings.warn(
+                MlcWarning(
+                    f"the loss of level {name!r} changes what no checkpoint contains: {said}. Keep it in a tensor, or "
+                    "in a callback with state_dict() and load_state_dict()"
+                ),
+                stacklevel=4,
+            )
+        self.untold = {}
+
+    def take(self) -> dict[str, Any]:
+        """The state now; its tensors are copies."""
+        return {
+            "format": _FORMAT,
+            "levels": {x.name: _level(x) for x in self.levels},
+            "written": {k: t.detach().clone() for k, t in self.written.items()},
+            "random": randomness.plain(randomness.states(self.generators)),
+        }
+
+    def put(self, state: Mapping[str, Any]) -> None:
+        """Go to a state; nothing is changed where it does not fit.
+
+        Raises:
+            TrainingError: for a state of other levels, or data that cannot be continued.
+        """
+        self._check(state)
+        for x in self.levels:
+            saved = state["levels"][x.name]
+            _copy(x.params, saved["params"])
+            OptimizerState.from_plain(saved["optimizer"]).put(x.optimizer, self._trained)
+            if x.scheduler is not None:
+                x.scheduler.load_state_dict(saved["scheduler"])
+            x.feed.load_state_dict(saved["data"])
+        _copy(list(self.written.values()), [state["written"][k] for k in self.written])
+        randomness.restore(state["random"], self.generators)
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        if not isinstance(state, Mapping) or "levels" not in state or "random" not in state:
+            raise TrainingError("this is no state of a training", advice="training.state_dict()")
+        if state.get("format") != _FORMAT:
+            raise TrainingError(f"the state is of format {state.get('format')}, this is {_FORMAT}")
+        mine, theirs = [x.name for x in self.levels], list(state["levels"])
+        if mine != theirs:
+            raise TrainingError(
+                f"the state is of levels {theirs}, not of {mine}", advice="the levels that it was saved from"
+            )
+        for x in self.levels:
+            saved = state["levels"][x.name]
+            shapes = [tuple(p.shape) for p in x.params]
+            found = [tuple(p.shape) for p in saved["params"]]
+            if shapes != found:
+                raise x.refuse(f"its parameters have shapes {shapes}, those of the state {found}", "the same model")
+            if len(saved["optimizer"]["groups"]) != len(x.optimizer.param_groups):
+                raise x.refuse("its optimizer has another number of parameter groups than that of the state")
+            if (saved["scheduler"] is None) != (x.scheduler is None):
+                raise x.refuse("only one of it and the state has a scheduler")
+        missing = [k for k in self.written if k not in state["written"]]
+        if missing or len(state["random"]["own"]) != len(self.generators):
+            raise TrainingError(
+                f"the state lacks what the losses now write to or draw from: {', '.join(missing) or 'a generator'}",
+                advice="the losses that it was saved with",
+            )
+
+
+def _level(x: Level) -> dict[str, Any]:
+    return {
+        "params": [p.detach().clone() for p in x.params],
+        "optimizer": OptimizerState.of(x.optimizer).plain(),
+        "scheduler": None if x.scheduler is None else x.scheduler.state_dict(),
+        "data": x.feed.state_dict(),
+    }
+
+
+def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for t, value in zip(into, values, strict=True):
+            t.copy_(value)
