@@ -38,20 +38,6 @@ TAG = "store"
 _LEAST = 64  # elements: below, a cast costs more than the bytes are worth
 
 
-@dataclass(frozen=True)
-class Store:
-    """What loops emit for their adjoints in the storage dtypes of a policy (``joint -> joint``)."""
-
-    name: ClassVar[str] = "store"
-    takes: ClassVar[type[Joint]] = Joint
-    ensures: ClassVar[str] = "what a policy stores narrowly is cast where it is emitted, and back where it is read"
-
-    def apply(self, graphs: Graphs, context: Context) -> Graphs:
-        """As the differentiated program says (:class:`mlc.ir.lowered.storage.Storage`)."""
-        assert isinstance(graphs, Joint)
-        return graphs if graphs.storage is None else replace(graphs, region=stored(graphs.region, graphs.storage))
-
-
 def dtype_for(storage: Storage, label: str, v: Var, carried: bool) -> torch.dtype | None:
     """In which dtype a loop stores a value of its body; None: as it is.
 

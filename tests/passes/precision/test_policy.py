@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import mlc
-from mlc.passes.precision.policy import Resolved, resolve
+from mlc.ir.lowered.precision import Resolved
+from mlc.passes.precision.policy import resolve
 from tests.passes.precision.training import data, model, sgd
 
 
