@@ -20,7 +20,7 @@ def there_and_back(x: Tensor) -> tuple[Tensor, int]:
     out = Var(v.type)
     region = Region((v,), (*eqns, *rows.dequantised(q, scale, out, "store")), (out, q, scale))
     verify(region)
-    back, codes, scales = compile_region(region)([x])
+    back, codes, scales = compile_region(region, lambda e: None)([x])
     return back, codes.nbytes + scales.nbytes
 
 
