@@ -46,7 +46,10 @@ ROOMS = {
     "passes.autodiff": "ir record passes.remat passes.rules passes.precision",
     "passes.responses": "ir record passes.rules passes.autodiff",
     "passes.lowering": "ir passes.remat passes.microbatch passes.precision passes.autodiff passes.responses",
-    "passes.planning": "ir passes.cost passes.remat passes.microbatch passes.precision passes.autodiff passes.responses passes.lowering",
+    "passes.planning": (
+        "ir passes.cost passes.remat passes.microbatch "
+        "passes.precision passes.autodiff passes.responses passes.lowering"
+    ),
     "passes.formulas": "ir record passes.cost passes.microbatch passes.autodiff passes.planning",
     "view": "ir passes.cost passes.lowering passes.planning passes.formulas",
     "linear": "",

@@ -51,13 +51,9 @@ class Differentiate:
             found.fallbacks[str(e.loc)] = why
 
         asked, precision = context.modes, context.precision or Resolved()
-<<<<<<< HEAD:mlc/passes/lowering/differentiate.py
         reverse, apart = _gradients(graphs, asked), differences(graphs, asked.responses)
         policy = Policy(asked.mode, context.stop, note, reverse, apart, casts=casts_of(graphs, precision))
         graphs = respond(graphs, asked.responses, policy)
-=======
-        policy = Policy(asked.mode, context.stop, note, _gradients(graphs, asked), casts=casts_of(graphs, precision))
->>>>>>> w/precision:mlc/passes/autodiff/program.py
         try:
             made = differentiate(graphs, policy)
             found.mode, found.why_not = asked.mode, ""

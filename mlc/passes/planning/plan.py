@@ -10,13 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlc.errors import PlanError
 from mlc.ir.lowered.contract import Context, Levers, Modes
-<<<<<<< HEAD
 from mlc.ir.lowered.decision import Decision
 from mlc.ir.lowered.precision import Resolved
 from mlc.ir.lowered.responses import read
-=======
-from mlc.ir.lowered.precision import Resolved
->>>>>>> w/precision
 
 __all__ = ["VERSION", "Decision", "PlanDocument", "read_plan"]
 
@@ -80,16 +76,12 @@ class PlanDocument(BaseModel):
     @property
     def context(self) -> Context:
         """What the passes are told."""
-<<<<<<< HEAD
         return Context(self.modes, self.stop, self.levers, self.precision)
 
     @property
     def modes(self) -> Modes:
         """Which way derivatives go, and how each level responds."""
         return Modes(self.mode, self.flows, {name: read(x) for name, x in self.responses.items()})
-=======
-        return Context(Modes(self.mode, self.flows), self.stop, self.levers, self.precision)
->>>>>>> w/precision
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""

@@ -162,12 +162,8 @@ class _Planner:
             flows=dict(self.modes.levels) if c.mode == self.modes.mode else {},
             responses={name: written(r) for name, r in self.responses.items()}, backend=how,
             price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts, offload=c.levers.offload,
-<<<<<<< HEAD
             decisions=(*self._modes(c), *decided(self.program, self.responses), *self._levers(c, budget),
                        *self._dtypes(c), lowering),
-=======
-            decisions=(*self._modes(c), *self._levers(c, budget), *self._dtypes(c), lowering),
->>>>>>> w/precision
             peak_bytes=c.peak, seconds=seconds,
             host_bytes=c.transfers.bytes, passes=() if self.passes == PIPELINE else names(self.passes),
             precision=self.precision or None,
