@@ -111,8 +111,8 @@ FAULTS: list[Fault] = [
             ),
             (
                 "residual_cuts_without_the_owned",
-                '        if self.policy.stop == "inner":\n            hard -= self.owned\n        return frozenset(soft | hard)\n\n    def pull',
-                "        return frozenset(soft | hard)\n\n    def pull",
+                '        if self.policy.stop == "inner":\n            hard -= self.owned\n        return frozenset(soft | hard | {',
+                "        return frozenset(soft | hard | {",
             ),
             ("cuts_owned_by_nobody", "self.owned |= hard", "pass"),
             (
