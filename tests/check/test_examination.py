@@ -81,7 +81,7 @@ def test_a_gradient_that_is_no_number_is_not_right() -> None:
     assert not report.ok
     assert report.rel_err != report.rel_err
     assert "w" in report.disagreeing
-    assert any("gradient of w is not finite" in n and "test_check_verdicts.py" in n for n in report.notes)
+    assert any("gradient of w is not finite" in n and "test_examination.py" in n for n in report.notes)
 
 
 def test_no_number_where_the_unroll_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_a_value_that_is_no_number_is_right_where_the_function_gives_it() -> Non
 
     report = mlc.check(loop, *tensors())
     assert report.ok, str(report)
-    assert any("the function itself returns" in n and "test_check_verdicts.py" in n for n in report.notes)
+    assert any("the function itself returns" in n and "test_examination.py" in n for n in report.notes)
 
 
 @pytest.mark.parametrize("kind", ["normal", "bernoulli", "multinomial"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import mlc.compiled.compiled
+import mlc.compiled.entry
 from mlc.ir.core import Loop
 from mlc.ir.lowered.contract import Levers
 from mlc.ir.lowered.stages import Stages
@@ -51,7 +51,7 @@ class Hosted:
 @pytest.fixture(params=LEVERS.values(), ids=list(LEVERS))
 def hosted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosted]:
     stand_in = Hosted(request.param)
-    monkeypatch.setattr(mlc.compiled.compiled, "stages_for", stand_in)
+    monkeypatch.setattr(mlc.compiled.entry, "stages_for", stand_in)
     yield stand_in
     assert stand_in.sequences
 
@@ -68,11 +68,11 @@ NESTED = [p for suite in (test_levels.SUITE, test_epochs.SUITE) for p in suite]
 @pytest.mark.parametrize("levers", [Levers(), Levers(1e-3, 2)], ids=["all kept", "replays of steps"])
 def test_loops_in_loops(case: Program, levers: Levers, monkeypatch: pytest.MonkeyPatch, mlc: ModuleType) -> None:
     stand_in = Hosted(levers)
-    monkeypatch.setattr(mlc.compiled.compiled, "stages_for", stand_in)
+    monkeypatch.setattr(mlc.compiled.entry, "stages_for", stand_in)
     check_compiled(case, mlc)
 
 
 @pytest.mark.parametrize("case", every(3, test_data.SUITE, lambda p: p.name))
 def test_drawn_batches(case: Program, monkeypatch: pytest.MonkeyPatch, mlc: ModuleType) -> None:
-    monkeypatch.setattr(mlc.compiled.compiled, "stages_for", Hosted(Levers(1e-9, 2)))
+    monkeypatch.setattr(mlc.compiled.entry, "stages_for", Hosted(Levers(1e-9, 2)))
     check_compiled(case, mlc)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import mlc
-import mlc.compiled.compiled
+import mlc.compiled.entry
 from mlc.ir.builder import Builder
 from mlc.ir.core import Region, Var
 from mlc.ir.lowered.contract import Levers
@@ -106,7 +106,7 @@ def test_a_call_holds_what_its_plan_predicts(levers: Levers, monkeypatch: pytest
         return made[-1]
 
     made: list[Any] = []
-    monkeypatch.setattr(mlc.compiled.compiled, "stages_for", chosen)
+    monkeypatch.setattr(mlc.compiled.entry, "stages_for", chosen)
     w, xs = X.clone().requires_grad_(), [torch.rand_like(X) for _ in range(6)]
     cf = mlc.compile(train, flows="mixed", backend="interpreter")
     torch.autograd.grad(cf(w, xs), w)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import mlc
-import mlc.compiled.compiled
+import mlc.compiled.entry
 from mlc.ir.lowered.contract import Levers
 from mlc.passes.cost.facts import stages_of
 from mlc.passes.cost.memory import peak_bytes
@@ -139,7 +139,7 @@ def test_adjoints_that_compute_gradients_again(net: str, levers: Levers, monkeyp
         found.append(finish(joint_of(program, plan), levers))
         return found[-1]
 
-    monkeypatch.setattr(mlc.compiled.compiled, "stages_for", chosen)
+    monkeypatch.setattr(mlc.compiled.entry, "stages_for", chosen)
     fn = mlc.compile(loop, flows="mixed", backend="interpreter")
     with mlc.recording():
         torch.autograd.grad(fn(*args), [args[2], *args[1].parameters()])

@@ -56,7 +56,7 @@ def gradients(run: Any, args: tuple[Any, ...]) -> list[Tensor]:
 
 def under(levers: Levers) -> Any:
     """A compiled function that runs under these levers, whatever the planner would choose."""
-    import mlc.compiled.compiled as compiled
+    import mlc.compiled.entry as compiled
 
     def run(*args: Any) -> Tensor:
         cf = mlc.compile(loop, flows="mixed")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mlc
-import mlc.compiled.compiled
+import mlc.compiled.entry
 from mlc.ir.core import Loop
 from mlc.ir.lowered.contract import Levers
 from mlc.passes.cost.memory import peak_bytes
@@ -171,7 +171,7 @@ def under(levers: Levers, monkeypatch: pytest.MonkeyPatch, fn: Any = loop) -> An
         found.append(finish(joint_of(program, plan), levers))
         return found[-1]
 
-    monkeypatch.setattr(mlc.compiled.compiled, "stages_for", chosen)
+    monkeypatch.setattr(mlc.compiled.entry, "stages_for", chosen)
     return mlc.compile(fn, flows="mixed"), found
 
 
