@@ -11,7 +11,7 @@ from torch import Tensor
 
 import mlc
 from mlc.ir.core import Eqn, Loop, Region
-from mlc.ir.lowered.contract import Levers, Refused
+from mlc.ir.lowered.contract import Context, Refused
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.verify import verify
 from mlc.passes.microbatch.phases import in_phases
@@ -47,14 +47,15 @@ def split_bodies(region: Region, k: int, found: list[Region | Refused]) -> Regio
 def in_parts(k: int) -> Iterator[list[Region | Refused]]:
     """Plans made here split what they can; the results of each attempt are collected."""
     found: list[Region | Refused] = []
-    whole = search.finish
+    whole = search.lowered
 
-    def lower(joint: Any, levers: Levers, note: Any) -> Stages:
-        s = whole(joint, replace(levers, price=1e-3, rounds=0), note)  # nothing kept: whole steps are split
+    def lower(joint: Any, context: Context, passes: Any) -> Stages:
+        nothing_kept = replace(context.levers, price=1e-3, rounds=0)  # whole steps are split
+        s = whole(joint, replace(context, levers=nothing_kept), passes)
         backward = s.backward if s.backward is None else split_bodies(s.backward, k, found)
         return replace(s, forward=split_bodies(s.forward, k, found), backward=backward)
 
-    with patch.object(search, "finish", lower):
+    with patch.object(search, "lowered", lower):
         yield found
 
 
