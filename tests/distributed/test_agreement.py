@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -131,6 +132,7 @@ def _fewer(model: Any, weigh: Any, data: Any, val: Any, rank: int) -> Tensor:
     return F.cross_entropy(model(val[0]), val[1])
 
 
+@pytest.mark.slow
 def test_programs_that_differ_are_an_error_on_every_process() -> None:
     zero, one = alike(run(2, _refusing, MLC_TIMEOUT="60"))
     for found in (zero, one):

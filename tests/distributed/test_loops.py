@@ -136,6 +136,7 @@ def test_two_processes_with_adam() -> None:
     _compare(run(2, _job, ["ddp", "each"], "adam"), "adam")
 
 
+@pytest.mark.slow
 def test_four_processes() -> None:
     _compare(run(4, _job, ["ddp", "bucket"], "adam"), "adam")
 

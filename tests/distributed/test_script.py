@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "ddp_reweighting.py"
 
 
@@ -21,6 +23,7 @@ def _losses(n: int) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_train_alike() -> None:
     one, two = _losses(1), _losses(2)
     assert abs(one[0] - two[0]) < 1e-9

@@ -37,6 +37,7 @@ def test_a_fault_that_lost_its_place_says_so() -> None:
         fault.planted(fault.path.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_planted_fault_is_seen(name: str) -> None:
     before = FAULTS[name].path.read_bytes()
@@ -45,6 +46,7 @@ def test_a_planted_fault_is_seen(name: str) -> None:
     assert FAULTS[name].path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_what_changes_nothing_is_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a verdict is kept until mlc or a test changes."""
     monkeypatch.setattr(run, "KEPT", tmp_path / "kept.json")

@@ -62,6 +62,7 @@ def process(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_where_it_was(tmp_path: Path, uninterrupted: dict[str, Tensor]) -> None:
     at = random.SystemRandom().randrange(3, STEPS)
     killed = process(tmp_path, str(at))
