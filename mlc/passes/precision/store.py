@@ -2,11 +2,12 @@
 
 Three kinds of values are saved per trip: *states* (the carries as a trip found them), *gradients* (inner gradients,
 which replay the updates) and *residuals* (other values of the step that the adjoint had better not compute again).
-Each may be kept in bfloat16; residuals also as int8 with a scale per row (:mod:`mlc.passes.precision.rows`).  Residuals
-of an update (moments, roots of them) stay as they are: the terms of an Adam step's derivative cancel only together.
-States that are kept sparsely stay float32: every replay starts from one, and the others are not stored at all.  Only
-sequences that nothing but loops reads, element by element, are touched; draws, integers and small values stay as they
-are.  The pass comes after it was decided what is emitted.  O(equations).
+Each may be kept in bfloat16.  Activations among the residuals may be int8 with a scale per row
+(:mod:`mlc.passes.precision.rows`); a part of a gradient may not: one that becomes zero makes an Adam step's derivative
+wrong by orders of magnitude.  Residuals of an update (moments, roots of them) stay as they are: the terms of that
+derivative cancel only together.  States that are kept sparsely stay float32: every replay starts from one, and the
+others are not stored at all.  Only sequences that nothing but loops reads, element by element, are touched; draws,
+integers and small values stay as they are.  The pass comes after it was decided what is emitted.  O(equations).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mlc.ir.program import Level, Program
 from mlc.ir.types import TensorType, nbytes
 from mlc.passes.cost.memory import rebuilt_of
 from mlc.passes.precision import rows
+from mlc.passes.precision.compute import TAG as CAST
 from mlc.passes.precision.policy import dtype_of
 from mlc.record.retype import shared
 
@@ -35,6 +37,7 @@ __all__ = ["Store", "dtype_for", "labels", "narrowly", "saved_bytes", "storage_o
 _CAST = aten("_to_copy")
 
 TAG = "store"
+_FORWARD = ("forward", CAST)  # equations of a loss; what leads to its gradient is tagged otherwise
 _LEAST = 64  # elements: below, a cast costs more than the bytes are worth
 
 
@@ -76,9 +79,9 @@ def storage_of(program: Program, policy: Resolved, joint: Region) -> Storage | N
             kinds[loop.label] = _both(kinds[loop.label], mine) if loop.label in kinds else mine
     if not kinds:
         return None
-    emitted = frozenset(
-        v for e in joint.walk() if isinstance(e.op, Loop) for v in e.op.body.outputs[e.op.n_carry :]
-    )  # fmt: skip
+    loops = [e.op for e in joint.walk() if isinstance(e.op, Loop)]
+    made = {v for op in loops for e in op.body.eqns if not e.impure for v in e.outs}
+    emitted = frozenset(v for op in loops for v in op.body.outputs[op.n_carry :] if v in made)
     return Storage(kinds, emitted)
 
 
@@ -147,11 +150,12 @@ def _narrowed(region: Region, at: int, storage: Storage) -> Region:
     assert isinstance(op, Loop)
     forms: dict[int, _Form] = {}
     updates = _updates(op, storage)
+    activations = {v for x in op.body.eqns if x.tag in _FORWARD for v in x.outs}
     for j, (out, v) in enumerate(zip(e.outs[op.n_carry :], op.body.outputs[op.n_carry :], strict=True)):
         if not _plain(region, out) or (op.replay is not None and v in rebuilt_of(op)) or _drawn(op, v):
             continue
         dtype = dtype_for(storage, op.label, v, v in op.body.inputs[: op.n_carry])
-        if v in updates:
+        if v in updates or (dtype is torch.int8 and v not in activations):
             dtype = None
         form = None if dtype is None else narrowly(v, dtype)
         if form is not None:
