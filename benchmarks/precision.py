@@ -28,6 +28,7 @@ from rich.table import Table
 import mlc
 
 POLICIES: dict[str, Any] = {
+    "product bf16": {"L1 -> L0": "bf16"},
     "float32": None,
     "bf16": "bf16",
     "bf16, stored bf16": mlc.Precision(compute="bf16", store="bf16"),
