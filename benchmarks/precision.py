@@ -5,10 +5,13 @@ momentum. For each policy the loop is compiled and differentiated once over floa
 compared with the plain unroll of the same functions in float64 under PyTorch's own autograd. Peaks are predicted by the
 types of the plan (a CPU without instructions for it computes bfloat16 no faster, so seconds are left out).
 
-    python benchmarks/precision.py [--workload W1 digits] [--quick] [--out FILE]
+    python benchmarks/precision.py [--workload W1 digits] [--policy NAME ...] [--quick] [--out FILE]
+
+Points that were not asked for stay in the file; where sizes differ they are dropped.
 """
 
 import argparse
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 import mlc
+from mlc.units import size_text
 
 POLICIES: dict[str, Any] = {
-    "product bf16": {"L1 -> L0": "bf16"},
     "float32": None,
     "bf16": "bf16",
+    "product bf16": {"L1 -> L0": "bf16"},
     "bf16, stored bf16": mlc.Precision(compute="bf16", store="bf16"),
     "residuals int8": mlc.Precision(store="int8"),
     "bf16, residuals int8": mlc.Precision(compute="bf16", store="int8"),
@@ -63,16 +67,31 @@ def measure(name: str, policy: str, memory: str, exact: np.ndarray, quick: bool)
 def show(console: Console, name: str, points: list[Point]) -> None:
     """The points of a workload; peaks relative to float32 under the same demand on memory."""
     table = Table(title=name)
-    for column in ("policy", "plan", "cosine", "norm", "peak MB", "of float32", "saved MB"):
+    for column in ("policy", "plan", "cosine", "norm", "peak", "of float32", "saved"):
         table.add_column(column, justify="left" if column in ("policy", "plan") else "right")
     whole = {p["memory"]: p["peak_bytes"] for p in points if p["policy"] == "float32"}
     for p in points:
-        saved = "" if p["saved_bytes"] is None else f"{p['saved_bytes'] / 1e6:.2f} ({p['saved'].split('; ')[-1]})"
+        saved = "" if p["saved_bytes"] is None else f"{size_text(p['saved_bytes'])} ({p['saved'].split('; ')[-1]})"
         table.add_row(
-            p["policy"], p["memory"], f"{p['cosine']:.6f}", f"{p['norm']:.4f}", f"{p['peak_bytes'] / 1e6:.2f}",
-            f"{p['peak_bytes'] / whole[p['memory']]:.3f}", saved,
+            p["policy"], p["memory"], f"{p['cosine']:.6f}", f"{p['norm']:.4f}", size_text(p["peak_bytes"]),
+            f"{p['peak_bytes'] / whole[p['memory']]:.3f}" if p["memory"] in whole else "", saved,
         )  # fmt: skip
     console.print(table)
+
+
+def merged(points: list[Point], shapes: dict[str, Any], file: Path) -> list[Point]:
+    """The new points, and those of the file that were measured at the same sizes and not again."""
+    old = json.loads(file.read_text()) if file.exists() else {"points": [], "shape": {}}
+    again = {_key(p) for p in points}
+    kept = [
+        p for p in old["points"]
+        if _key(p) not in again and shapes.get(p["workload"]) in (None, old["shape"][p["workload"]])
+    ]  # fmt: skip
+    return [p | {"shape": old["shape"] | shapes} for p in points + kept]
+
+
+def _key(p: Point) -> tuple[str, str, str]:
+    return p["workload"], p["policy"], p["memory"]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -81,15 +100,16 @@ def main(args: argparse.Namespace) -> None:
     for name in args.workload:
         w = WORKLOADS[name](args.quick, torch.float64)
         shapes[name], exact = w.shape, of_tensors(eager.plain(w))
-        mine = [measure(name, p, m, exact, args.quick) for p in POLICIES for m in MEMORY]
+        mine = [measure(name, p, m, exact, args.quick) for p in args.policy for m in MEMORY]
         show(console, name, mine)
         points += mine
-    write(args.out, load, [p | {"shape": shapes} for p in points])
+    write(args.out, load, merged(points, shapes, args.out))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--policy", nargs="+", default=list(POLICIES), choices=list(POLICIES))
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--out", type=Path, default=RESULTS / "precision.json")
     main(parser.parse_args())

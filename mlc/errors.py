@@ -19,6 +19,7 @@ __all__ = [
     "MlcWarning",
     "PlanError",
     "PrecisionWarning",
+    "ResponseWarning",
     "RootWarning",
     "SolverError",
     "SolverWarning",
@@ -97,11 +98,15 @@ class SolverError(MlcError):
 
 
 class MlcWarning(UserWarning):
-    """Base class of all warnings that mlc gives on purpose; results are right nevertheless, but for the two below."""
+    """Base class of all warnings that mlc gives on purpose; results are right unless the warning says otherwise."""
 
 
 class SolverWarning(MlcWarning):
     """A linear system was not solved to its tolerance, or is not what the solver assumes: the gradient is inexact."""
+
+
+class ResponseWarning(MlcWarning):
+    """An approximate response is used where what it rests on does not hold: the gradient may be far off."""
 
 
 class RootWarning(MlcWarning):

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "mlc").rglob("*.py"))
 TREES = {p: ast.parse(p.read_text()) for p in SOURCES}
 CLASSES = {c.name: c for tree in TREES.values() for c in ast.walk(tree) if isinstance(c, ast.ClassDef)}
-DOCS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+# Not the changelog: what was, is told there.
+DOCS = [p for p in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")) if p.name != "CHANGELOG.md"]
 
 
 def entries(doc: str, title: str) -> list[str]:
@@ -82,8 +83,6 @@ def test_files_and_modules_that_docs_name_exist(path: Path) -> None:
     text = path.read_text()
     files = re.findall(r"`((?:mlc|tests|examples|benchmarks)/[\w/.]+\.(?:py|md|json))`", text)
     modules = re.findall(r"`(mlc(?:\.[a-z]\w*)+)`", text)
-    if path.name == "CHANGELOG.md":  # what was, is told there
-        return
     missing = [f for f in files if not (ROOT / f).exists()]
     rooms = {p.name for p in (ROOT / "mlc").iterdir() if p.is_dir()}
     for m in modules:

@@ -67,10 +67,9 @@ def test_training_agrees_with_the_plain_unroll(name: str) -> None:
 def test_reweighting_by_levels_has_the_gradient_of_the_loop() -> None:
     levels, loop = load("reweighting_levels"), load("reweighting")
     (x, y, _), val, _ = levels.load()
-    training = mlc.Training(levels.problems(x, y, *val)[0])
-    (lower, upper), model, logits = levels.problems(x, y, *val)
-    mine = mlc.Training([lower, upper])
-    batches = training.arguments()[0]
+    problems, model, logits = levels.problems(x, y, *val)
+    mine = mlc.Training(problems)
+    batches = mine.arguments()[0]
     other, own = loop.make_net(), torch.zeros(len(y), requires_grad=True)
     other.load_state_dict(model.state_dict())
     loop.validate_after_training(other, loop.make_optimizer(other), own, batches, *val).backward()

@@ -68,6 +68,7 @@ def check(fn: Callable[..., Any], *args: object, dtype: torch.dtype = torch.floa
         advice = "use torch.float64 or torch.float32"
         raise PlanError(f"mlc.check in {dtype}", loc=place_of(underlying(fn, args)[0]), advice=advice)
     fn, args, options = underlying(fn, args)
+    options = {**options, "mesh": None}  # each process checks its own problem
     precision = options.get("precision") if precision is None else precision
     check_precision(precision)
     given = (args, kwargs)

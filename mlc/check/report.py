@@ -147,8 +147,9 @@ class CheckReport:
     def ok(self) -> bool:
         """Whether every comparison agrees, and at least one referee could be asked."""
         exact = self.tolerances.exact
+        policy = self.precision is None or self.precision.ok
         if self.responses:
-            return not self.wrong and self.value_err <= exact and self.state_err <= exact
+            return policy and not self.wrong and self.value_err <= exact and self.state_err <= exact
         confirmed = self.unrolled and not any(m.overruled for m in self.metas)
         asked = confirmed or any(d.conclusive for d in self.differences if d.what == "compiled")
         return (
@@ -158,7 +159,7 @@ class CheckReport:
             and self.value_err <= exact
             and self.state_err <= exact
             and all(d.ok for d in self.differences)
-            and (self.precision is None or self.precision.ok)
+            and policy
         )
 
     @property
@@ -231,6 +232,8 @@ class CheckReport:
             lines.append(f"  distance       {self.distance:.2e} of the exact gradient, cosine {self.cosine:.6f}")
         else:
             lines.append("  distance       unknown: there is no plain unroll to compare with")
+        if self.precision is not None:
+            lines.append(f"  precision      {self.precision}")
         for m in self.metas[:20]:
             lines.append(f"  {m.name:40s}{m.norm:12.3e}" + ("" if m.error is None else f"{m.error:12.1e}"))
         return [*lines, *[f"  note: {n}" for n in self.notes]]

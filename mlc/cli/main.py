@@ -28,7 +28,7 @@ from mlc.cli.userfile import UserFile, blame, load
 from mlc.compiled.report import Report
 from mlc.draw import draw as draw_picture
 from mlc.errors import MlcError, PlanError
-from mlc.passes.planning.options import check_options, planning
+from mlc.passes.planning.options import check_options, planning, sweeping
 from mlc.progress import progress
 from mlc.view.curve import curve_table, save_curve
 from mlc.view.diff import changes, compare
@@ -130,7 +130,7 @@ def run(target: Target, memory: Memory = None, trace: Annotated[
         cf.options = _with_memory(cf.options, memory)
     with contextlib.nullcontext() if trace is None else mlc.recording():
         alone = file.main is None or file.name is not None
-        report = _call(file, as_json) if alone else _main(file, as_json, verbose)
+        report = _call(file, memory, as_json) if alone else _main(file, as_json, verbose)
     if trace is not None:
         if report is None:
             raise MlcError("nothing was recorded: main() called no compiled function of this file")
@@ -139,10 +139,10 @@ def run(target: Target, memory: Memory = None, trace: Annotated[
         _screen.print(f"trace written to {trace}", markup=False)
 
 
-def _call(file: UserFile, as_json: bool) -> Report:
+def _call(file: UserFile, memory: str | None, as_json: bool) -> Report:
     """One call on the example arguments, with the gradient of everything returned."""
     fn, args, kwargs, options = subject(file)
-    found = called(mlc.compile(**options)(fn), args, kwargs)
+    found = called(mlc.compile(**_with_memory(options, memory))(fn), args, kwargs)
     norms = {n: None if g is None else float(g.norm()) for n, g in found.gradients.items()}
     if as_json:
         _print_json({"outputs": found.values, "gradient_norms": norms, "report": found.report.as_dict()})
@@ -214,7 +214,7 @@ def _swept(file: UserFile, output: Path | None, as_json: bool) -> None:
     with progress("sweeping budgets") as say, contextlib.redirect_stdout(sys.stderr):
         say("tracing")
         program = mlc.trace(fn, *args, **kwargs)
-        plans = planned_sweep(program, say=say, **planning(_without_memory(options)))
+        plans = planned_sweep(program, say=say, **sweeping(options))
     if output is not None:
         save_curve(plans, output)
         _screen.print(f"curve written to {output}", markup=False)
@@ -222,10 +222,6 @@ def _swept(file: UserFile, output: Path | None, as_json: bool) -> None:
         _print_json([p.model_dump() for p in plans])
     else:
         print(curve_table(plans).rstrip())
-
-
-def _without_memory(options: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if k in ("backend", "stop_gradient", "flows")}
 
 
 def _saved(found: Plan, output: Path) -> None:
@@ -291,7 +287,7 @@ def draw(target: Target, output: Output = None, memory: Memory = None, layout: A
     plans: list[Plan] = []
     if sweep and found.bound is not None:
         with progress("sweeping budgets") as say:
-            plans = planned_sweep(found.bound, say=say, **_without_memory(subject(file)[3]))
+            plans = planned_sweep(found.bound, say=say, **sweeping(subject(file)[3]))
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_picture(found, path, layout=layout, measured=was, sweep=plans)
     _screen.print(f"drawing written to {path}", markup=False)

@@ -80,6 +80,7 @@ class Call:
         self.seen = seen
         self.inputs = inputs_of(entry, roots)
         self.done: Run | None = None
+        self.differentiated = torch.is_grad_enabled()  # of the user's call: off inside the node of autograd
         self.drawer = Drawer(self._open, batch_tensors) if seen is None else Redrawn(seen)
 
     def differentiable(self) -> Sequence[int]:
@@ -103,9 +104,9 @@ class Call:
         """The user's function has run: the program must reproduce it; what is given out is what it computed."""
         entry, recording = self.entry, self.entry.recording
         own = [seen.initial(x) for x in recording.externals]
-        narrow = differs(entry.plan, entry.executor.stages)
+        narrow = differs(entry.plan, entry.executor.stages.forward)
         verify = self.owner.options.get("verify", "values")
-        exact = self._exact(seen, own) if narrow and verify is not None else None
+        exact = agreed(self.owner.circle, lambda: self._exact(seen, own)) if narrow and verify is not None else None
         run = self._run_as_then(seen, entry.executor, own, self.drawer)
         if exact is not None:
             entry.cost = cost_of(entry.executor, run, exact)
@@ -122,7 +123,7 @@ class Call:
         verify = self.owner.options.get("verify", "values")
         if verify is not None:
             self._reproduces(seen, own, entry.executor, run)
-        if verify == "gradient" and torch.is_grad_enabled() and not entry.plan.responses:
+        if verify == "gradient" and self.differentiated and not entry.plan.responses:
             compare_slope(seen, entry.program, entry.executor, own, run, total=float if circle is None else circle.sum)
 
     def _run_as_then(self, seen: Observation, executor: Executor, own: list[Tensor], drawer: Drawer) -> Run:

@@ -1,4 +1,4 @@
-"""The health of a gradient: what linear solves and adjoints said of it, and the warnings that follow."""
+"""The health of a gradient: what linear solves and estimates said of it, and the warnings that follow."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlc.errors import MlcWarning
+from mlc.errors import ResponseWarning
 from mlc.runtime.interpreter.solve import Sampled, Solved, Told
 
-__all__ = ["Health", "ResponseWarning", "Solves", "heard"]
+__all__ = ["Health", "Solves", "heard"]
 
 _FAR = 0.3  # of its first norm: a gradient that is still so large is plainly not zero
 _ROUNDING = 1e-10
-
-
-class ResponseWarning(MlcWarning):
-    """An approximate response is used where what it rests on does not hold: the gradient may be far off."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +106,11 @@ class Health:
                 " is no minimum, and this is no minimum's response. Try: more steps, damping=, or mlc.Truncated(k)"
             ))  # fmt: skip
         if not s.converged and last.solver != "nystrom":
+            worst = max(s.each, key=lambda x: x.residual)
             self._say(s.level, "converged", (
-                f"level {s.level}: {last.solver} left a residual of {s.residual:.1e} after {last.iterations} iterations"
-                f" (asked for: {last.tol:.1e}): the gradient is inexact. Try: more steps=, damping=, or a larger tol="
+                f"level {s.level}: {worst.solver} left a residual of {worst.residual:.1e} after {worst.iterations}"
+                f" iterations (asked for: {worst.tol:.1e}): the gradient is inexact. Try: more steps=, damping=, or a"
+                " larger tol="
             ))  # fmt: skip
         if s.stationarity is not None and s.stationarity > _FAR:
             self._say(s.level, "stationary", (

@@ -3,8 +3,8 @@
 Under a policy results differ from the recorded run by rounding of the narrow types, which no tolerance tells from a
 fault.  So the exact program, with the same decisions about memory, is held against the recorded run as always; then
 both are differentiated with cotangents of one, and the policy's hypergradient is compared with the exact one.  That
-takes two more forward and backward runs at the first call of a program, and as much memory as the exact plan, which
-must fit the budget, too; nothing at later calls.
+takes one forward run and two backward runs more at the first call of a program (further forward runs where rounding has
+to be measured), and as much memory as the exact plan, which must fit the budget, too; nothing at later calls.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from mlc.errors import BudgetError
+from mlc.ir.core import Region
+from mlc.ir.lowered.decision import Decision
 from mlc.ir.program import Program
+from mlc.passes.cost.equations import device_of
 from mlc.passes.cost.memory import peak_bytes
-from mlc.passes.planning.plan import Decision
 from mlc.passes.planning.planned import stages_of_plan
 from mlc.runtime.call import Executor, Run
 from mlc.units import size_text
@@ -69,15 +71,11 @@ class PrecisionCost:
         return f"cosine {self.cosine:.6f}, norm {self.norm:.4f}, values {self.value:.1e}"
 
 
-def differs(plan: Plan, stages: Any) -> bool:
+def differs(plan: Plan, region: Region) -> bool:
     """Whether a plan's numbers are not those of the exact plan: TensorFloat-32 changes none on a CPU."""
     if plan.precision is None:
         return False
-    return plan.precision.rewrites or (bool(plan.precision.matmul) and _on_cuda(stages))
-
-
-def _on_cuda(stages: Any) -> bool:
-    return any(getattr(v.type, "device", torch.device("cpu")).type == "cuda" for v in stages.forward.inputs)
+    return plan.precision.rewrites or (bool(plan.precision.matmul) and device_of(region).type == "cuda")
 
 
 def exact_executor(program: Program, plan: Plan, options: dict[str, Any]) -> Executor:
@@ -113,24 +111,13 @@ def compare_with(exact: Sequence[Tensor | None], mine: Sequence[Tensor | None],
         mine: The same under the policy.
         values: Pairs of returned values, the policy's and the exact ones.
     """
-    pairs = [(a, b) for a, b in zip(mine, exact, strict=True) if a is not None and b is not None]
-    products, sizes, others = (sum(f(a.double(), b.double()) for a, b in pairs) for f in (_dot, _mine, _theirs))
-    a, b = sizes**0.5, others**0.5
-    cosine = 1.0 if a == b == 0 else products / (a * b) if a and b else 0.0
+    both = [(a, b) for a, b in zip(mine, exact, strict=True) if a is not None and b is not None]
+    pairs = [(a.double(), b.double()) for a, b in both]
+    a, b = (sum(float(x.square().sum()) for x in side) ** 0.5 for side in (list(zip(*pairs, strict=True)) or [(), ()]))
+    product = sum(float((x * y).sum()) for x, y in pairs)
+    cosine = 1.0 if a == b == 0 else product / (a * b) if a and b else 0.0
     norm = 1.0 if a == b == 0 else a / b if b else float("inf")
     return PrecisionCost(cosine, norm, max([_error(x, y) for x, y in values], default=0.0))
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float((a * b).sum())
-
-
-def _mine(a: Tensor, b: Tensor) -> float:
-    return float((a * a).sum())
-
-
-def _theirs(a: Tensor, b: Tensor) -> float:
-    return float((b * b).sum())
 
 
 def _error(x: Any, y: Any) -> float:

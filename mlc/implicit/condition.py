@@ -91,8 +91,7 @@ class Linear:
 
     def transposed(self, u: Tensor) -> Tensor:
         """``(dF/dx)^T u``."""
-        seeds = self._seeds(u)
-        return self.packing.flat(grads(self.values, self.at, seeds, retain=True)).detach()
+        return self.packing.flat(grads(self.values, self.at, self.packing.parts(u), retain=True)).detach()
 
     def product(self, p: Tensor) -> Tensor:
         """``(dF/dx) p``."""
@@ -102,6 +101,3 @@ class Linear:
                 self._pulled = grads(self.values, self.at, self._dual, create=True)
         out = grads(self._pulled, self._dual, self.packing.parts(p), retain=True)
         return self.packing.flat(out).detach()
-
-    def _seeds(self, u: Tensor) -> Tensors:
-        return self.packing.parts(u)

@@ -74,11 +74,6 @@ class Settings:
         _positive(self.options, "damping", 0)
         return self
 
-    @property
-    def damping(self) -> float:
-        """Added to the Jacobian's diagonal."""
-        return float(self.options.get("damping", 0.0))
-
     def tol(self, dtype: torch.dtype) -> float:
         """The relative residual that counts as solved."""
         asked = self.options.get("tol")

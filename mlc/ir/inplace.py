@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["Schema", "functional_variant", "like_to_fill", "schema_of"]
+__all__ = ["Schema", "by_name", "functional_variant", "like_to_fill", "schema_of"]
 
 _A: Any = torch.ops.aten
 
@@ -94,3 +94,8 @@ def like_to_fill(op: OpOverload, args: tuple[Any, ...]) -> tuple[OpOverload, tup
         low, high = (0, args[1]) if op._overloadname == "default" else args[1:3]
         return getattr(_A.random_, "from"), (low, high)
     return None
+
+
+def by_name(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments of a call by the names of the operator's schema."""
+    return {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}

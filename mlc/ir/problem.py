@@ -6,10 +6,11 @@ needs the facts alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlc.ir.core import Region
+from mlc.ir.core import Eqn, Loop, Region
 from mlc.ir.types import Loc, Type
 
 __all__ = ["Flow", "Input", "Level", "Problem"]
@@ -121,6 +122,20 @@ class Problem:
     warnings: tuple[str, ...] = ()
     guards: tuple[str, ...] = ()
     binding: Any = field(default=None, repr=False)
+
+    def region_at(self, path: Sequence[int]) -> Region:
+        """The region that these positions of loops lead to, outermost first."""
+        region = self.region
+        for i in path:
+            op = region.eqns[i].op
+            assert isinstance(op, Loop)
+            region = op.body
+        return region
+
+    def places(self, level: Level) -> list[tuple[Region, Eqn]]:
+        """The gradients of a level, each with the region that it stands in."""
+        regions = [(self.region_at(path[:-1]), path[-1]) for path in level.at]
+        return [(region, region.eqns[i]) for region, i in regions]
 
     @property
     def metas(self) -> tuple[int, ...]:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 from mlc.linear.cg import cg, normal_cg
-from mlc.linear.dense import direct, matrix
+from mlc.linear.dense import direct
 from mlc.linear.krylov import bicgstab, gmres
-from mlc.linear.neumann import largest, neumann
+from mlc.linear.neumann import neumann
 from mlc.linear.nystrom import nystrom
 from mlc.linear.solve import MatVec, Packing, Solve, default_tol
 
@@ -27,8 +27,6 @@ __all__ = [
     "default_tol",
     "direct",
     "gmres",
-    "largest",
-    "matrix",
     "neumann",
     "normal_cg",
     "nystrom",

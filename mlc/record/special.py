@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from mlc.errors import CaptureError
 from mlc.ir.core import Random
-from mlc.ir.inplace import schema_of
+from mlc.ir.inplace import by_name, schema_of
 from mlc.ir.types import TensorType
 from mlc.record.values import Values
 
@@ -31,8 +31,8 @@ def _batch_norm(rec: Values, func: object, args: Any, kwargs: object) -> Any:
             mean, var = (rec.constant(s, (x, weight, bias)) for s in (mean, var))
             return _by_running_statistics(x, weight, bias, mean, var, eps)
         if not training:
-            return _plain(rec, _A.native_batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps), {})
-        out = _plain(rec, _A.native_batch_norm.default, (x, weight, bias, None, None, True, momentum, eps), {})
+            return rec.plain(_A.native_batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps), {})
+        out = rec.plain(_A.native_batch_norm.default, (x, weight, bias, None, None, True, momentum, eps), {})
         if mean is not None:
             with torch.no_grad():
                 dims = [d for d in range(x.dim()) if d != 1]
@@ -57,7 +57,7 @@ def _batch_norm_like(mean_at: int | None, extra: bool = False) -> Handler:
     """Relatives of ``native_batch_norm``: other places of the statistics, one more result."""
 
     def run(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
-        given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
+        given = by_name(func, args, kwargs)
         mean, var = (given.get("running_mean"), given.get("running_var")) if mean_at is not None else (None, None)
         head = (given["input"], given.get("weight"), given.get("bias"), mean, var)
         out = _batch_norm(rec, func, (*head, given.get("training", True), given["momentum"], given["eps"]), {})
@@ -71,7 +71,7 @@ def _batch_norm_like(mean_at: int | None, extra: bool = False) -> Handler:
 
 def _rrelu(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     """Randomised leaky ReLU: the slopes are drawn, the rest is a product."""
-    given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
+    given = by_name(func, args, kwargs)
     x, noise = given["self"], given["noise"]
     lower, upper = given.get("lower", 0.125), given.get("upper", 1 / 3)
     with rec.active():
@@ -97,7 +97,7 @@ def _equal(rec: Values, func: object, args: Any, kwargs: object) -> bool:
 
 def _grouped_mm(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     """Grouped matrix product; its fake kernel knows bfloat16 only, the real one more."""
-    given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
+    given = by_name(func, args, kwargs)
     a, b, offs = given["self"], given["mat2"], given.get("offs")
     dtype = given.get("out_dtype") or a.dtype
     lead: list[int] = []
@@ -106,10 +106,6 @@ def _grouped_mm(rec: Values, func: Any, args: Any, kwargs: Any) -> Any:
     with torch.utils._python_dispatch._disable_current_modes(), rec.fake_mode:
         out = torch.empty([*lead, a.shape[-2], b.shape[-1]], dtype=dtype, device=a.device)
     return rec.recorded(func, schema_of(func), args, kwargs, out)
-
-
-def _plain(rec: Values, func: object, args: object, kwargs: object) -> Any:
-    return rec.plain(func, args, kwargs)
 
 
 def _dropout(rec: Values, func: object, args: Any, kwargs: Any) -> Any:
@@ -216,12 +212,12 @@ def _embedding(rec: Values, func: object, args: Any, kwargs: Any) -> Any:
             loc=rec.locate()[0],
             advice="use Embedding(sparse=False)",
         )
-    return _plain(rec, func, args, kwargs)
+    return rec.plain(func, args, kwargs)
 
 
 SPECIAL: dict[Any, Handler] = {
     _A.native_batch_norm.default: _batch_norm,
-    _A.cudnn_batch_norm.default: lambda r, f, a, k: _batch_norm(r, f, (*a[:5], a[5], a[6], a[7]), k),
+    _A.cudnn_batch_norm.default: _batch_norm,
     _A._native_batch_norm_legit.default: _batch_norm_like(3),
     _A._native_batch_norm_legit.no_stats: _batch_norm_like(None),
     _A._batch_norm_with_update.default: _batch_norm_like(3, extra=True),

@@ -11,7 +11,6 @@ import torch
 from mlc.compiled.compiled import CompiledFunction
 from mlc.errors import TrainingError
 from mlc.ir.program import Program
-from mlc.training.data.drawing import Start
 from mlc.training.events import Event
 from mlc.training.level import Level, shape_of
 from mlc.training.loggers import loggers
@@ -20,6 +19,7 @@ from mlc.training.order.blocks import arrange, flat
 from mlc.training.order.reading import read
 from mlc.training.running import Run
 from mlc.training.state.snapshot import Snapshots
+from mlc.training.state.start import Start
 from mlc.training.stepping import Stepper, Turn
 from mlc.view.plan import Plan
 
@@ -72,11 +72,11 @@ class Training:
         options = options_of(self.levels, memory, precision, mesh)
         readings = {x: read(x, self.levels) for x in self.levels}
         self.blocks = arrange(levels, list(readings.values()))
-        starts = {x: Start(x) for x in self.levels}
+        starts = {x: Start(x) for x in self.levels if x.cold}
         self._steppers = [
             Stepper(b, readings, starts, options if b.body or b is self.blocks[-1] else None) for b in self.blocks
         ]
-        self.snapshots = Snapshots(self.levels, readings)
+        self.snapshots = Snapshots(self.levels, readings, starts)
         self.step = 0
         self.validates = False
         self.until = 0
@@ -95,7 +95,7 @@ class Training:
 
     @property
     def function(self) -> CompiledFunction:
-        """The compiled step of the top block, for ``mlc.check`` and its kin: see :meth:`arguments`."""
+        """The compiled step of the top level, for ``mlc.check`` and its kin: see :meth:`arguments`."""
         found = self._top.compiled
         assert found is not None
         return found
@@ -107,12 +107,12 @@ class Training:
     @property
     def program(self) -> Program:
         """The program of the last step; before the first one, that of a step that is traced and put back."""
-        return self.function.program or self._top.traced()[0]
+        return self.function.program or self._top.traced()
 
     @property
     def plan(self) -> Plan:
         """The plan of the last step; before the first one, that of a step that is traced and put back."""
-        return self.function.plan or self._top.traced()[1]
+        return self.function.plan or self._top.planned()
 
     @property
     def recordings(self) -> int:
@@ -185,6 +185,13 @@ class Training:
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go to a state in the middle of its run."""
+        self.snapshots.check(state)
+        turns = [t for s in self._steppers for t in s.turns]
+        if len(state["plans"]) != len(turns):
+            raise TrainingError(
+                f"the state holds plans of {len(state['plans'])} steps, this training has {len(turns)}",
+                advice="the levels that it was saved from",
+            )
         with_state = [f for f in self.callbacks if hasattr(f, "load_state_dict")]
         kept = [s for s in state.get("callbacks", ()) if s is not None]
         if len(with_state) != len(kept):
@@ -195,7 +202,6 @@ class Training:
         self.snapshots.put(state)
         for f, s in zip(with_state, kept, strict=True):
             f.load_state_dict(s)
-        turns = [t for s in self._steppers for t in s.turns]
         for turn, plans in zip(turns, state["plans"], strict=True):
             if turn.compiled is not None:
                 turn.compiled.take_over(plans)

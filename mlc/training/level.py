@@ -58,7 +58,8 @@ class Level:
             response: How the levels above differentiate what this one trained: None or ``mlc.Unroll()``, exactly
                 through all steps; or another response (``mlc.Implicit()``, ``mlc.Truncated(5)``, ...).
             start: ``"warm"``: every step of the level above goes on from where the last one left this level;
-                ``"cold"``: it starts anew from the parameters, and with the optimizer and scheduler, of the beginning.
+                ``"cold"``: it starts anew from the parameters, optimizer and scheduler of the beginning (inside the
+                loop of another level: with a fresh optimizer).
             rollback: After the step of the level above, go back to before this level's steps and take them again, on
                 the same batches, with the new parameters above (DARTS, Liu et al. 2019, algorithm 1).
             scheduler: An ``LRScheduler`` of the optimizer, or what makes one from it; steps after every optimizer step.

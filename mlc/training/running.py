@@ -135,10 +135,11 @@ class Run:
         say(f"step {self.training.step} of {self.end}, {losses}, {speed:.3g} steps/s")
 
     def _warn_of_values(self) -> None:
-        wrong = [k for k, v in numbers(self.values).items() if not math.isfinite(v)]
+        wrong = [(k, v) for k, v in numbers(self.values).items() if not math.isfinite(v)]
         if wrong and not self.told:
             self.told = True
-            said = f"after step {self.training.step} {wrong[0]!r} is {numbers(self.values)[wrong[0]]}"
+            name, value = wrong[0]
+            said = f"after step {self.training.step} {name!r} is {value}"
             warnings.warn(MlcWarning(f"{said}: clip, smaller steps, or fewer of them help"), stacklevel=5)
 
     def _warn(self, before: int) -> None:

@@ -17,13 +17,15 @@ from torch.nn.utils import clip_grad_norm_
 
 from mlc.api import plan, trace
 from mlc.ir.program import Program
+from mlc.passes.planning.options import planning
 from mlc.training.compiled import Compiled
-from mlc.training.data.drawing import Drawn, Start, draw, peek
+from mlc.training.data.drawing import Drawn, draw, peek
 from mlc.training.level import Level
 from mlc.training.order.blocks import Block
 from mlc.training.order.loops import Loop, apply_gradients, loop_of, training_of
 from mlc.training.order.reading import Reading
 from mlc.training.state.optimizer import OptimizerState
+from mlc.training.state.start import Start
 from mlc.view.plan import Plan
 
 __all__ = ["Stepper", "Turn"]
@@ -42,12 +44,12 @@ class Turn:
                  starts: dict[Level, Start], options: dict[str, Any] | None) -> None:  # fmt: skip
         self.body = block.body
         self.heads = tuple(heads)
-        self.loop: Loop = loop_of(block, heads)
+        self.loop: Loop = loop_of(block, heads, starts)
         self.compiled = None if options is None else Compiled(self.loop.function, options)
         self.constants = _constants(self.loop.levels, readings)
         self._starts = starts
         self._cold = [h for b in block.body for h in b.heads if h.cold]
-        self._again = [(b, training_of(b)) for b in block.body if any(h.rollback for h in b.heads)]
+        self._again = [(b, training_of(b, starts)) for b in block.body if any(h.rollback for h in b.heads)]
         self._written = {h: list(readings[h].written.values()) for b, _ in self._again for h in b.heads}
 
     def arguments(self) -> tuple[Any, ...]:
@@ -55,14 +57,16 @@ class Turn:
         found = peek(self.body, self.heads, self._starts)
         return tuple(found.items[x] for x in self.loop.levels)
 
-    def traced(self) -> tuple[Program, Plan]:
-        """Program and plan of a step, without making one."""
-        assert self.compiled is not None
+    def traced(self) -> Program:
+        """The program of a step, without making one."""
         drawn = peek(self.body, self.heads, self._starts)
         with held(self.constants), drawn.rates():
-            seen = trace(self.loop.function, *[drawn.items[x] for x in self.loop.levels])
-        options = {k: v for k, v in self.compiled.options.items() if k != "verify"}
-        return seen, plan(seen, **options)
+            return trace(self.loop.function, *[drawn.items[x] for x in self.loop.levels])
+
+    def planned(self) -> Plan:
+        """Its plan."""
+        assert self.compiled is not None
+        return plan(self.traced(), **planning(self.compiled.options))
 
     def step(self) -> dict[str, float | Tensor]:
         """One step; the losses by level."""
@@ -125,7 +129,6 @@ class _Before:
         self.level = level
         self.tensors = [(t, t.detach().clone()) for t in (*level.params, *written)]
         self.optimizer = OptimizerState.of(level.optimizer)
-        self.rates = [g["lr"] for g in level.optimizer.param_groups]
 
     def put(self) -> None:
         rates = [g["lr"] for g in self.level.optimizer.param_groups]  # where the scheduler has come to

@@ -8,7 +8,7 @@ from mlc.units import size_text, time_text
 from mlc.view.tables import printed, table
 
 if TYPE_CHECKING:
-    from mlc.passes.planning.plan import Decision
+    from mlc.ir.lowered.decision import Decision
     from mlc.view.plan import Plan
 
 __all__ = ["changes", "compare"]

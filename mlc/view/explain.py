@@ -7,10 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
+from mlc.ir.lowered.decision import Decision
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Flow, Level, Program
 from mlc.passes.formulas.comparison import Formulas
-from mlc.passes.planning.plan import Decision, PlanDocument
+from mlc.passes.planning.plan import PlanDocument
 from mlc.units import size_text, time_text
 from mlc.view.details import details
 from mlc.view.formulatext import formula_lines

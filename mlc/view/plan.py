@@ -14,7 +14,7 @@ from mlc.ir.lowered.contract import Pass
 from mlc.ir.lowered.stages import Stages
 from mlc.ir.program import Program
 from mlc.passes.formulas.comparison import Formulas, formulas_of
-from mlc.passes.lowering.pipeline import Passes, check_passes
+from mlc.passes.lowering.pipeline import PIPELINE, Passes, check_passes
 from mlc.passes.planning.plan import PlanDocument, read_plan
 from mlc.passes.planning.planned import PlannedProgram, stages_of_plan
 from mlc.passes.planning.planner import plan_program, planned_sweep
@@ -34,7 +34,7 @@ class Plan(Shown, PlanDocument):
     _program: Program | None = PrivateAttr(default=None)
     _planned: PlannedProgram | None = PrivateAttr(default=None)
     _formulas: Formulas | None = PrivateAttr(default=None)
-    _passes: Any = PrivateAttr(default=None)
+    _passes: Passes = PrivateAttr(default=PIPELINE)
 
     @classmethod
     def of(cls, planned: PlannedProgram) -> Plan:
@@ -73,7 +73,7 @@ class Plan(Shown, PlanDocument):
     @property
     def pipeline(self) -> Passes:
         """The passes that it was made with."""
-        return check_passes(self._passes)
+        return self._passes
 
     @property
     def fresh(self) -> bool:

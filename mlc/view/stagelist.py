@@ -7,7 +7,7 @@ from mlc.ir.lowered.contract import Graphs
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.program import Program
 from mlc.passes.cost.facts import Stage, stages_of
-from mlc.passes.lowering.pipeline import PIPELINE, Passes, Step, check_passes, names, run
+from mlc.passes.lowering.pipeline import PIPELINE, Passes, Step, names, run
 from mlc.view.plan import Plan
 
 __all__ = ["TRACED", "after", "graphs_after", "input_names", "known", "shown"]
@@ -34,7 +34,7 @@ def graphs_after(plan: Plan) -> dict[str, Graphs]:
     def keep(step: Step) -> None:
         found[step.of.name] = step.after
 
-    run(check_passes(plan.pipeline), program, plan.context, [keep])
+    run(plan.pipeline, program, plan.context, [keep])
     return found
 
 
@@ -48,7 +48,7 @@ def after(plan: Plan, name: str | None = None) -> tuple[Stage, ...]:
     if name is None:
         name = list(found)[-1]
     if name not in found:
-        all_of_it = known(check_passes(plan.pipeline))
+        all_of_it = known(plan.pipeline)
         if name in all_of_it:
             raise PlanError(
                 f"pass {name!r} has nothing to take in {plan.mode} mode", advice=f"one of: {', '.join(found)}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mlc.check.policyreport import PolicyCheck
 from mlc.check.report import CheckReport, Difference, MetaError, Tolerances, best_pair, worst
 
 GOOD = Difference("direction 1", 2.0, 2.0, 1e-9, 1e-10, 1e-4)
@@ -36,6 +37,17 @@ WRONG: dict[str, dict[str, Any]] = {
 def test_one_disagreement_is_enough(name: str) -> None:
     report = replace(REPORT, **WRONG[name])
     assert not report.ok and "NOT ok" in str(report)
+
+
+@pytest.mark.parametrize("responses", [(), ("FirstOrder() of level inner",)])
+@pytest.mark.parametrize(("cosine", "norm", "ok"), [(0.9999, 1.0, True), (0.5, 1.0, False), (0.9999, 1.3, False)])
+def test_a_policy_counts_beside_exact_and_approximate_responses(
+    responses: tuple[str, ...], cosine: float, norm: float, ok: bool
+) -> None:
+    cost = PolicyCheck("'bf16'", cosine, norm, 0.01, "float64", {"w": 0.01})
+    report = replace(REPORT, responses=responses, precision=cost)
+    assert report.ok is ok
+    assert f"cosine {cosine:.6f}" in str(report) and ("NOT ok" in str(report)) is not ok
 
 
 def test_a_difference_is_believed_as_far_as_it_is_determined() -> None:

@@ -348,6 +348,8 @@ def test_a_file_of_levels(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, [command, str(file)])
         assert result.exit_code == 0, result.output
         assert said in result.output
+    result = CliRunner().invoke(app, ["run", str(file), "--memory", "1B"])
+    assert result.exit_code == 1 and "no plan fits 1 bytes" in result.output, result.output
     file.write_text(LEVELS.replace("return mlc.Training(", "return list("))
     result = CliRunner().invoke(app, ["plan", str(file)])
     assert result.exit_code != 0

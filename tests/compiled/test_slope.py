@@ -63,7 +63,7 @@ def test_a_rule_that_is_wrong_through_the_loop_only_is_caught(monkeypatch: pytes
     monkeypatch.setattr(reverse, "_safe_sqrt", lambda b, e, ct: b.add(true(b, e, ct), true(b, e, ct)))
     w, x = torch.rand(5, dtype=torch.float64, requires_grad=True), torch.rand(5, dtype=torch.float64)
     with pytest.raises(mlc.VerifyError, match="does not agree with differences"):
-        mlc.compile(adam, verify="gradient")(w, x)
+        mlc.compile(adam, flows="reverse", verify="gradient")(w, x)
 
 
 def test_another_word_is_refused() -> None:

@@ -221,3 +221,17 @@ def _in_groups(rank: int, n: int) -> Any:
 def test_groups_are_read_at_every_call() -> None:
     for gaps in alike(run(2, _in_groups)):
         assert max(gaps) < 1e-12
+
+
+def _checking(rank: int, n: int) -> str:
+    model, weigh = models()
+    try:
+        mlc.check(_loop, model, weigh, *batches(rank, n))
+    except mlc.CommunicationError as e:
+        return str(e)
+    return ""
+
+
+def test_a_loop_that_communicates_is_checked_in_one_process() -> None:
+    for text in alike(run(2, _checking)):
+        assert "cannot be checked here" in text and "size 1" in text

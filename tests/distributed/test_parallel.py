@@ -179,10 +179,6 @@ def test_as_eager(kinds: list[str]) -> None:
 # ---- what is refused
 
 
-def _partly(model: Any, weigh: Any, data: Any, val: Any) -> Tensor:
-    return _plain(model, weigh, data, val)
-
-
 def _never(model: Any, weigh: Any, data: Any, val: Any) -> Tensor:
     opt = torch.optim.SGD(model.parameters(), lr=0.2)
     for x, y in data:
@@ -210,7 +206,7 @@ def _refused_job(rank: int, n: int) -> Any:
     sharded = _network("plain")
     fully_shard(sharded)
     return [
-        tried(_plain, hooked), tried(_partly, DistributedDataParallel(_network("unused"))), tried(_plain, sharded),
+        tried(_plain, hooked), tried(_plain, DistributedDataParallel(_network("unused"))), tried(_plain, sharded),
         tried(_never, DistributedDataParallel(_network("plain"))),
     ]  # fmt: skip
 

@@ -7,7 +7,6 @@ A learned thing is an entry of the argument `meta`, or a module there. Traits: `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from tests.fuzz.draft import Draft
 from tests.fuzz.losses import target
@@ -229,6 +228,3 @@ def lr_groups(d: Draft) -> None:
     a, b = d.meta("lr0", "torch.tensor(0.05)"), d.meta("lr1", "torch.tensor(0.1)")
     first, rest = "list({net}.parameters())[:1]", "list({net}.parameters())[1:]"
     d.groups = f'[{{{{"params": {first}, "lr": {a}}}}}, {{{{"params": {rest}, "lr": {b}}}}}]'
-
-
-Fits = Callable[[Spec], bool]

@@ -132,7 +132,6 @@ FAULTS: list[Fault] = [
                 "a_wrong_slope_is_allowed",
                 "_ALLOWED = {torch.float64: 1e-4, torch.float32: 5e-2}",
                 "_ALLOWED = {torch.float64: 1e4, torch.float32: 5e2}",
-                "tests/compiled/test_slope.py",
             ),
         ],
     ),

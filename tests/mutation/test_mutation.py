@@ -68,3 +68,12 @@ def test_what_changes_nothing_is_not_killed(tmp_path: Path, monkeypatch: pytest.
 def test_the_tests_kill_nearly_all_faults() -> None:
     verdicts = run.judged(FAULTS, 2, lambda line: None)
     assert run.score(verdicts) >= run.LEAST, run.report(verdicts)
+
+
+def test_tests_that_fail_anyway_or_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = FAULTS[SAMPLE[0]]
+    monkeypatch.setattr(run, "_apart", lambda fault, tests: {"status": 1})
+    with pytest.raises(run.Unsound):
+        run.sound([fault], {})
+    monkeypatch.setattr(run, "_apart", lambda fault, tests: None)
+    assert run.judge(fault).kind == "killed"

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Eqn, Grad, Loop, Region, Var, aten
@@ -14,6 +13,7 @@ from mlc.ir.types import SeqType, TensorType
 from mlc.passes.autodiff.adjoint import FallBack, Tape, lower_grads
 from mlc.passes.autodiff.policy import Policy
 from mlc.record.recorder import Recorder
+from mlc.record.regions import record_region
 from mlc.record.retype import shared
 from mlc.runtime.interpreter.interpreter import compile_region
 from mlc.runtime.interpreter.loop import link
@@ -23,15 +23,15 @@ Function = Callable[..., Any]
 
 def recorded(f: Function, *like: Tensor, safe_sqrt: bool = False) -> Region:
     """`f` as a region; tensors say shapes and dtypes."""
-    rec = Recorder(merge=True, fake_mode=FakeTensorMode())
+    rec = Recorder(merge=True)
     rec.safe_sqrt = safe_sqrt
-    ins = [rec.fresh(rec.builder.input(TensorType.of(t))) for t in like]
-    for t in ins:
-        rec.handle(t).leaf = True
-    with rec, torch.no_grad():
+
+    @torch.no_grad()
+    def listed(*ins: Tensor) -> list[Tensor | None]:
         out = f(*ins)
-    outs = [out] if isinstance(out, Tensor) else list(out)
-    return rec.builder.region([rec.value(rec.handle(t)) for t in outs])
+        return [out] if isinstance(out, Tensor) else list(out)
+
+    return record_region(rec, listed, [TensorType.of(t) for t in like])[0]
 
 
 def run(region: Region, values: Sequence[Any]) -> list[Any]:

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 import mlc
+from tests.training.problems import Problem, square
 from tests.training.restart import STEPS, build
 from tests.training.test_graphs import bilevel
 
@@ -143,6 +145,66 @@ def test_states_of_other_trainings_are_refused() -> None:
     with pytest.raises(mlc.TrainingError, match="no state of a training"):
         training.load_state_dict({"model": 1})
     equal(tensors, before)
+
+
+STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "format": (lambda s: s.update(format=0), "of format 0"),
+    "groups": (lambda s: s["levels"]["w"]["optimizer"].update(groups=[]), "another number of parameter groups"),
+    "scheduler": (lambda s: s["levels"]["w"].update(scheduler={}), "only one of it and the state has a scheduler"),
+    "generators": (lambda s: s["random"].update(own=[0]), "lacks what the losses now write to or draw from"),
+    "written": (lambda s: s.update(written={}), "lacks what the losses now write to or draw from"),
+    "cold starts": (lambda s: s.update(starts={}), "cold starts of"),
+    "plans": (lambda s: s.update(plans=[]), "plans of 0 steps"),
+    "callbacks": (lambda s: s.update(callbacks=[{}]), "1 callbacks' states"),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_that_does_not_fit_changes_nothing(name: str) -> None:
+    p, seen = bilevel(), torch.zeros(())
+
+    def inner(batch: Tensor) -> Tensor:
+        seen.add_(1)
+        return p.losses["w"](p.params, batch)
+
+    w = mlc.Level("w", p.params["w"], torch.optim.SGD([p.params["w"]], lr=0.1), inner, p.data["w"], start="cold")
+    training = mlc.Training([w, p.level("u")])
+    training.run(1)
+    state = training.state_dict()
+    training.run(1)
+    before = {k: v.detach().clone() for k, v in p.params.items()}
+    edit, said = STATES[name]
+    edit(state)
+    with pytest.raises(mlc.TrainingError, match=said):
+        training.load_state_dict(state)
+    equal({k: v.detach() for k, v in p.params.items()}, before)
+    with pytest.raises(mlc.TrainingError, match="no state of a training"):
+        training.load_state_dict(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_cold_start_goes_back_to_where_the_first_run_began(nested: bool) -> None:
+    """Not to the weights that a process which continues was started with."""
+
+    def made(shift: float) -> tuple[mlc.Training, dict[str, Tensor]]:
+        losses = bilevel().losses
+        top = {"t": lambda v, b: square(b @ (v["w"] - v["u"])) + square(v["t"] - v["u"])} if nested else {}
+        p = Problem(**losses, **top)
+        with torch.no_grad():
+            p.params["w"].add_(shift)
+        opt = torch.optim.SGD([p.params["w"]], lr=0.1, momentum=0.9)
+        cold = p.level("w", 2, optimizer=opt, start="cold")
+        above = [p.level("u", 2), p.level("t")] if nested else [p.level("u")]
+        return mlc.Training([cold, *above]), {k: v.detach() for k, v in p.params.items()}
+
+    first, wanted = made(0.0)
+    first.run(2)
+    state = first.state_dict()
+    first.run(3)
+    again, found = made(0.7)
+    again.load_state_dict(state)
+    again.run(3)
+    equal(found, wanted)
 
 
 def test_a_loss_that_counts_in_python_is_told_of(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 Every process of a group runs the same sequence of these operators, each on its own values.  A group is written by the
 name that PyTorch gives it (``"0"`` is the world), never as an object, so that a program holds no process group.  All
-are linear maps of the values of all processes together, hence the whole table of derivatives
-(:mod:`mlc.passes.rules.collectives`): tangents go through the operator itself, cotangents through its transpose, which
-is one of them again.
+but reductions by max, min and product are linear maps of the values of all processes together, hence the table of
+derivatives (:mod:`mlc.passes.rules.collectives`): tangents go through the operator itself, cotangents through its
+transpose, which is one of them again.
 
 =============== ==================================================================== ======================
 operator        result on every process                                              transpose

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from mlc.ir.core import Region
 from mlc.ir.lowered.precision import Resolved
+from mlc.ir.lowered.responses import Response
 from mlc.ir.lowered.stages import Joint, Stages
 from mlc.ir.program import Program
 from mlc.ir.types import Loc
@@ -51,13 +52,12 @@ class Modes:
     Attributes:
         mode: Of the whole program: ``"mixed"``, ``"reverse"`` or ``"forward"``.
         levels: Modes of the inner gradients of single levels, where they differ from it.
-        responses: How the derivative of what a level trained is obtained, by name of the level, where it is not exact
-            (values of :mod:`mlc.ir.lowered.responses`).
+        responses: How the derivative of what a level trained is obtained, by name of the level, where it is not exact.
     """
 
     mode: str = "mixed"
     levels: Mapping[str, str] = field(default_factory=dict)
-    responses: Mapping[str, Any] = field(default_factory=dict)
+    responses: Mapping[str, Response] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,6 @@ from mlc.ir.lowered.slots import replayed_steps
 __all__ = ["bodies", "map_bodies"]
 
 
-def map_bodies(region: Region, f: Callable[[Region], Region]) -> Region:
-    """Apply ``f`` to the bodies of the region's loops (not recursively)."""
-    eqns = []
-    for e in region.eqns:
-        if isinstance(e.op, Loop):
-            op = replace(e.op, body=f(e.op.body))
-            if op.replay is not None:
-                op = replace(op, replay=replace(op.replay, body=f(op.replay.body)))
-            e = e.with_(op=op)
-        eqns.append(e)
-    return Region(region.inputs, tuple(eqns), region.outputs, region.names)
-
-
 def bodies(region: Region, f: Callable[[Region, int], Region], replay: Callable[[Region, int], Region] | None = None
             ) -> Region:  # fmt: skip
     """The region with other bodies of its loops (and of their replays), made from them and how often they run."""
@@ -37,3 +24,8 @@ def bodies(region: Region, f: Callable[[Region, int], Region], replay: Callable[
             e = e.with_(op=op)
         eqns.append(e)
     return Region(region.inputs, tuple(eqns), region.outputs, region.names)
+
+
+def map_bodies(region: Region, f: Callable[[Region], Region]) -> Region:
+    """Apply ``f`` to the bodies of the region's loops and of their replays (not recursively)."""
+    return bodies(region, lambda body, n: f(body), lambda body, n: f(body))

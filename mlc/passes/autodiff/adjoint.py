@@ -41,6 +41,7 @@ class Tape:
         self.b = b
         self.policy = policy
         self.records: dict[Eqn, GradRecord] = {}
+        self.origin: dict[Eqn, Eqn] = {}
         self.owned: set[Eqn] = set()
         self._reverse_over = reverse_over | policy.reverse | _inner_gradients(region)
         start = len(b.eqns)
@@ -54,7 +55,6 @@ class Tape:
                 b.copy_eqn(e, env)
         self.env = env
         self.eqns = b.eqns[start:]
-        self.sources: dict[Eqn, Eqn] = {}
 
     def _grad(self, e: Eqn, env: dict[Var, Var], saved: dict[Var, Var]) -> None:
         b, op = self.b, e.op
@@ -85,7 +85,6 @@ class Tape:
             marker = Eqn(Alias(), tuple(values + losses + wrt + seeds), tuple(Var(v.type) for v in values), tag="grad")
             b.append(marker)
             self.records[marker] = rec
-            self.origin = getattr(self, "origin", {})
             self.origin[marker] = e
             env.update(zip(e.outs, marker.outs, strict=True))
         else:

@@ -22,7 +22,7 @@ from mlc.passes.autodiff.jacobian import forward_stages
 from mlc.passes.autodiff.loops import nested_gradients
 from mlc.passes.autodiff.policy import Policy
 from mlc.passes.autodiff.reverse import active_vars, outermost
-from mlc.passes.precision.casts import Twins, casts_of, equations
+from mlc.passes.precision.casts import Twins, casts_of
 from mlc.passes.precision.store import storage_of
 from mlc.passes.responses.respond import differences, respond
 
@@ -116,4 +116,4 @@ def _joint(program: Program, policy: Policy, reverse_over: frozenset[Eqn]
 def _gradients(program: Program, modes: Modes) -> frozenset[Eqn]:
     """Gradient equations of the levels that go in reverse."""
     chosen = [x for x in program.levels if modes.levels.get(x.name) == "reverse"]
-    return frozenset(e for level in chosen for e in equations(program, level))
+    return frozenset(e for level in chosen for _, e in program.places(level))

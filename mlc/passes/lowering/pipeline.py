@@ -119,9 +119,17 @@ def verifier(step: Step) -> None:
 
 
 def differentiated(program: Program, context: Context, passes: Sequence[Pass] = PIPELINE) -> Joint | Stages:
-    """The program after the passes that do not depend on levers: those up to the last one that takes a program."""
+    """The program after the passes that do not depend on levers: those up to the last one that takes a program.
+
+    Raises:
+        PlanError: when these passes leave a program, or something that is no graphs at all.
+    """
     found = run(passes[: _split(passes)], program, context)
-    assert not isinstance(found, Program)
+    if not isinstance(found, (Joint, Stages)):
+        raise PlanError(
+            f"the passes that take a program end with a {type(found).__name__}",
+            advice="keep the pass 'differentiate' as the last of them",
+        )
     return found
 
 

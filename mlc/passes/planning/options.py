@@ -15,7 +15,7 @@ from mlc.passes.lowering.pipeline import check_passes
 from mlc.passes.precision.policy import check_precision
 from mlc.units import parse_memory
 
-__all__ = ["check_levers", "check_options", "free_memory", "planning"]
+__all__ = ["check_levers", "check_options", "free_memory", "planning", "sweeping"]
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -64,6 +64,11 @@ def check_levers(levers: Any) -> None:
 def planning(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those options of a compiled function that its plan depends on."""
     return {k: v for k, v in options.items() if k != "verify"}
+
+
+def sweeping(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a compiled function that its curve of time and memory depends on."""
+    return {k: v for k, v in planning(options).items() if k not in ("memory", "levers", "mesh")}
 
 
 def free_memory(device: torch.device) -> int:

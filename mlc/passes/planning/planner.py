@@ -14,6 +14,7 @@ from mlc.errors import BudgetError
 from mlc.ir.core import Region
 from mlc.ir.digest import digest
 from mlc.ir.lowered.contract import Context, Findings, Modes
+from mlc.ir.lowered.decision import Decision
 from mlc.ir.lowered.responses import written
 from mlc.ir.program import Program
 from mlc.passes.autodiff.jacobian import count, legal
@@ -23,7 +24,7 @@ from mlc.passes.lowering.modes import resolve
 from mlc.passes.lowering.pipeline import PIPELINE, Passes, check_passes, differentiated, names
 from mlc.passes.planning.alternatives import Alternatives
 from mlc.passes.planning.options import check_options, free_memory
-from mlc.passes.planning.plan import Decision, PlanDocument
+from mlc.passes.planning.plan import PlanDocument
 from mlc.passes.planning.planned import PlannedProgram
 from mlc.passes.planning.search import Candidate, Search, front, thrift
 from mlc.passes.precision import policy as told
@@ -90,10 +91,11 @@ def usable(budget: int) -> int:
 
 
 def planned_sweep(program: Program, *, backend: str = "auto", stop_gradient: str = "all", flows: Any = None,
-          passes: Any = None, say: Callable[[str], None] = lambda text: None) -> list[PlannedProgram]:  # fmt: skip
+                  precision: Any = None, passes: Any = None, say: Callable[[str], None] = lambda text: None,
+                  ) -> list[PlannedProgram]:  # fmt: skip
     """The whole curve of time and memory: one plan for each point, fastest first; ``say`` hears where it is."""
     with _no_collection():
-        planner = _Planner(program, flows, stop_gradient, check_passes(passes))
+        planner = _Planner(program, flows, stop_gradient, check_passes(passes), precision)
         points = front(c for s in planner.searches for c in s.curve(say))
         return [planner.plan(c, c.peak, backend) for c in points]
 
@@ -101,7 +103,7 @@ def planned_sweep(program: Program, *, backend: str = "auto", stop_gradient: str
 class _Planner:
     """Searches of a program, one per mode that may be used."""
 
-    def __init__(self, program: Program, flows: Any, stop: str, passes: Passes, precision: Any = None) -> None:
+    def __init__(self, program: Program, flows: Any, stop: str, passes: Passes, precision: Any) -> None:
         self.precision = told.resolve(program, precision)
         self.program = program
         self.stop = stop

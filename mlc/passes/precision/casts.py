@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from mlc.errors import PlanError
-from mlc.ir.core import Eqn, Grad, Loop, Region, Var
+from mlc.ir.core import Eqn, Grad, Region, Var
 from mlc.ir.lowered.precision import Resolved
 from mlc.ir.program import Level, Program
 from mlc.ir.types import TensorType
@@ -17,7 +16,7 @@ from mlc.passes.precision.ops import Role, role_of
 from mlc.passes.precision.policy import dtype_of
 from mlc.passes.precision.update import widen_updates
 
-__all__ = ["Casts", "Twins", "casts_of", "equations", "narrow_products"]
+__all__ = ["Casts", "Twins", "casts_of", "narrow_products"]
 
 Twins = dict[Eqn, tuple[Var, ...]]
 
@@ -73,7 +72,7 @@ def narrow_products(program: Program, level: Level, casts: Casts | None) -> tupl
         slices = [(program.region, slice_of(made, outer))]
     else:
         slices = []
-        for region, e in _places(program, level):
+        for region, e in _grads(program, level):
             made = {v: x for x in region.eqns for v in x.outs}
             slices.append((region, slice_of(made, losses_of(e, None))))
     total = narrow = 0
@@ -90,18 +89,9 @@ def narrow_products(program: Program, level: Level, casts: Casts | None) -> tupl
     return narrow, total
 
 
-def _places(program: Program, level: Level) -> list[tuple[Region, Eqn]]:
-    """The gradients of a level with the regions that they stand in."""
-    found = []
-    for path in level.at:
-        region = program.region
-        for i in path[:-1]:
-            op = region.eqns[i].op
-            assert isinstance(op, Loop)
-            region = op.body
-        if isinstance(region.eqns[path[-1]].op, Grad):
-            found.append((region, region.eqns[path[-1]]))
-    return found
+def _grads(program: Program, level: Level) -> list[tuple[Region, Eqn]]:
+    """The gradients of a level that are equations of their own, with the regions that they stand in."""
+    return [(region, e) for region, e in program.places(level) if isinstance(e.op, Grad)]
 
 
 def _castings(region: Region, dtypes: dict[Eqn, torch.dtype]) -> list[Casting]:
@@ -122,17 +112,12 @@ def casts_of(program: Program, policy: Resolved) -> Casts | None:
     for level in program.levels:
         pairs = ((losses, policy.compute), (products, policy.product), (updates, policy.update))
         asked = [(into, d) for into, named in pairs if (d := dtype_of(named.get(level.name))) is not None]
-        for e in equations(program, level) if asked else ():
+        for _, e in _grads(program, level) if asked else ():
             _check(level, e)
             for into, dtype in asked:
                 into[e] = dtype
     outer = program.levels[0].name if program.levels else "L0"
     return Casts(losses, products, updates, dtype_of(policy.compute.get(outer)))
-
-
-def equations(program: Program, level: Level) -> Sequence[Eqn]:
-    """The gradients of a level."""
-    return [e for _, e in _places(program, level)]
 
 
 def _check(level: Level, e: Eqn) -> None:

@@ -92,15 +92,10 @@ def labels(program: Program, level: Level) -> tuple[str, ...]:
 
 def _loops(program: Program, level: Level) -> Iterator[Loop]:
     """The loops whose bodies take a level's gradients."""
-    for path in level.at:
-        eqns = program.region.eqns
-        found: list[Loop] = []
-        for i in path[:-1]:
-            op = eqns[i].op
-            assert isinstance(op, Loop)
-            found.append(op)
-            eqns = op.body.eqns
-        yield from found[-1:]
+    for *outer, loop, _ in (path for path in level.at if len(path) > 1):
+        op = program.region_at(outer).eqns[loop].op
+        assert isinstance(op, Loop)
+        yield op
 
 
 def _both(a: Mapping[str, str], b: Mapping[str, str]) -> dict[str, str]:

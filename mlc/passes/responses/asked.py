@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -98,31 +98,12 @@ def lost(program: Program, responses: Mapping[str, Response]) -> list[str]:
     Raises:
         PlanError: when that is so for all of them.
     """
-    if not responses:
-        return []
-    flows = []
-    for f in program.flows:
-        r = responses.get(f.target)
-        if f.kind == "value" and isinstance(r, FirstOrder) and f.why == "loss":
-            f = replace(f, carries=False)
-        elif f.kind == "value" and isinstance(r, (Implicit, FullyFirstOrder)) and f.why and "loss" not in f.why:
-            f = replace(f, carries=False) if f.why != "trained above" else f
-        flows.append(f)
-    before, after = program.graph, replace(program, flows=tuple(flows)).graph
-    names = [program.inputs[i].name for i in program.metas]
-    gone = [n for n in names if before.paths(n) and not after.paths(n)]
+    gone = _cut_off(program, responses)
     if not gone:
         return []
-    titles = {x.name: x.title for x in program.levels}
-    given = ", ".join(f"{r} of level {titles[n]}" for n, r in responses.items())
-    which = ", ".join(gone[:4]) + (f" and {len(gone) - 4} more" if len(gone) > 4 else "")
-    why = f"{given} takes it for constant where it enters"
-    if all(n in gone or not before.paths(n) for n in names):
-        raise PlanError(
-            f"no meta-parameter has a derivative left: {which}; {why}", loc=program.loc,
-            advice="use mlc.Unroll() or mlc.Truncated(steps) for that level",
-        )  # fmt: skip
-    return [f"the gradient of {which} is zero: {why}"]
+    why = f"{_given(program, responses)} takes it for constant where it enters"
+    _refuse_nothing_left(program, gone, why)
+    return [f"the gradient of {_which(gone)} is zero: {why}"]
 
 
 def unreached(program: Program, responses: Mapping[str, Response], gradients: Collection[int]) -> None:
@@ -140,21 +121,53 @@ def unreached(program: Program, responses: Mapping[str, Response], gradients: Co
     """
     if not responses:
         return
-    said = {n for w in lost(program, responses) for n in w.split()}
-    names = [program.inputs[i].name for i in program.metas if program.graph.paths(program.inputs[i].name)]
     have = {program.inputs[i].name for i in gradients}
-    gone = [n for n in names if n not in have]
-    if not gone:
-        return
-    given = ", ".join(f"{r} of level {n}" for n, r in responses.items())
-    why = f"{given} leaves out every way to the result"
-    if len(gone) == len(names):
+    gone = [n for n in _reaching(program) if n not in have]
+    why = f"{_given(program, responses)} leaves out every way to the result"
+    _refuse_nothing_left(program, gone, why)
+    said = _cut_off(program, responses)
+    new = [n for n in gone if n not in said]
+    if new:
+        warnings.warn(MlcWarning(f"the gradient of {_which(new)} will be None: {why}"), stacklevel=2)
+
+
+def _reaching(program: Program) -> list[str]:
+    """Meta-parameters with a path to the result."""
+    names = [program.inputs[i].name for i in program.metas]
+    return [n for n in names if program.graph.paths(n)]
+
+
+def _cut_off(program: Program, responses: Mapping[str, Response]) -> list[str]:
+    """Those whose every path enters a level where its response takes it for constant."""
+    if not responses:
+        return []
+    flows = []
+    for f in program.flows:
+        r = responses.get(f.target)
+        if f.kind == "value" and isinstance(r, FirstOrder) and f.why == "loss":
+            f = replace(f, carries=False)
+        elif f.kind == "value" and isinstance(r, (Implicit, FullyFirstOrder)) and f.why and "loss" not in f.why:
+            f = replace(f, carries=False) if f.why != "trained above" else f
+        flows.append(f)
+    after = replace(program, flows=tuple(flows)).graph
+    return [n for n in _reaching(program) if not after.paths(n)]
+
+
+def _refuse_nothing_left(program: Program, gone: Sequence[str], why: str) -> None:
+    if gone and len(gone) == len(_reaching(program)):
         raise PlanError(
-            f"no meta-parameter has a derivative left: {', '.join(gone[:4])}; {why}", loc=program.loc,
+            f"no meta-parameter has a derivative left: {_which(gone)}; {why}", loc=program.loc,
             advice="use mlc.Unroll() or mlc.Truncated(steps) for that level",
         )  # fmt: skip
-    if set(gone) - said:
-        warnings.warn(MlcWarning(f"the gradient of {', '.join(gone[:4])} will be None: {why}"), stacklevel=2)
+
+
+def _given(program: Program, responses: Mapping[str, Response]) -> str:
+    titles = {x.name: x.title for x in program.levels}
+    return ", ".join(f"{r} of level {titles[n]}" for n, r in responses.items())
+
+
+def _which(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def decided(program: Program, responses: Mapping[str, Response]) -> list[Decision]:

@@ -10,26 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mlc.ir.core import Eqn, Loop, Region, Stop, Var
+from mlc.ir.core import Eqn, Region, Stop, Var
 from mlc.ir.program import Program
 from mlc.passes.responses.measured import first_and_last
 from mlc.passes.responses.rewrite import ALWAYS, renamed_outs
 from mlc.passes.responses.site import Run, Site, Trained
 from mlc.passes.responses.stationary import Place, Stationary, refused
 
-__all__ = ["Ending", "inside_of", "leaving", "rebuilt", "region_at"]
+__all__ = ["Ending", "inside_of", "leaving", "rebuilt"]
 
 Rule = Callable[[Sequence[Var], Sequence[Var], Sequence[Var]], Eqn]
-
-
-def region_at(program: Program, path: Sequence[int]) -> Region:
-    """The region that these positions of loops lead to."""
-    region = program.region
-    for i in path:
-        op = region.eqns[i].op
-        assert isinstance(op, Loop)
-        region = op.body
-    return region
 
 
 @dataclass
@@ -45,7 +35,7 @@ class Ending:
     @property
     def region(self) -> Region:
         """With what was done to runs behind this one."""
-        return region_at(self.program, self.run.path)
+        return self.program.region_at(self.run.path)
 
     @property
     def ends(self) -> list[Var]:

@@ -21,6 +21,7 @@ from mlc.ir.core import Custom, Eqn, Grad, Region, Var
 from mlc.ir.lowered.responses import Implicit
 from mlc.ir.opaque.estimates import Solve
 from mlc.ir.program import Program
+from mlc.ir.types import Type
 from mlc.passes.autodiff.adjoint import FallBack, Tape
 from mlc.passes.autodiff.policy import Policy
 from mlc.passes.responses.batches import mean_gradient, unpaired
@@ -123,7 +124,7 @@ class _Rule:
                ) -> tuple[Var, ...]:  # fmt: skip
         """W with (dg/dtheta)^T w = c."""
         r = self.response
-        body = self._product(len(told), [v.type for v in told], modes)
+        body = self._product([v.type for v in told], modes)
         damping = r.damping or (_DAMPING if r.solver == "nystrom" else 0.0)
         op = Solve(
             body, len(cts), len(at) + len(told), r.steps or _STEPS[r.solver], label="solve",
@@ -132,7 +133,7 @@ class _Rule:
         types = [contiguous_type(v.type) for v in cts]
         return b.emit(op, (*cts, *at, *told), types, loc=self.site.level.loc, tag="response")
 
-    def _product(self, n_told: int, told: Sequence[object], modes: frozenset[Eqn]) -> Region:
+    def _product(self, told: Sequence[Type], modes: frozenset[Eqn]) -> Region:
         """``(p..., theta..., given...) -> (dg/dtheta)^T p``."""
         region = self.point.region
         n = len(self.run.trained)
@@ -141,7 +142,7 @@ class _Rule:
         env = {v: b.input(v.type) for v in region.inputs}
         thetas = [env[v] for v in region.inputs[:n]]
         for t in told:
-            b.input(t)  # type: ignore[arg-type]
+            b.input(t)
         tape = Tape(b, region, env, self.policy, reverse_over=modes)
         seeds: dict[Var, Var] = {}
         for v, x in zip(region.outputs, p, strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mlc.ir.core import Eqn, Loop
+from mlc.ir.core import Eqn
 from mlc.ir.lowered.responses import (
     Evolution,
     FiniteDifference,
@@ -82,12 +82,4 @@ def differences(program: Program, responses: Mapping[str, Response]) -> dict[Eqn
 
 def gradients_of(program: Program, level: Level) -> list[Eqn]:
     """The gradient equations of a level."""
-    found = []
-    for path in level.at:
-        eqns = program.region.eqns
-        for i in path[:-1]:
-            op = eqns[i].op
-            assert isinstance(op, Loop)
-            eqns = op.body.eqns
-        found.append(eqns[path[-1]])
-    return found
+    return [e for _, e in program.places(level)]

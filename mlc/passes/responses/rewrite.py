@@ -12,7 +12,7 @@ from dataclasses import replace
 from mlc.ir.core import Eqn, Loop, Region, Stop, Var, map_vars
 from mlc.ir.program import Program
 
-__all__ = ["ALWAYS", "copied", "everywhere", "fed_back", "holding", "put", "renamed_outs"]
+__all__ = ["ALWAYS", "copied", "everywhere", "holding", "put", "renamed_outs"]
 
 ALWAYS = Stop(-1)  # nothing passes
 
@@ -72,13 +72,3 @@ def _copied(e: Eqn, env: dict[Var, Var]) -> Eqn:
     outs = tuple(Var(v.type, v.mask) for v in e.outs)
     env.update(zip(e.outs, outs, strict=True))
     return e.with_(op=op, args=args, kwargs=kwargs, outs=outs)
-
-
-def fed_back(eqns: Sequence[Eqn], start: Iterable[Var], until: int) -> tuple[set[int], set[Var]]:
-    """Positions of equations up to ``until`` that depend on values, and all values that do then."""
-    reached, found = set(start), set[int]()
-    for i, e in enumerate(eqns[: until + 1]):
-        if any(v in reached for v in e.inputs):
-            found.add(i)
-            reached.update(e.outs)
-    return found, reached

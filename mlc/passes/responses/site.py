@@ -191,11 +191,6 @@ class Site:
         return None
 
     def _begun(self, path: tuple[int, ...]) -> Run:
-        region = self.program.region
-        for i in path:
-            op = region.eqns[i].op
-            assert isinstance(op, Loop)
-            region = op.body
-        run = Run(path, region)
+        run = Run(path, self.program.region_at(path))
         self.runs.append(run)
         return run

@@ -16,7 +16,6 @@ from mlc.ir.core import Draw, Effect, Eqn, Feed, Grad, Index, Loop, NestedEffect
 from mlc.ir.lowered.responses import Truncated
 from mlc.ir.program import Program
 from mlc.ir.types import SeqType, Type
-from mlc.passes.responses.ending import region_at
 from mlc.passes.responses.rewrite import copied, holding, put
 from mlc.passes.responses.site import Run, Site
 
@@ -30,7 +29,7 @@ def truncated(program: Program, site: Site, response: Truncated) -> Program:
         PlanError: where a run cannot be cut there.
     """
     for run in sorted(site.runs, key=lambda r: (*r.path, r.items[-1]), reverse=True):
-        here = replace(run, region=region_at(program, run.path))
+        here = replace(run, region=program.region_at(run.path))
         program = put(program, run.path, _cut(here, site, response.steps))
     return program
 

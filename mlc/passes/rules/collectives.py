@@ -1,4 +1,4 @@
-"""Derivatives of collectives: every one is linear in the values of all processes, and its transpose is in the table.
+"""Derivatives of collectives: sums and moves are linear in the values of all processes, their transposes collectives.
 
 The derivative is that of the *sum over processes* of what the function returns there, with respect to each process's
 own copy.  With x_r the value on process r and ``A`` the map of an operator on the stacked values, the cotangents are

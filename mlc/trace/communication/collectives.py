@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mlc.errors import CaptureError
 from mlc.ir.communication.collectives import operator
+from mlc.ir.inplace import by_name
 from mlc.ir.literals import type_text
 from mlc.ir.types import TensorType
 from mlc.runtime.collectives import REDUCTIONS, group_named
@@ -61,7 +62,7 @@ def communicate(ob: Any, func: Any, args: Any, kwargs: Any) -> Any:
     """
     name = func._schema.name
     handler = _HANDLERS.get(name)
-    given = dict(zip([a.name for a in func._schema.arguments], args, strict=False)) | dict(kwargs)
+    given = by_name(func, args, kwargs)
     if handler is None:
         what, advice = _ADVICE.get(name.split("::")[1].rstrip("_"), (None, None))
         if name.startswith("fsdp::"):

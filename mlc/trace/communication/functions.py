@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mlc.errors import CaptureError
+from mlc.ir.builder import contiguous
 from mlc.ir.communication.collectives import operator
 from mlc.ir.core import Var
 from mlc.ir.types import TensorType
@@ -136,13 +137,13 @@ def _followed(ob: Any, c: _Call, run: Callable[[], Any]) -> Any:
     with ob.pause():
         out = run()
     outs = [out] if isinstance(out, Tensor) else list(out)
-    plain = TensorType(x.dtype, tuple(shape), _contiguous(shape), x.device)
+    plain = TensorType(x.dtype, tuple(shape), contiguous(tuple(shape)), x.device)
     value: Var = values[0]
     if c.rows:
         (value,) = ob.emit(_A.stack.default, (list(values),), (plain,))
     n = len(outs)
     whole = (n, *outs[0].shape) if c.rows else tuple(outs[0].shape)
-    made = TensorType(x.dtype, whole, _contiguous(whole), x.device)
+    made = TensorType(x.dtype, whole, contiguous(tuple(whole)), x.device)
     if (not c.rows and c.name == "all_reduce") or c.name == "broadcast":
         made = plain if isinstance(value.type, TensorType) and value.type.stride == plain.stride else value.type  # type: ignore[assignment]
     (y,) = ob.emit(operator(c.name), (value, *c.rest, c.group.group_name), (made,))
@@ -152,7 +153,3 @@ def _followed(ob: Any, c: _Call, run: Callable[[], Any]) -> Any:
             (v,) = ob.emit(_A.select.int, (y, 0, i), (TensorType.of(t),))
         ob.bind(t, v)
     return out
-
-
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(torch.empty(tuple(shape), device="meta").stride())

@@ -10,7 +10,6 @@ collective, at recordings only; compiled calls rely on the fingerprint of their 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,18 +19,15 @@ import torch.distributed as dist
 
 from mlc.errors import CommunicationError
 from mlc.ir.types import Loc
+from mlc.runtime.circle import patience
+from mlc.runtime.collectives import group_named
 
-__all__ = ["RollCall", "rollcall", "timeout"]
+__all__ = ["RollCall", "rollcall"]
 
 _LOOK = 0.5  # seconds after which those that do not come are looked for
 _END = "the end of the call"
 _COUNTS: Counter[str] = Counter()  # roll calls so far, by group: the same number on all of its processes
 _RECORDINGS: Counter[str] = Counter()  # recordings so far, by function
-
-
-def timeout() -> float:
-    """Seconds that a process waits for the others (``MLC_TIMEOUT``)."""
-    return float(os.environ.get("MLC_TIMEOUT") or 600.0)
 
 
 def _store() -> Any:
@@ -92,9 +88,9 @@ class RollCall:
                 looked = now
                 missing = [r for r, k in zip(ranks, keys, strict=True) if not store.check([k])]
                 self._look_for(name, missing, what, loc)
-                if missing and now - began > timeout():
+                if missing and now - began > patience():
                     raise CommunicationError(
-                        f"{what} waited {timeout():.0f} s for rank{'s' * (len(missing) > 1)} "
+                        f"{what} waited {patience():.0f} s for rank{'s' * (len(missing) > 1)} "
                         f"{', '.join(map(str, missing))}", loc=loc,
                         advice="look at those processes; MLC_TIMEOUT sets the seconds to wait",
                     )  # fmt: skip
@@ -124,7 +120,7 @@ class RollCall:
         mine = sorted(self.used.items())
         met = {tuple(ranks) for _, ranks in mine}
         for name, _ in mine:
-            found = self.call(_named(name), _END, None, [list(r) for r in met])
+            found = self.call(group_named(name), _END, None, [list(r) for r in met])
             met.update(tuple(r) for note in found for r in note or ())
         self.circle = met.pop() if len(met) == 1 else tuple(range(dist.get_world_size())) if met else ()
         self._passing()
@@ -160,8 +156,3 @@ def _key(group: str, turn: int, rank: int) -> str:
 
 def _passed(group: str, rank: int) -> str:
     return f"mlc/passed/{group}/{rank}"
-
-
-def _named(name: str) -> Any:
-    module: Any = dist.distributed_c10d
-    return module._resolve_process_group(name)

@@ -26,7 +26,6 @@ from mlc.trace.python.world import World, body_differs, differs
 
 __all__ = ["Changes", "changes", "place"]
 
-_CONTAINERS = (dict, list, set, deque, bytearray)
 _NUMBERS = (int, float)
 _PRIVATE = {"__dict__", "__weakref__", "__doc__", "__module__", "_abc_impl", "__annotations__", "_abc_cache"}
 

@@ -21,7 +21,7 @@ from mlc.trace.python.found import Found
 from mlc.trace.python.frames import is_user_code
 from mlc.trace.python.names import names
 from mlc.trace.python.places import Path, Walk
-from mlc.trace.python.view import MISSING, fields_of, is_opaque, is_user_class, is_user_module
+from mlc.trace.python.view import MISSING, fields_of, is_followed_module, is_opaque, is_user_class
 
 __all__ = ["CALLABLES", "Follower"]
 
@@ -153,7 +153,7 @@ class Follower:
 
     def module(self, m: types.ModuleType, depth: int) -> None:
         """Attributes of a module of the user's that code loads by name."""
-        if not is_user_module(m):
+        if not is_followed_module(m):
             return
         self._modules.append((m, depth))
         for name in list(m.__dict__):
@@ -245,7 +245,7 @@ class Follower:
     def _is_users(self, scope: dict[str, Any]) -> bool:
         m = types.ModuleType("probe")
         m.__dict__.update({k: scope[k] for k in ("__file__", "__spec__") if k in scope})
-        return scope.get("__name__") == "__main__" or is_user_module(m)
+        return scope.get("__name__") == "__main__" or is_followed_module(m)
 
     def _scope(self, scope: dict[str, Any]) -> str:
         """A name for a namespace; another one of the same name gets a number."""

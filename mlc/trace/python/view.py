@@ -31,9 +31,9 @@ __all__ = [
     "digest",
     "digest_of_data",
     "fields_of",
+    "is_followed_module",
     "is_opaque",
     "is_user_class",
-    "is_user_module",
     "slots_of",
     "type_of",
 ]
@@ -135,7 +135,7 @@ def value_of(x: object) -> Any:
     return x if (cls.__module__ or "").split(".")[0] in _VALUES else None
 
 
-def is_user_module(m: types.ModuleType) -> bool:
+def is_followed_module(m: types.ModuleType) -> bool:
     """Whether a module is one of the user's files, or was made by hand."""
     file = m.__dict__.get("__file__")
     if not isinstance(file, str):
@@ -159,8 +159,8 @@ def _is_user_class(cls: type) -> bool:
         return False
     home = sys.modules.get(cls.__module__)
     if home is not None and cls.__module__ != "__main__" and isinstance(home.__dict__.get("__file__"), str):
-        return is_user_module(home)
-    return home is None or is_user_module(home) or cls.__module__ == "__main__"
+        return is_followed_module(home)
+    return home is None or is_followed_module(home) or cls.__module__ == "__main__"
 
 
 def digest_of_data(items: Any) -> int | None:

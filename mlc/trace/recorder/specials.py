@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlc.ir.core import Random
-from mlc.ir.inplace import schema_of
+from mlc.ir.inplace import by_name, schema_of
 from mlc.ir.types import TensorType
 from mlc.trace.recorder.asdata import AsData
 
@@ -58,7 +58,7 @@ def _dropout(ob: AsData, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _rrelu(ob: AsData, func: Any, args: Any, kwargs: Any) -> Any:
     """Randomised leaky ReLU: the slopes are drawn, the rest is a product."""
-    given = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
+    given = by_name(func, args, kwargs)
     x, noise = given["self"], given["noise"]
     lower, upper = given.get("lower", 0.125), given.get("upper", 1 / 3)
     if not given.get("training", False):

@@ -58,7 +58,7 @@ class Tracer(Recorder):
         self.flows: dict[Any, Response] = {}  # what was asked of levels from outside
         self.responses: dict[str, Response | None] = {}  # what was asked of levels there, by name
         self.decisions: list[tuple[Var, Any, str, Loc | None]] = []
-        self.roll: Any = None  # roll calls, where there are other processes (see mlc.trace.rollcall)
+        self.roll: Any = None  # roll calls, where there are other processes (see mlc.trace.communication.rollcall)
         self.following = False  # a functional collective runs that PyTorch's graph goes through
         self.opaque: dict[Var, Loc | None] = {}  # made by collectives that PyTorch's graph takes for the identity
 

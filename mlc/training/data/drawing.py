@@ -18,35 +18,9 @@ from torch.utils import _pytree as pytree
 
 from mlc.training.level import Level
 from mlc.training.order.blocks import Block
-from mlc.training.state.optimizer import OptimizerState
+from mlc.training.state.start import Start
 
-__all__ = ["Drawn", "Start", "draw", "peek"]
-
-
-class Start:
-    """How a level stood at the beginning: what a cold start goes back to."""
-
-    def __init__(self, level: Level) -> None:
-        self.level = level
-        self.params = [p.detach().clone() for p in level.params]
-        self.optimizer = OptimizerState.of(level.optimizer)
-        self.scheduler = None if level.scheduler is None else dict(level.scheduler.state_dict())
-
-    def put(self) -> None:
-        """Go back there."""
-        with torch.no_grad():
-            for p, value in zip(self.level.params, self.params, strict=True):
-                p.copy_(value)
-        self.optimizer.put(self.level.optimizer)
-        self.rewind()
-
-    def rewind(self) -> None:
-        """The scheduler alone, and with it the learning rates."""
-        if self.level.scheduler is not None:
-            assert self.scheduler is not None
-            self.level.scheduler.load_state_dict(dict(self.scheduler))
-            for now, then in zip(self.level.optimizer.param_groups, self.optimizer.groups, strict=True):
-                now["lr"] = then["lr"]
+__all__ = ["Drawn", "draw", "peek"]
 
 
 class Drawn:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import linecache
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from mlc.trace.levels import level as declared
 from mlc.trace.python.frames import GENERATED
 from mlc.training.level import Level
 from mlc.training.order.blocks import Block
+from mlc.training.state.start import Start
 
 __all__ = ["Loop", "apply_gradients", "loop_of", "training_of"]
 
@@ -41,17 +42,17 @@ class Loop:
     source: str
 
 
-def loop_of(block: Block, heads: Sequence[Level]) -> Loop:
+def loop_of(block: Block, heads: Sequence[Level], starts: Mapping[Level, Start]) -> Loop:
     """The body of a block, then the losses of some of its heads.
 
     The function returns ``(losses of the heads, {name: last loss} of the body's levels)``.
     """
-    return _Writer(block.name, [*block.inner(), *heads]).loop(block.body, heads)
+    return _Writer(block.name, [*block.inner(), *heads], starts).loop(block.body, heads)
 
 
-def training_of(block: Block) -> Loop:
+def training_of(block: Block, starts: Mapping[Level, Start]) -> Loop:
     """The training of a block alone, as it runs inside of another's function; it returns ``{name: last loss}``."""
-    return _Writer(block.name, list(block.levels())).loop((block,), ())
+    return _Writer(block.name, list(block.levels()), starts).loop((block,), ())
 
 
 def apply_gradients(params: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
@@ -86,8 +87,9 @@ def _restart(params: Sequence[Tensor], initial: Sequence[Tensor], optimizer: Opt
 class _Writer:
     """Writes one function."""
 
-    def __init__(self, title: str, levels: Sequence[Level]) -> None:
+    def __init__(self, title: str, levels: Sequence[Level], starts: Mapping[Level, Start]) -> None:
         self.title = title
+        self.starts = starts
         self.levels = tuple(levels)
         self.names = _identifiers(self.levels)
         self.lines: list[str] = []
@@ -138,7 +140,7 @@ class _Writer:
         """A block's training; ``at`` indexes the batches of the loops around it."""
         for h in b.heads:
             if h.cold and not outermost:
-                initial = self.name(h, "initial", [p.detach().clone() for p in h.params])
+                initial = self.name(h, "initial", self.starts[h].params)
                 params, optimizer = self.name(h, "params", h.params), self.name(h, "optimizer", h.optimizer)
                 self.write(depth, f"restart({params}, {initial}, {optimizer})")
         response = ""

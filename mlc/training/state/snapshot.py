@@ -1,8 +1,8 @@
 """The state of a training: all that its next step depends on, as numbers, text and tensors.
 
-Parameters, optimizers, schedulers, data positions; what losses write to (running statistics, averages); random
-generators, global ones and those that losses and data own; the plans in use, since another plan rounds otherwise;
-callbacks that have a state.
+Parameters, optimizers, schedulers, data positions; where cold levels began; what losses write to (running statistics,
+averages); random generators, global ones and those that losses and data own; the plans in use, since another plan
+rounds otherwise; callbacks that have a state.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from mlc.training.data import randomness
 from mlc.training.level import Level
 from mlc.training.order.reading import Reading
 from mlc.training.state.optimizer import OptimizerState
+from mlc.training.state.start import Start
 
 __all__ = ["Snapshots"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Snapshots:
@@ -35,8 +36,10 @@ class Snapshots:
         untold: What losses change that no state contains, by level.
     """
 
-    def __init__(self, levels: Sequence[Level], readings: Mapping[Level, Reading]) -> None:
-        self.levels = levels
+    def __init__(
+        self, levels: Sequence[Level], readings: Mapping[Level, Reading], starts: Mapping[Level, Start]
+    ) -> None:
+        self.levels, self.starts = levels, starts
         self._trained = {id(p) for x in levels for p in x.params}
         self.written: dict[str, Tensor] = {}
         seen: set[int] = set(self._trained)
@@ -68,17 +71,18 @@ class Snapshots:
         return {
             "format": _FORMAT,
             "levels": {x.name: _level(x) for x in self.levels},
+            "starts": {x.name: start.plain() for x, start in self.starts.items()},
             "written": {k: t.detach().clone() for k, t in self.written.items()},
             "random": randomness.plain(randomness.states(self.generators)),
         }
 
     def put(self, state: Mapping[str, Any]) -> None:
-        """Go to a state; nothing is changed where it does not fit.
+        """Go to a state; nothing is changed where levels or shapes do not fit (data is only tried on the way).
 
         Raises:
             TrainingError: for a state of other levels, or data that cannot be continued.
         """
-        self._check(state)
+        self.check(state)
         for x in self.levels:
             saved = state["levels"][x.name]
             _copy(x.params, saved["params"])
@@ -86,10 +90,17 @@ class Snapshots:
             if x.scheduler is not None:
                 x.scheduler.load_state_dict(saved["scheduler"])
             x.feed.load_state_dict(saved["data"])
+        for x, start in self.starts.items():
+            start.take_over(state["starts"][x.name])
         _copy(list(self.written.values()), [state["written"][k] for k in self.written])
         randomness.restore(state["random"], self.generators)
 
-    def _check(self, state: Mapping[str, Any]) -> None:
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse what is no state of these levels.
+
+        Raises:
+            TrainingError: saying what does not fit.
+        """
         if not isinstance(state, Mapping) or "levels" not in state or "random" not in state:
             raise TrainingError("this is no state of a training", advice="training.state_dict()")
         if state.get("format") != _FORMAT:
@@ -109,6 +120,9 @@ class Snapshots:
                 raise x.refuse("its optimizer has another number of parameter groups than that of the state")
             if (saved["scheduler"] is None) != (x.scheduler is None):
                 raise x.refuse("only one of it and the state has a scheduler")
+        cold = [x.name for x in self.starts]
+        if list(state["starts"]) != cold:
+            raise TrainingError(f"the state has cold starts of {list(state['starts'])}, not of {cold}")
         missing = [k for k in self.written if k not in state["written"]]
         if missing or len(state["random"]["own"]) != len(self.generators):
             raise TrainingError(

@@ -279,6 +279,24 @@ def test_what_is_no_pipeline_is_refused(passes: Any, why: str) -> None:
         mlc.compile(trained, passes=passes)
 
 
+@dataclass(frozen=True)
+class Stays:
+    """Gives back the program that it took."""
+
+    name: ClassVar[str] = "stays"
+    takes: ClassVar[type] = mlc.Program
+    ensures: ClassVar[str] = "nothing changes"
+
+    def apply(self, graphs: Graphs, context: Context) -> Graphs:
+        return graphs
+
+
+def test_passes_that_never_differentiate_are_refused() -> None:
+    with pytest.raises(mlc.PlanError, match="end with a Program"):
+        mlc.plan(source(), passes=(Stays(), *PIPELINE[1:]))
+    assert mlc.plan(source(), passes=(Stays(), *PIPELINE)).passes[0] == "stays"
+
+
 def test_passes_that_leave_no_stages_are_refused() -> None:
     with pytest.raises(mlc.PlanError, match="no stages"):
         mlc.plan(source(), passes=PIPELINE[:3])

@@ -16,13 +16,12 @@ from mlc.passes.cost.memory import region_peak
 from mlc.passes.microbatch.dependence import MIXED, SAME, SUM, Shard
 from mlc.passes.microbatch.independence import Analysis, batchwise
 from mlc.passes.microbatch.split import microbatch
-from mlc.record.retype import Retyper
-from mlc.runtime.interpreter.interpreter import compile_region
-from mlc.runtime.interpreter.loop import link
+from mlc.record.retype import shared
 from tests.ir.regions import tensor
+from tests.passes.regions import run
 
 N = 4
-RETYPE = Retyper()
+RETYPE = shared()
 
 
 class Regions:
@@ -40,11 +39,6 @@ class Regions:
 
     def end(self, *outs: Var) -> Region:
         return Region(self.inputs, tuple(self.eqns), outs)
-
-
-def run(region: Region, values: list[Tensor]) -> list[Tensor]:
-    with torch.no_grad():
-        return compile_region(region, link(lambda op: None, lambda e: None))(list(values))  # type: ignore[arg-type]
 
 
 def values_for(region: Region) -> list[Tensor]:

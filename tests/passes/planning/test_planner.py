@@ -14,12 +14,15 @@ from mlc.ir.lowered.contract import Levers
 from mlc.ir.lowered.slots import Slots, replayed_steps
 from mlc.ir.types import SeqType, TensorType, resident
 from mlc.passes.cost.memory import peak_bytes, region_peak
+from mlc.passes.lowering.pipeline import PIPELINE
+from mlc.passes.planning.options import sweeping
 from mlc.passes.planning.planned import joint_of
 from mlc.passes.planning.planner import usable
 from mlc.passes.planning.search import front
 from mlc.passes.remat.inlined import TAG as INNER
 from mlc.runtime.call import Executor
 from mlc.view.plan import Plan, make_plan, sweep
+from tests import programs
 from tests.passes.finishing import finish
 from tests.thinned import every
 
@@ -261,6 +264,13 @@ def test_a_sweep_is_a_front() -> None:
     plans = sweep(mlc.trace(loop, *problem(12)))
     assert len(plans) > 2
     assert all(a.seconds <= b.seconds and a.peak_bytes > b.peak_bytes for a, b in itertools.pairwise(plans))
+
+
+def test_a_sweep_is_under_the_options_of_the_function() -> None:
+    """What its plans compute must be what the function would compute: dtypes and passes too, but for the budget."""
+    given = {"memory": 1, "levers": {"parts": 2}, "mesh": None, "verify": None, "precision": "bf16", "passes": PIPELINE}
+    plans = sweep(programs.two_levels(), **sweeping({**given, "flows": "mixed"}))
+    assert plans and all(p.precision is not None and p.precision.compute for p in plans)
 
 
 def test_a_front_has_nothing_that_another_beats() -> None:

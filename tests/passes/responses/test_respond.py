@@ -123,6 +123,29 @@ def only_rate(w: Tensor, eta: Tensor, batches: Any) -> Tensor:
     return w.sum()
 
 
+def accumulated(eta: Tensor, batches: list[Tensor]) -> Tensor:
+    """The gradients of a step are taken in a loop of their own; eta reaches the result beside the level, too."""
+    w = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    opt = torch.optim.SGD([w], lr=0.1)
+    with mlc.level("inner"):
+        for _ in range(4):
+            opt.zero_grad()
+            for x in batches:
+                ((w - x).square().sum() + eta.exp() * w.square().sum()).backward()
+            opt.step()
+    return w.sum() + eta.square()
+
+
+def test_gradients_that_are_accumulated_are_not_left_out_of_two_first_order_runs() -> None:
+    eta = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    batches = [torch.randn(2, dtype=torch.float64) for _ in range(3)]
+    with pytest.raises(mlc.PlanError, match="in a loop of its own") as caught:
+        mlc.compile(accumulated, backend="interpreter", flows={"inner": mlc.FullyFirstOrder(penalty=10.0)})(
+            eta, batches
+        )
+    assert caught.value.loc is not None
+
+
 @pytest.mark.parametrize("fn", [decayed, projected, only_rate], ids=lambda f: f.__name__)
 def test_a_level_that_does_not_come_to_rest_at_its_gradient_is_refused(fn: Any) -> None:
     with pytest.raises(mlc.PlanError) as caught:

@@ -21,7 +21,6 @@ from mlc.runtime.inductor.trial import difference
 
 MUL, ADD, EXP, MM = aten("mul", "Tensor"), aten("add", "Tensor"), aten("exp"), aten("mm")
 SQUARE = TensorType(torch.float64, (4, 4), (4, 1), torch.device("cpu"))
-Build = Callable[[str, Region], Any]
 
 
 class Built:

@@ -31,7 +31,7 @@ from mlc.passes.autodiff.policy import Policy
 from mlc.passes.autodiff.reverse import outermost
 from mlc.passes.autodiff.tangents import Pusher
 from mlc.passes.responses.again import Again, again
-from mlc.passes.responses.ending import Ending, rebuilt, region_at
+from mlc.passes.responses.ending import Ending, rebuilt
 from mlc.passes.responses.estimates.recorded import recorded
 from mlc.passes.responses.rewrite import put
 from mlc.passes.responses.site import Run, Site
@@ -49,7 +49,7 @@ def forward_gradient(program: Program, site: Site, response: ForwardGradient, po
     what = "ForwardGradient"
     outermost_only(site, what)
     for run in sorted(site.runs, key=lambda r: r.items[-1], reverse=True):
-        second = again(region_at(program, run.path), run, site, what, from_metas=True)
+        second = again(program.region_at(run.path), run, site, what, from_metas=True)
         rule = _Rule(run, site, second, response, policy)
         nothing = Stationary(Region((), (), ()), (), ())
         program = put(program, run.path, rebuilt(Ending(program, run, site, (), what), nothing, rule.equation))

@@ -19,13 +19,14 @@ from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Custom, Eqn, Grad, Loop, Region, Var, aten
 from mlc.ir.lowered.responses import FullyFirstOrder
 from mlc.ir.program import Program
+from mlc.passes.autodiff.adjoint import Tape
 from mlc.passes.autodiff.policy import Policy
 from mlc.passes.responses.again import again
-from mlc.passes.responses.ending import Ending, rebuilt, region_at
+from mlc.passes.responses.ending import Ending, rebuilt
 from mlc.passes.responses.fed import Fed
 from mlc.passes.responses.rewrite import copied, put, renamed_outs
 from mlc.passes.responses.site import Run, Site
-from mlc.passes.responses.stationary import Place, Stationary, at_last, steps_of
+from mlc.passes.responses.stationary import Place, Stationary, at_last, refused, steps_of
 
 __all__ = ["fully_first_order"]
 
@@ -40,23 +41,31 @@ def fully_first_order(program: Program, site: Site, response: FullyFirstOrder, p
     fed = Fed(site, what)
     for run in sorted(site.runs, key=lambda r: (*r.path, r.items[-1]), reverse=True):
         places = steps_of(run, site, fed)
-        losses, seeds = _losses(run, places[-1])
+        losses, seeds = _losses(run, site, places[-1], what)
         point = at_last(run, site, places[-1], what, [*losses, *seeds])
         rule = _Rule(program, run, site, places, point, len(losses), response, policy)
         program = put(program, run.path, rebuilt(Ending(program, run, site, places, what), point, rule.equation))
     return program
 
 
-def _losses(run: Run, place: Place) -> tuple[list[Var], list[Var]]:
-    """Losses and seeds of the gradients of the last step."""
+def _losses(run: Run, site: Site, place: Place, what: str) -> tuple[list[Var], list[Var]]:
+    """Losses and seeds of the gradients that the last update is fed.
+
+    Raises:
+        PlanError: where one of them is taken in a loop of its own (accumulation), whose last trip is not all of it.
+    """
     losses: list[Var] = []
     seeds: list[Var] = []
     for s in run.steps:
         op = s.site.eqn.op
         assert isinstance(op, Grad)
-        if s.site.at[len(run.path)] == place.item and s.site.eqn in place.body.eqns:
-            losses += s.site.eqn.args[: op.n_loss]
-            seeds += s.site.eqn.args[op.n_loss + op.n_wrt :]
+        updates = any(site.graph.home[after] is place.body for _, after, _, _ in s.trained)
+        if s.site.at[len(run.path)] != place.item or not updates:
+            continue
+        if s.site.eqn not in place.body.eqns:
+            raise refused(site, what, s.site.eqn, "a gradient of its last step is taken in a loop of its own")
+        losses += s.site.eqn.args[: op.n_loss]
+        seeds += s.site.eqn.args[op.n_loss + op.n_wrt :]
     return losses, seeds
 
 
@@ -77,7 +86,7 @@ class _Rule:
         """``ends = custom(u..., results..., other...)``."""
         nudges = [Var(contiguous_type(v.type)) for v in ends]
         nudging = _Nudging(self.run, self.places, nudges)
-        region = region_at(self.program, self.run.path)
+        region = self.program.region_at(self.run.path)
         second = again(region, self.run, self.site, "FullyFirstOrder", change=nudging.change)
         moving = [s in self.site.moving for s in self.point.sources]
         ins = [v for v, m in zip(self.point.given, moving, strict=True) if m and v.type.is_float]
@@ -108,8 +117,6 @@ class _Rule:
     def _gradients(self, b: Builder, thetas: Sequence[Var], at: Sequence[Var], wanted: Sequence[Var]
                    ) -> dict[Var, Var]:  # fmt: skip
         """dL/du at a point."""
-        from mlc.passes.autodiff.adjoint import Tape
-
         # Inputs as values of their own, so that what the two points share is not taken for one.
         env = dict(zip(self.point.region.inputs, [*thetas, *at], strict=True))
         policy = replace(self.policy, mode="reverse", depth=_depth(self.run) - 1)
