@@ -18,6 +18,7 @@ from mlc.check.check import CheckReport, check
 from mlc.compiled.compiled import CompiledFunction, compile
 from mlc.draw import draw
 from mlc.errors import (
+    AdjointWarning,
     BudgetError,
     CaptureError,
     CommunicationError,
@@ -64,6 +65,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PIPELINE",
+    "AdjointWarning",
     "Alternating",
     "BudgetError",
     "CaptureError",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "AdjointWarning",
     "BudgetError",
     "CaptureError",
     "CommunicationError",
@@ -107,6 +108,13 @@ class SolverWarning(MlcWarning):
 
 class ResponseWarning(MlcWarning):
     """An approximate response is used where what it rests on does not hold: the gradient may be far off."""
+
+
+class AdjointWarning(MlcWarning):
+    """The adjoint of a level grows or vanishes exponentially over its steps: the gradient is right, and of little use.
+
+    After "Gradients are not all you need" (Metz et al. 2021).
+    """
 
 
 class RootWarning(MlcWarning):

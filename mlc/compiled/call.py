@@ -210,7 +210,8 @@ class Call:
         if stages.cotangents:
             found = self.entry.executor.backward(self.done, [cts[i] for i in stages.cotangents], keep)
             self.owner.report = Report.of(self.entry.plan, self.done)
-            self.entry.health.look(self.owner.report.solves)
+            report = self.owner.report
+            self.entry.health.look(report.solves, report.adjoints, self.entry.program.levels)
             by_input = dict(zip(stages.gradients, found, strict=True))
         else:
             by_input = {i: torch.zeros_like(self.inputs[i]) for i in self.entry.program.metas}

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlc.compiled.adjoints import Adjoints, say
 from mlc.errors import ResponseWarning
+from mlc.ir.program import Level
+from mlc.runtime.interpreter.meter import Swept
 from mlc.runtime.interpreter.solve import Sampled, Solved, Told
 
 __all__ = ["Health", "Solves", "heard"]
@@ -77,14 +80,14 @@ class Solves:
         return f"{self.level}: {times}{solver} {self.iterations} iterations, residual {self.residual:.1e}{curvature}"
 
 
-def heard(told: Sequence[Told]) -> tuple[dict[str, Solves], dict[str, float]]:
-    """Solves and variances of a call, by level."""
+def heard(told: Sequence[Told]) -> tuple[dict[str, Solves], dict[str, float], dict[str, Adjoints]]:
+    """Solves, variances and adjoints of a call, by level."""
     solves = [x for x in told if isinstance(x, Solved)]
     variances: dict[str, float] = {}
     for x in told:
         if isinstance(x, Sampled):
             variances[x.level] = variances.get(x.level, 0.0) + x.variance
-    return Solves.by_level(solves), variances
+    return Solves.by_level(solves), variances, Adjoints.by_level([x for x in told if isinstance(x, Swept)])
 
 
 class Health:
@@ -93,10 +96,21 @@ class Health:
     def __init__(self) -> None:
         self._said: set[tuple[str, str]] = set()
 
-    def look(self, solves: Mapping[str, Solves]) -> None:
-        """Warn of what a call said."""
+    def look(self, solves: Mapping[str, Solves], adjoints: Mapping[str, Adjoints], levels: Sequence[Level]) -> None:
+        """Warn of what a call said.
+
+        Args:
+            solves: By level.
+            adjoints: By name of the level, or the name that the user gave it.
+            levels: Those of the program.
+        """
         for s in solves.values():
             self._solves(s)
+        for a in adjoints.values():
+            level = next((x for x in levels if a.level in (x.name, x.declared)), None)
+            if a.trend is not None and level is not None and (a.level, a.trend) not in self._said:
+                self._said.add((a.level, a.trend))
+                say(a, level.title, level.loc)
 
     def _solves(self, s: Solves) -> None:
         last = s.each[-1]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlc.compiled.adjoints import Adjoints
 from mlc.compiled.health import Solves, heard
 from mlc.runtime.call import Run
 from mlc.runtime.interpreter.recording import Recording, Span, current
@@ -33,6 +34,9 @@ class Report(Shown):
         variances: By level with a response that is estimated from random directions: the expected squared distance
             of the estimate from its mean (in the norm of all elements together), estimated from the same directions.
         solves: By level with an implicit response: iterations, residual and curvature of its linear solves.
+        adjoints: By level: the norm of the adjoint of what it trains after each of its steps, last step first, once
+            the result has been differentiated (:class:`mlc.compiled.adjoints.Adjoints`); levels that no adjoint goes
+            through step by step (implicit responses, steps outside of loops) are not in it.
     """
 
     seconds: float
@@ -42,6 +46,7 @@ class Report(Shown):
     plan: Plan | None = field(default=None, compare=False, repr=False)
     solves: dict[str, Solves] = field(default_factory=dict, compare=False)
     variances: dict[str, float] = field(default_factory=dict, compare=False)
+    adjoints: dict[str, Adjoints] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def of(plan: Plan, run: Run) -> Report:
@@ -60,12 +65,13 @@ class Report(Shown):
         """Seconds, peak and stages, for JSON."""
         solves = {name: s.as_dict() for name, s in self.solves.items()}
         return {"seconds": self.seconds, "peak_bytes": self.peak_bytes, "stages": self.stages, "solves": solves,
-                "variances": self.variances}  # fmt: skip
+                "variances": self.variances,
+                "adjoints": {name: a.as_dict() for name, a in self.adjoints.items()}}  # fmt: skip
 
     def __str__(self) -> str:
         stages = ", ".join(f"{name} {time_text(s)}" for name, s in self.stages.items())
         peak = f", peak {size_text(self.peak_bytes)}" if self.peak_bytes else ""
-        return "\n".join([f"{time_text(self.seconds)} ({stages}){peak}", *map(str, self.solves.values())])
+        return "\n".join([f"{time_text(self.seconds)} ({stages}){peak}", *map(str, [*self.solves.values(), *self.adjoints.values()])])
 
     def save_trace(self, path: str | Path) -> Path:
         """Write the run in the format of Chrome's ``about:tracing`` and of Perfetto.

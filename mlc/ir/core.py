@@ -24,7 +24,7 @@ from mlc.ir.types import Loc, SeqType, Type
 
 __all__ = [
     "Alias", "Arg", "Custom", "Draw", "EffectCall", "Eqn", "Feed", "Grad", "Index", "Loop", "NestedEffects", "Op",
-    "Pack", "Primitive", "Random", "Region", "SafeSqrt", "Seed", "Stop", "Var", "flat_vars", "map_vars",
+    "Pack", "Primitive", "Random", "Region", "SafeSqrt", "Seed", "Stop", "Var", "Watch", "flat_vars", "map_vars",
 ]  # fmt: skip
 
 
@@ -129,7 +129,7 @@ class Loop(Primitive):
     The body takes carries, consts and one element of each sequence; it returns the next carries and one
     element for each sequence that the loop emits.  With ``reverse`` the trips run from last to first and index
     their sequences so.  ``replay`` tells how emitted carries are stored, ``host`` which emissions rest in the memory
-    of the host until they are read; both change no value.
+    of the host until they are read, ``watch`` which carries are measured; none of them changes a value.
     """
 
     body: Region
@@ -141,6 +141,7 @@ class Loop(Primitive):
     replay: Replay | None = None
     host: tuple[int, ...] = ()
     usual: int | None = field(default=None, compare=False)
+    watch: tuple[Watch, ...] = field(default=(), compare=False)
 
     @property
     def count(self) -> int:
@@ -183,6 +184,25 @@ class Replay:
     seqs: tuple[int, ...]
     dense: tuple[int, ...]
     slots: int
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is measured while a loop runs, for the report: the norm of some of its carries together, at every trip.
+
+    Attributes:
+        level: Name of the level whose state they belong to.
+        kind: ``"state"`` (what the level trains: nothing is measured, derivatives of the loop are to be),
+            ``"adjoint"`` (cotangents of it, on the way of the hypergradient), ``"inner"`` (on the way of a gradient
+            that the program itself takes) or ``"tangent"``.
+        carries: Positions of the carries; none where the loop only tells that a run begins.
+        begins: Whether a new run of the level begins with the loop.
+    """
+
+    level: str
+    kind: str
+    carries: tuple[int, ...]
+    begins: bool
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from mlc.runtime.inductor.lowering import Inductor
 from mlc.runtime.interpreter.feeds import Drawer, Stale, feed_runner
 from mlc.runtime.interpreter.interpreter import Executable, compile_region
 from mlc.runtime.interpreter.loop import link
+from mlc.runtime.interpreter.meter import Swept
 from mlc.runtime.interpreter.recording import Recording, current, each_stage, resumed
 from mlc.runtime.interpreter.saved import alias, check_versions, memory, tensors_in, versions
 from mlc.runtime.interpreter.solve import Told
@@ -127,6 +128,7 @@ class Executor:
     def forward(self, inputs: Sequence[Any], drawer: Drawer) -> Run:
         """Run the forward stage; user state is not touched."""
         started = time.perf_counter()
+        self._heard.clear()
         self._drawer = drawer
         if self._first is None and self._on_trial is not None and self._on_trial.settled:
             self._first, self._on_trial, self._peak = Recording(), None, 0
@@ -169,6 +171,16 @@ class Executor:
             grads = self._backward(args)
         self._measured(first, last=True)
         run.peak_bytes = self._peak
-        run.told += self._told()
+        run.told = _told_last(run.told, self._told())
         run.seconds["backward"] = time.perf_counter() - started
         return grads
+
+
+def _told_last(before: Sequence[Told], now: Sequence[Told]) -> list[Told]:
+    """What a backward stage tells beside what was told before; of adjoints the last sweep counts.
+
+    Gradients that the program itself takes tell when they are taken; here they may only be made again.
+    """
+    swept = [x for x in now if isinstance(x, Swept) and x.kind == "adjoint"]
+    kept = [x for x in before if not (isinstance(x, Swept) and x.kind == "adjoint")]
+    return [*kept, *swept, *(x for x in now if not isinstance(x, Swept))]

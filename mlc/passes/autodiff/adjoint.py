@@ -63,7 +63,7 @@ class Tape:
         losses, rest = args[: op.n_loss], args[op.n_loss :]
         wrt, seeds = rest[: op.n_wrt], rest[op.n_wrt :]
         cut = self._cuts(losses, wrt, op.depth)
-        own = replace(self.policy, depth=op.depth)
+        own = replace(self.policy, depth=op.depth, watching=False)
         rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, own.through), cut, own, e)
         apart = e in self.policy.differences
         mixed = apart or (self.policy.mode == "mixed" and e not in self._reverse_over)
@@ -71,7 +71,7 @@ class Tape:
             self.policy.note(e, "a loop that it goes through holds constants of its own")
             mixed = False
         known = mixed and all(v in saved for v in e.outs)
-        values = [saved[v] for v in e.outs] if known else lower_grad(b, rec)
+        values = [saved[v] for v in e.outs] if known else lower_grad(b, rec, self.policy.watching)
         if e in self.twins:
             if not mixed:
                 raise PlanError(
@@ -256,9 +256,9 @@ def _slice(b: Builder, losses: list[Var], wrt: list[Var], cut: frozenset[Eqn], i
     return [e for e in back if any(v in active for v in e.inputs)]
 
 
-def lower_grad(b: Builder, rec: GradRecord) -> list[Var]:
+def lower_grad(b: Builder, rec: GradRecord, watching: bool = False) -> list[Var]:
     """The gradient as ordinary equations (first order); zeros where the loss does not depend on a value."""
-    with _taking(b, rec.policy):
+    with _taking(b, replace(rec.policy, watching=watching)):
         found = pullback(b, rec.slice, _seeds(b, rec), rec.wrt, cut=rec.cut, inside=rec.policy.through)
     return [found[v] if v in found else b.zero(v.type) for v in rec.wrt]
 
@@ -268,7 +268,7 @@ def lower_grads(region: Region, policy: Policy) -> Region:
     b = Builder(policy=policy)
     env = {v: b.input(v.type, n) for v, n in zip(region.inputs, _names(region), strict=True)}
     source = region if policy.casts is None else policy.casts.values(region)
-    Tape(b, source, env, Policy("reverse", policy.stop, casts=policy.casts))
+    Tape(b, source, env, Policy("reverse", policy.stop, casts=policy.casts, watching=policy.watching))
     return map_bodies(b.region([env[v] for v in region.outputs]), lambda r: lower_grads(r, policy))
 
 

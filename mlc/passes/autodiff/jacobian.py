@@ -129,7 +129,7 @@ def _without_gradients(program: Program, policy: Policy) -> tuple[Region, frozen
         body, twins = policy.casts.whole(source, program.n_outputs)
         if twins or policy.casts.losses != policy.casts.products:
             raise NotForward("its flows are to compute in another precision than its levels")
-    tape = Tape(b, body, env, Policy("reverse", policy.stop, casts=policy.casts), twins=twins)
+    tape = Tape(b, body, env, Policy("reverse", policy.stop, casts=policy.casts, watching=policy.watching), twins=twins)
     cut = tape.outer_cut()
     passing = frozenset(e for e in tape.eqns if isinstance(e.op, Stop) and e not in cut)
     region = b.region([env[v] for v in source.outputs])

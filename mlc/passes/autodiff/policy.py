@@ -26,6 +26,7 @@ class Policy:
         differences: Inner gradients whose products are central differences, with the step (None: chosen).
         depth: How many declared levels the gradient that is being lowered was taken in; -1: the hypergradient.
         casts: In which dtypes gradients and their products compute; None: as the program does.
+        watching: Whether adjoints of loops are measured (see :mod:`mlc.passes.autodiff.watching`).
     """
 
     mode: str = "mixed"
@@ -35,6 +36,7 @@ class Policy:
     differences: Mapping[Eqn, float | None] = field(default_factory=dict)
     depth: int = -1
     casts: Casts | None = None
+    watching: bool = False
 
     @property
     def through(self) -> Inside:

@@ -28,6 +28,7 @@ from mlc.passes.autodiff.forward import NotForward, push_eqn
 from mlc.passes.autodiff.reverse import Inside, Through, loop_activity
 from mlc.passes.autodiff.transpose import forward_rule
 from mlc.passes.autodiff.vmapped import batched_type, inline_batched, slice_type
+from mlc.passes.autodiff.watching import watched
 from mlc.passes.rules.recorded import NoRule
 
 __all__ = ["Pusher"]
@@ -153,7 +154,8 @@ class Pusher:
                 *p.seqs, *[self.tan[p.seqs[i]] for i in seqs])  # fmt: skip
         op = p.op
         nc, nk = op.n_carry + len(carried), op.n_const + len(consts)
-        fused = replace(op, body=body, n_carry=nc, n_const=nk)
+        watch = (*op.watch, *watched(op, carried, "tangent", op.n_carry))
+        fused = replace(op, body=body, n_carry=nc, n_const=nk, watch=watch)
         plain = [v.type for v in e.outs]
         lifted = [self.lift(plain[i]) for i in carried], [self.lift(p.emitted[i].type) for i in emits]
         types = [*plain[: op.n_carry], *lifted[0], *plain[op.n_carry :], *lifted[1]]

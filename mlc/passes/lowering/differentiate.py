@@ -22,6 +22,7 @@ from mlc.passes.autodiff.jacobian import forward_stages
 from mlc.passes.autodiff.loops import nested_gradients
 from mlc.passes.autodiff.policy import Policy
 from mlc.passes.autodiff.reverse import active_vars, outermost
+from mlc.passes.autodiff.watching import marked
 from mlc.passes.precision.casts import Twins, casts_of
 from mlc.passes.precision.store import storage_of
 from mlc.passes.responses.respond import differences, respond
@@ -52,8 +53,8 @@ class Differentiate:
 
         asked, precision = context.modes, context.precision or Resolved()
         reverse, apart = _gradients(graphs, asked), differences(graphs, asked.responses)
-        policy = Policy(asked.mode, context.stop, note, reverse, apart, casts=casts_of(graphs, precision))
-        graphs = respond(graphs, asked.responses, policy)
+        policy = Policy(asked.mode, context.stop, note, reverse, apart, casts=casts_of(graphs, precision), watching=True)
+        graphs = respond(marked(graphs), asked.responses, policy)
         try:
             made = differentiate(graphs, policy)
             found.mode, found.why_not = asked.mode, ""

@@ -50,7 +50,8 @@ def _loop(e: Eqn, live: set[Var]) -> Eqn:
         seqs = sorted(range(nc + nk, len(ins)), key=lambda i: nbytes(ins[i].type))[:1]
     places = [*kept, *consts, *seqs]
     body = Region(tuple(ins[i] for i in places), body.eqns, body.outputs, _names(op.body, places))
-    smaller = replace(op, body=body, n_carry=len(kept), n_const=len(consts))
+    watch = tuple(replace(w, carries=tuple(kept.index(i) for i in w.carries if i in carries)) for w in op.watch)
+    smaller = replace(op, body=body, n_carry=len(kept), n_const=len(consts), watch=watch)
     results = (*[e.outs[i] for i in kept], *[e.outs[nc + i] for i in emits])
     return e.with_(op=smaller, args=tuple(e.args[i] for i in places), outs=results)
 

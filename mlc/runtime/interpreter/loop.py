@@ -10,6 +10,7 @@ from mlc.ir.opaque.call import Call
 from mlc.ir.opaque.estimates import Noise, Solve, Tell
 from mlc.runtime.interpreter.host import Column, Reader, Shelf
 from mlc.runtime.interpreter.interpreter import Executable, compile_region
+from mlc.runtime.interpreter.meter import Meter
 from mlc.runtime.interpreter.recording import REPLAY, each_trip
 from mlc.runtime.interpreter.solve import SolveRunner, Told, noise_runner, tell_runner
 from mlc.runtime.interpreter.states import Rebuilt, States
@@ -20,8 +21,11 @@ __all__ = ["LoopRunner", "link"]
 class LoopRunner:
     """A compiled loop equation; called with its arguments in a list, returns its results in a list."""
 
-    def __init__(self, op: Loop, body: Executable, replay: Executable | None = None) -> None:
+    def __init__(self, op: Loop, body: Executable, replay: Executable | None = None,
+                 tell: Callable[[Told], None] = lambda told: None) -> None:  # fmt: skip
         self.op = op
+        self.tell = tell
+        self.watch = [w for w in op.watch if w.kind != "state"]
         self.body = each_trip(body, op.label or "loop")
         self.replay = None if replay is None else each_trip(replay, REPLAY)
         self.rebuilt = _rebuilt(op)
@@ -37,6 +41,14 @@ class LoopRunner:
                 return int(n)
         return self.op.trips
 
+    def _meters(self) -> list[Meter]:
+        """For what is measured of the trips; a loop around those that are only tells that a run begins."""
+        meters = [Meter(w) for w in self.watch]
+        for m in meters:
+            if not m.watch.carries:
+                self.tell(m.read())
+        return [m for m in meters if m.watch.carries]
+
     def __call__(self, args: list[Any]) -> list[Any]:
         """Run all trips; ``args`` is emptied."""
         op = self.op
@@ -48,6 +60,7 @@ class LoopRunner:
         emitted: list[Any] = [[] for _ in range(op.n_emit)]
         for k, j in enumerate(self.hosted):
             emitted[j] = Column(shelf, k)
+        meters = self._meters()
         states = None if self.replay is None else States(op, self.replay, consts, seqs, emitted, self.sparse_on_host)
         t = 0
         while n is None or t < n:
@@ -59,6 +72,8 @@ class LoopRunner:
             reader.fetch(at - 1 if op.reverse else at + 1)
             if states is not None:
                 states.offer(t, carries)
+            for m in meters:
+                m.enter(carries)
             carries = []
             outs = self.body(ins)
             for j in self.dense:
@@ -67,8 +82,12 @@ class LoopRunner:
                 shelf.put([outs[nc + j] for j in self.hosted])
             carries = outs[:nc]
             del outs
+            for m in meters:
+                m.leave(carries)
             t += 1
         shelf.settle()
+        for m in meters:
+            self.tell(m.read())
         if op.reverse:
             for s in (shelf.parcels, *[emitted[j] for j in self.dense]):
                 s.reverse()
@@ -114,7 +133,8 @@ def link(
         if isinstance(e.op, Tell):
             return tell_runner(e.op, tell)
         if isinstance(e.op, Loop):
-            return LoopRunner(e.op, compiled(e.op.body), None if e.op.replay is None else compiled(e.op.replay.body))
+            replay = None if e.op.replay is None else compiled(e.op.replay.body)
+            return LoopRunner(e.op, compiled(e.op.body), replay, tell)
         if isinstance(e.op, Feed):
             return feed(e.op)
         if isinstance(e.op, Call):

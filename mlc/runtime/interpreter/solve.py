@@ -19,6 +19,7 @@ from mlc.ir.types import TensorType
 from mlc.linear.solve import Packing, Solve
 from mlc.linear.solvers import SOLVERS
 from mlc.runtime.interpreter.interpreter import Executable
+from mlc.runtime.interpreter.meter import Swept
 from mlc.runtime.interpreter.recording import each_trip
 
 __all__ = ["Sampled", "SolveRunner", "Solved", "Told", "noise_runner", "tell_runner"]
@@ -81,7 +82,7 @@ class Sampled:
         return (self.size + 1) * sum(s * s for s in self.slopes) / len(self.slopes) ** 2
 
 
-Told: TypeAlias = "Solved | Sampled"
+Told: TypeAlias = "Solved | Sampled | Swept"
 
 
 def noise_runner(e: Eqn) -> Callable[[list[Any]], list[Any]]:
