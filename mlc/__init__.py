@@ -15,6 +15,7 @@ The result is connected to autograd: ``loss.backward()`` gives the exact gradien
 
 from mlc.api import plan, trace
 from mlc.check.check import CheckReport, check
+from mlc.check.smoothness import Smoothness, smoothness
 from mlc.compiled.compiled import CompiledFunction, compile
 from mlc.draw import draw
 from mlc.errors import (
@@ -94,6 +95,7 @@ __all__ = [
     "ResponseWarning",
     "RootWarning",
     "Simultaneous",
+    "Smoothness",
     "SolverError",
     "SolverWarning",
     "Training",
@@ -110,5 +112,6 @@ __all__ = [
     "plan",
     "recording",
     "root",
+    "smoothness",
     "trace",
 ]

@@ -14,28 +14,24 @@ included.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from mlc.check.examination import Examination, UsersError
 from mlc.check.function import line_of
 from mlc.check.policy import hypergradient, policy_check
 from mlc.check.policyreport import PolicyCheck
 from mlc.check.report import CheckReport
-from mlc.check.sandbox import Sandbox, convert
+from mlc.check.sandbox import Sandbox
+from mlc.check.surroundings import placed, scaled, surroundings
 from mlc.compiled.underlying import underlying
 from mlc.errors import MlcError, PlanError
 from mlc.passes.precision.policy import check_precision
 from mlc.trace.capture import place_of
-from mlc.units import parse_memory
 
 __all__ = ["CheckReport", "check"]
 
@@ -73,17 +69,17 @@ def check(fn: Callable[..., Any], *args: object, dtype: torch.dtype = torch.floa
     check_precision(precision)
     given = (args, kwargs)
     box = Sandbox(dtype)
-    with _surroundings(dtype):
+    with surroundings(dtype):
         try:
             inside = box.enter(fn)
             args, kwargs = box.enter(args), box.enter(kwargs)
             box.ready()
-            exam = Examination(box, inside, args, kwargs, _scaled({**options, "precision": None}, dtype))
+            exam = Examination(box, inside, args, kwargs, scaled({**options, "precision": None}, dtype))
             report, exact = exam.report(), dict(zip(exam.names, exam.ours, strict=True))
         except UsersError as e:
             raise e.error from None
         except MlcError as e:
-            _place(e, fn)
+            placed(e, fn)
             raise
         except Exception as e:
             raise MlcError(
@@ -95,7 +91,7 @@ def check(fn: Callable[..., Any], *args: object, dtype: torch.dtype = torch.floa
             box.restore()
     if precision is None:
         return report
-    with _surroundings(torch.float32):
+    with surroundings(torch.float32):
         return replace(report, precision=_policy(fn, given, {**options, "precision": precision}, exact, dtype))
 
 
@@ -113,44 +109,7 @@ def _policy(fn: Any, given: tuple[Any, Any], options: dict[str, Any], exact: dic
             exact, dtype,
         )  # fmt: skip
     except MlcError as e:
-        _place(e, fn)
+        placed(e, fn)
         raise
     finally:
         box.restore()
-
-
-def _place(e: MlcError, fn: object) -> None:
-    """Give the error a line: that of the function where none is nearer."""
-    if e.loc is None:
-        e.loc = place_of(fn)
-        e.args = (e._message(),)
-
-
-def _scaled(options: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """The same options; a budget grows with the size of a number, so that the same decisions are checked."""
-    memory = parse_memory(options.get("memory"))
-    if isinstance(memory, int) and dtype is torch.float64:
-        return {**options, "memory": 2 * memory}
-    return options
-
-
-@contextlib.contextmanager
-def _surroundings(dtype: torch.dtype) -> Iterator[None]:
-    """Default dtype, silence, no compilation of the user's modules, loaders that give ``dtype``."""
-    default, iterate = torch.get_default_dtype(), DataLoader.__iter__
-    stance = getattr(torch.compiler, "set_stance", None)
-    silence = io.StringIO()
-    with contextlib.ExitStack() as stack:
-        stack.callback(torch.set_default_dtype, default)
-        stack.callback(setattr, DataLoader, "__iter__", iterate)
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(contextlib.redirect_stdout(silence))
-        stack.enter_context(contextlib.redirect_stderr(silence))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        if stance is not None:
-            stack.enter_context(stance("force_eager"))
-        if dtype is torch.float64:
-            torch.set_default_dtype(dtype)
-            DataLoader.__iter__ = lambda self: map(lambda x: convert(x, dtype), iterate(self))  # type: ignore
-        yield

@@ -110,7 +110,7 @@ def _of(swept: Sequence[Swept]) -> Adjoints:
     for s in swept:
         if s.kind != kind:
             continue
-        if not runs or (s.begins if kind != "tangent" else s.begins):
+        if not runs or s.begins:
             runs.append([])
         runs[-1] += s.norms.tolist()
     found = [tuple(run[::-1] if kind == "tangent" else run) for run in runs if run]

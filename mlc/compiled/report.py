@@ -71,7 +71,9 @@ class Report(Shown):
     def __str__(self) -> str:
         stages = ", ".join(f"{name} {time_text(s)}" for name, s in self.stages.items())
         peak = f", peak {size_text(self.peak_bytes)}" if self.peak_bytes else ""
-        return "\n".join([f"{time_text(self.seconds)} ({stages}){peak}", *map(str, [*self.solves.values(), *self.adjoints.values()])])
+        return "\n".join(
+            [f"{time_text(self.seconds)} ({stages}){peak}", *map(str, [*self.solves.values(), *self.adjoints.values()])]
+        )
 
     def save_trace(self, path: str | Path) -> Path:
         """Write the run in the format of Chrome's ``about:tracing`` and of Perfetto.

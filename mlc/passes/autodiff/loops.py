@@ -83,9 +83,9 @@ def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None
     init = [cts[p.final[i]] if p.final[i] in cts else b.zero(p.final[i].type) for i in carried]
     acc = [b.zero(p.consts[i].type) for i in consts]
     args = (*init, *acc, *p.consts, *p.seqs, *[sequences[v] for v in kept], *[cts[p.emitted[i]] for i in given])
+    watch = watched(p.op, carried, "adjoint" if policy.depth < 0 else "inner") if policy.watching else ()
     op = Loop(body, len(init) + len(acc), len(p.consts), p.op.trips, not p.op.reverse,
-              label=f"adjoint {p.op.label}", usual=p.op.usual,
-              watch=watched(p.op, carried, "adjoint" if policy.depth < 0 else "inner") if policy.watching else ())  # fmt: skip
+              label=f"adjoint {p.op.label}", usual=p.op.usual, watch=watch)  # fmt: skip
     types = [v.type for v in body.outputs[: op.n_carry]] + [op.sequence(v.type) for v in body.outputs[op.n_carry :]]
     outs = b.emit(op, args, types, loc=e.loc, tag="adjoint")
     targets = [*[p.init[i] for i in carried], *[p.consts[i] for i in consts], *[p.seqs[i] for i in seqs]]

@@ -53,7 +53,9 @@ class Differentiate:
 
         asked, precision = context.modes, context.precision or Resolved()
         reverse, apart = _gradients(graphs, asked), differences(graphs, asked.responses)
-        policy = Policy(asked.mode, context.stop, note, reverse, apart, casts=casts_of(graphs, precision), watching=True)
+        policy = Policy(
+            asked.mode, context.stop, note, reverse, apart, casts=casts_of(graphs, precision), watching=True
+        )
         graphs = respond(marked(graphs), asked.responses, policy)
         try:
             made = differentiate(graphs, policy)
