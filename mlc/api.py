@@ -57,6 +57,7 @@ def plan(
     mesh: Any = None,
     levers: Mapping[str, Any] | None = None,
     passes: Sequence[Pass] | None = None,
+    paths: Mapping[str, bool] | None = None,
 ) -> Plan:
     """Plan a program: what is chosen for each flow, why, and what it costs.
 
@@ -70,12 +71,20 @@ def plan(
         mesh: See there.
         levers: See there.
         passes: See there.
+        paths: See there.
 
     Raises:
         PlanError: for options that make no sense.
         BudgetError: when no exact plan fits the memory.
     """
     options: dict[str, Any] = {"memory": memory, "backend": backend, "stop_gradient": stop_gradient}
-    options |= {"flows": flows, "precision": precision, "mesh": mesh, "levers": levers, "passes": passes}
+    options |= {
+        "flows": flows,
+        "precision": precision,
+        "mesh": mesh,
+        "levers": levers,
+        "passes": passes,
+        "paths": paths,
+    }
     check_options(options)
     return make_plan(program, **options)

@@ -65,7 +65,10 @@ class Examination:
         self.start: Start = cf.start
         titles = {x.name: x.title for x in program.levels}
         asked = cf.plan.modes.responses if cf.plan is not None else {}
-        self.approximate = tuple(f"{r} of level {titles[name]}" for name, r in asked.items())
+        off = cf.plan.modes.off if cf.plan is not None else ()
+        self.approximate = (
+            *(f"{r} of level {titles[name]}" for name, r in asked.items()), *(f"path {p} switched off" for p in off),
+        )  # fmt: skip
         self.picks = list(program.metas)
         self.names = [program.inputs[i].name for i in self.picks]
         self.metas = [self.rec.externals[i].tensor for i in self.picks]

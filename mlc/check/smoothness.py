@@ -256,6 +256,7 @@ class _Trial:
     def _tell(self, plan: Any) -> None:
         titles = {x.name: x.title for x in self.compiled.program.levels}  # type: ignore[union-attr]
         self.notes += [f"the gradient is that of {r} of level {titles[n]}" for n, r in plan.modes.responses.items()]
+        self.notes += [f"the gradient is that without the path {p}" for p in plan.modes.off]
         variables = [self.rec.externals[i].var for i in self.compiled.program.metas]  # type: ignore[union-attr]
         cuts = dict.fromkeys(str(e.loc) for e in cutting(self.rec, variables) if e.loc is not None)
         self.notes += [f"real changes see through the cut at {loc}, the gradient does not" for loc in cuts]

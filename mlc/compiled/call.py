@@ -123,7 +123,7 @@ class Call:
         verify = self.owner.options.get("verify", "values")
         if verify is not None:
             self._reproduces(seen, own, entry.executor, run)
-        if verify == "gradient" and self.differentiated and not entry.plan.responses:
+        if verify == "gradient" and self.differentiated and not (entry.plan.responses or entry.plan.off):
             compare_slope(seen, entry.program, entry.executor, own, run, total=float if circle is None else circle.sum)
 
     def _run_as_then(self, seen: Observation, executor: Executor, own: list[Tensor], drawer: Drawer) -> Run:

@@ -277,13 +277,14 @@ def compile(fn: Callable[..., Any], /) -> CompiledFunction: ...
 def compile(
     fn: None = None, *, memory: int | str | None = None, backend: str = "auto", stop_gradient: str = "all",
     flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None,
-    passes: Sequence[Pass] | None = None, verify: str | None = "values",
+    passes: Sequence[Pass] | None = None, paths: Mapping[str, bool] | None = None, verify: str | None = "values",
 ) -> Callable[[Callable[..., Any]], CompiledFunction]: ...  # fmt: skip
 
 
 def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
             flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None,
-            passes: Sequence[Pass] | None = None, verify: str | None = "values") -> Any:  # fmt: skip
+            passes: Sequence[Pass] | None = None, paths: Mapping[str, bool] | None = None,
+            verify: str | None = "values") -> Any:  # fmt: skip
     """Compile a training loop so that its result can be differentiated through the training.
 
     Args:
@@ -314,6 +315,10 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             rests on the host, or None: never).
         passes: The pipeline from a program to its graphs, where it is not :data:`mlc.PIPELINE`: a tuple of passes, some
             of them yours (see ``docs/passes.md``).
+        paths: Paths from a meta-parameter to the result that are switched off: ``{"w -> L1 -> L0": False}``, as
+            ``print(program)`` and ``plan.explain()`` list them (declared names of levels serve as well, and ``*`` for
+            any name). The gradient is exactly the one without what comes along that path; a path that shares all of
+            its flows with one that stays on is a ``PlanError``. See ``docs/health.md``.
         verify: What the first call of a program compares with the real run of the function: ``"values"`` (results and
             final states), ``"gradient"`` (one directional difference of the gradient, too) or None.
 
@@ -325,7 +330,7 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
     """
     options = dict(
         memory=memory, backend=backend, stop_gradient=stop_gradient, flows=flows, precision=precision, mesh=mesh,
-        levers=levers, passes=passes,
+        levers=levers, passes=passes, paths=paths,
     )  # fmt: skip
     check_options(options)
     if verify not in ("values", "gradient", None):

@@ -66,7 +66,8 @@ class Stop(Primitive):
     With a ``level`` only gradients taken at that loop depth or deeper stop here: for them x (an inner gradient taken
     without ``create_graph``, or a parameter after a step) is a constant, as in PyTorch; gradients taken outside of
     that loop, and the hypergradient, pass.  With level -1 all stop, whatever ``stop_gradient`` says: a response that
-    leaves a path out (:mod:`mlc.passes.responses`).
+    leaves a path out (:mod:`mlc.passes.responses`). With level -2 only the hypergradient stops, and all gradients that
+    the program itself takes pass: a path that is switched off.
     """
 
     level: int | None = None
@@ -74,12 +75,17 @@ class Stop(Primitive):
     @property
     def inner(self) -> bool:
         """Whether the hypergradient passes."""
-        return self.level is not None and not self.always
+        return self.level is not None and self.level >= 0
 
     @property
     def always(self) -> bool:
         """Whether nothing passes."""
         return self.level == -1
+
+    @property
+    def outer(self) -> bool:
+        """Whether all but the hypergradient pass."""
+        return self.level == -2
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@
       return %9
     }
 
-Values are numbered in the order in which they appear; a number means the same everywhere in the text.
+Before the body, lines with // list the paths from meta-parameters to the result (:mod:`mlc.ir.levels.paths`). Values are numbered in the order in which they appear; a number means the same everywhere in the text.
 Comments give the place in the user's code and, in brackets, the role of an equation. What belongs to one
 process (where inputs are read from, objects such as generators) is not printed; objects are numbered.
 """
@@ -32,6 +32,7 @@ from pathlib import PurePath
 from typing import Any
 
 from mlc.ir.core import Custom, EffectCall, Eqn, Feed, Grad, Index, Loop, NestedEffects, Primitive, Region, Var
+from mlc.ir.levels.paths import tree
 from mlc.ir.literals import Objects, literal_text, type_text
 from mlc.ir.opaque.estimates import Solve
 from mlc.ir.problem import Problem
@@ -145,6 +146,7 @@ class _Printer:
             what = self.attrs(carries=None if f.carries else False, why=f.why or None)
             ends = f"{json.dumps(f.source)} -> {json.dumps(f.target)}"
             yield f"flow {f.kind} {ends}{' ' if what else ''}{what}{self.comment(f.loc)}"
+        yield from (f"// {line}" for line in tree(p))
         yield "{"
         region = Region(p.region.inputs, p.region.eqns, p.region.outputs, tuple(x.name for x in p.inputs))
         yield from self.region(region, [x.role for x in p.inputs], "  ")

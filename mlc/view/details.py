@@ -1,4 +1,4 @@
-"""The longer half of an explanation: what each stage costs, where its time and memory go, paths of meta-parameters."""
+"""The longer half of an explanation: what each stage costs, where its time and memory go, which paths are cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlc.ir.types import Loc
 from mlc.passes.cost.facts import Stage, facts_of, flops_of, stages_of, traffic_of, work
 from mlc.passes.cost.timeline import HOLDERS, predicted
 from mlc.units import size_text
-from mlc.view.tables import names_text, table
+from mlc.view.tables import table
 
 __all__ = ["count_text", "details", "executions"]
 
@@ -29,7 +29,7 @@ def details(graphs: Stages, program: Program) -> list[object]:
     out.append(table(("line", "code", "share", "flops"), _lines(runs)))
     fates = [_fates(s) for s in stages]
     out.append(table(("stage", "freed", "kept", "for backward", "recomputed", "shared"), fates))
-    return [*out, *_paths(program)]
+    return [*out, *_cuts(program)]
 
 
 def executions(r: Region, times: int = 1, locs: dict[Var, Loc] | None = None) -> Any:
@@ -81,15 +81,8 @@ def _fates(stage: Stage) -> list[str]:
     return [stage.name, *[str(kinds[k]) for k in ("freed", "kept", "saved", "recomputed", "view")]]
 
 
-def _paths(program: Program) -> list[object]:
-    graph = program.graph
-    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for i in program.metas:
-        name = program.inputs[i].name
-        for path in graph.paths(name):
-            found[path[1:]].append(name)
-    out: list[object] = [f"path: {names_text(names)} -> {' -> '.join(path)}" for path, names in found.items()]
-    return out + list(dict.fromkeys(f"cut: {c}" for c in graph.cuts()))
+def _cuts(program: Program) -> list[object]:
+    return list(dict.fromkeys(f"cut: {c}" for c in program.graph.cuts()))
 
 
 def count_text(n: float) -> str:

@@ -15,6 +15,7 @@ from mlc.passes.planning.plan import PlanDocument
 from mlc.units import size_text, time_text
 from mlc.view.details import details
 from mlc.view.formulatext import formula_lines
+from mlc.view.paths import path_lines, paths_data
 from mlc.view.tables import bundle, names_text, printed, table
 
 __all__ = ["choice_of", "explain", "explained"]
@@ -34,12 +35,12 @@ def explain(
         plan: The plan.
         program: Its program.
         formulas: Its formulas, when they are to be told.
-        stages: Its stage graphs, when more is to be told: what each costs, where its time and memory go, and the paths
-            of the meta-parameters.
+        stages: Its stage graphs, when more is to be told: what each costs, where its time and memory go, which share
+            of the work each level on a path takes.
     """
     parts: list[object] = [_headline(plan, program)]
     if program is not None:
-        parts += [_levels(program.levels), _flows(plan, program)]
+        parts += [_levels(program.levels), _flows(plan, program), *path_lines(plan, program, stages)]
     rest = _remaining(plan, program)
     if rest:
         parts.append(_decisions(rest))
@@ -77,6 +78,7 @@ def explained(plan: PlanDocument, program: Program, formulas: Formulas) -> dict[
     keys = ("mode", "backend", "memory", "peak_bytes", "seconds")
     return {
         "function": program.name, **{k: getattr(plan, k) for k in keys}, "levels": levels, "flows": flows,
+        "paths": paths_data(plan, program),
         "decisions": [d.model_dump() for d in plan.decisions], "notes": list(program.notes),
         "guards": list(program.guards), "formulas": formulas.as_dict(),
     }  # fmt: skip

@@ -53,11 +53,13 @@ class Modes:
         mode: Of the whole program: ``"mixed"``, ``"reverse"`` or ``"forward"``.
         levels: Modes of the inner gradients of single levels, where they differ from it.
         responses: How the derivative of what a level trained is obtained, by name of the level, where it is not exact.
+        off: Paths that are switched off, ``"w -> L1 -> L0"``.
     """
 
     mode: str = "mixed"
     levels: Mapping[str, str] = field(default_factory=dict)
     responses: Mapping[str, Response] = field(default_factory=dict)
+    off: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ class Tape:
         rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, own.through), cut, own, e)
         apart = e in self.policy.differences
         mixed = apart or (self.policy.mode == "mixed" and e not in self._reverse_over)
+        if mixed and any(_outer(x) for x in rec.slice):
+            raise FallBack(e, "it goes through a path that is switched off for the hypergradient")
         if mixed and not apart and _stops_in_loops(rec.slice, op.depth):
             self.policy.note(e, "a loop that it goes through holds constants of its own")
             mixed = False
@@ -93,6 +95,7 @@ class Tape:
     def _cuts(self, losses: list[Var], wrt: list[Var], depth: int) -> frozenset[Eqn]:
         """The stops that hold for a gradient taken here; under "inner" each hard one belongs to its first gradient."""
         stops = [e for e in _ancestors(self.b, losses, set()) if isinstance(e.op, Stop)]
+        stops = [e for e in stops if not e.op.outer]  # type: ignore[union-attr]
         soft = {e for e in stops if e.op.level is not None and e.op.level <= depth}  # type: ignore[union-attr]
         hard = {e for e in stops if e.op.level is None}  # type: ignore[union-attr]
         if self.policy.stop == "inner":
@@ -236,6 +239,12 @@ def _taking(b: Builder, policy: Policy) -> Iterator[None]:
         yield
     finally:
         b.policy = before
+
+
+def _outer(e: Eqn) -> bool:
+    """Whether a stop that only the hypergradient holds stands here, or in a loop."""
+    inside = e.op.body.walk() if isinstance(e.op, Loop) else (e,)
+    return any(isinstance(x.op, Stop) and x.op.outer for x in inside)
 
 
 def _stops_in_loops(eqns: Sequence[Eqn], depth: int) -> bool:

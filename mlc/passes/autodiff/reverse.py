@@ -136,6 +136,8 @@ def passes(e: Eqn, through: Through) -> bool:
     if isinstance(through, Passing):
         return e in through.here
     assert isinstance(e.op, Stop)
+    if isinstance(through, Deeper) and e.op.outer:
+        return True
     if isinstance(through, Deeper):
         return through.hard if e.op.level is None else e.op.level > through.depth
     return e.op.inner and not (through == "torch" and e.tag == "state")

@@ -25,7 +25,9 @@ from mlc.passes.autodiff.reverse import active_vars, outermost
 from mlc.passes.autodiff.watching import marked
 from mlc.passes.precision.casts import Twins, casts_of
 from mlc.passes.precision.store import storage_of
+from mlc.passes.responses.paths import cut_flows
 from mlc.passes.responses.respond import differences, respond
+from mlc.passes.responses.severed import severed
 
 __all__ = ["Differentiate", "differentiate"]
 
@@ -52,6 +54,8 @@ class Differentiate:
             found.fallbacks[str(e.loc)] = why
 
         asked, precision = context.modes, context.precision or Resolved()
+        if asked.off:
+            graphs = severed(graphs, cut_flows(graphs, asked.off))
         reverse, apart = _gradients(graphs, asked), differences(graphs, asked.responses)
         policy = Policy(
             asked.mode, context.stop, note, reverse, apart, casts=casts_of(graphs, precision), watching=True

@@ -13,6 +13,7 @@ from mlc.errors import PlanError
 from mlc.passes.lowering.modes import check_flows
 from mlc.passes.lowering.pipeline import check_passes
 from mlc.passes.precision.policy import check_precision
+from mlc.passes.responses.paths import check_paths
 from mlc.units import parse_memory
 
 __all__ = ["check_levers", "check_options", "free_memory", "planning", "sweeping"]
@@ -32,6 +33,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_levers(options.get("levers"))
     check_passes(options.get("passes"))
     check_precision(options.get("precision"))
+    check_paths(options.get("paths"))
     mesh = options.get("mesh")
     if mesh is not None and not (hasattr(mesh, "get_group") and hasattr(mesh, "ndim")):
         raise PlanError(f"mesh={mesh!r}", advice="give a torch.distributed.device_mesh.DeviceMesh")

@@ -30,6 +30,7 @@ class PlanDocument(BaseModel):
             meta-parameters go through the loops (see :mod:`mlc.passes.lowering.modes`).
         flows: Modes of single levels' gradients, where they differ from it.
         responses: How the derivative of what a level trained is obtained, by name of the level, where not exactly.
+        off: Paths that are switched off, ``"w -> L1 -> L0"``.
         stop: Meaning of stops, ``"all"`` or ``"inner"``.
         backend: ``"interpreter"`` or ``"inductor"``.
         price: Seconds of a call that a byte of its peak was worth (see :class:`mlc.ir.lowered.contract.Levers`).
@@ -52,6 +53,7 @@ class PlanDocument(BaseModel):
     mode: str = "mixed"
     flows: dict[str, str] = Field(default_factory=dict)
     responses: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    off: tuple[str, ...] = ()
     stop: str = "all"
     backend: str = "interpreter"
     price: float = Field(default=0.0, ge=0)
@@ -81,7 +83,7 @@ class PlanDocument(BaseModel):
     @property
     def modes(self) -> Modes:
         """Which way derivatives go, and how each level responds."""
-        return Modes(self.mode, self.flows, {name: read(x) for name, x in self.responses.items()})
+        return Modes(self.mode, self.flows, {name: read(x) for name, x in self.responses.items()}, self.off)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""

@@ -30,6 +30,7 @@ from mlc.passes.planning.search import Candidate, Search, front, thrift
 from mlc.passes.precision import policy as told
 from mlc.passes.precision.effects import effects
 from mlc.passes.responses.asked import asked, decided, lost, needs_reverse, refuse_forward, unreached
+from mlc.passes.responses.paths import decided_paths, switched_off
 from mlc.units import parse_memory, size_text, time_text
 
 __all__ = ["FEW", "budget_of", "plan_program", "planned_sweep", "usable"]
@@ -46,7 +47,7 @@ _LEFT, _COMPILE, _CALLS = 0.5, 0.3, 500
 
 def plan_program(program: Program, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
               flows: Any = None, precision: Any = None, mesh: Any = None, levers: Any = None, passes: Any = None,
-              ) -> PlannedProgram:  # fmt: skip
+              paths: Any = None) -> PlannedProgram:  # fmt: skip
     """Choose the fastest exact plan that fits the memory.
 
     Raises:
@@ -54,10 +55,10 @@ def plan_program(program: Program, *, memory: Any = None, backend: str = "auto",
         PlanError: for options that make no sense.
     """
     given = {"backend": backend, "stop_gradient": stop_gradient, "flows": flows, "precision": precision, "mesh": mesh}
-    check_options({**given, "levers": levers, "passes": passes})
+    check_options({**given, "levers": levers, "passes": passes, "paths": paths})
     wanted = parse_memory(memory)
     with _no_collection():
-        planner = _Planner(program, flows, stop_gradient, check_passes(passes), precision)
+        planner = _Planner(program, flows, stop_gradient, check_passes(passes), precision, paths)
         if wanted == "min":
             chosen = min((s.frugal() for s in planner.searches), key=thrift)
         else:
@@ -91,11 +92,11 @@ def usable(budget: int) -> int:
 
 
 def planned_sweep(program: Program, *, backend: str = "auto", stop_gradient: str = "all", flows: Any = None,
-                  precision: Any = None, passes: Any = None, say: Callable[[str], None] = lambda text: None,
-                  ) -> list[PlannedProgram]:  # fmt: skip
+                  precision: Any = None, passes: Any = None, paths: Any = None,
+                  say: Callable[[str], None] = lambda text: None) -> list[PlannedProgram]:  # fmt: skip
     """The whole curve of time and memory: one plan for each point, fastest first; ``say`` hears where it is."""
     with _no_collection():
-        planner = _Planner(program, flows, stop_gradient, check_passes(passes), precision)
+        planner = _Planner(program, flows, stop_gradient, check_passes(passes), precision, paths)
         points = front(c for s in planner.searches for c in s.curve(say))
         return [planner.plan(c, c.peak, backend) for c in points]
 
@@ -103,7 +104,7 @@ def planned_sweep(program: Program, *, backend: str = "auto", stop_gradient: str
 class _Planner:
     """Searches of a program, one per mode that may be used."""
 
-    def __init__(self, program: Program, flows: Any, stop: str, passes: Passes, precision: Any) -> None:
+    def __init__(self, program: Program, flows: Any, stop: str, passes: Passes, precision: Any, paths: Any) -> None:
         self.precision = told.resolve(program, precision)
         self.program = program
         self.stop = stop
@@ -112,15 +113,18 @@ class _Planner:
         self.fixed: frozenset[str] = frozenset()
         self.searches: list[Search] = []
         self.responses = asked(program, flows)
-        modes = replace(self.asked or Modes("mixed"), responses=self.responses)
+        self.off = switched_off(program, paths, stop)
+        modes = replace(self.asked or Modes("mixed"), responses=self.responses, off=self.off)
         refuse_forward(modes)
         lost(program, self.responses)
         self.found = self._search(modes)
         unreached(program, self.responses, self.searches[0].joint.gradients)
-        self.modes = Modes(self.found.mode, modes.levels if self.found.mode == modes.mode else {}, self.responses)
+        self.modes = Modes(
+            self.found.mode, modes.levels if self.found.mode == modes.mode else {}, self.responses, self.off
+        )
         few = self.asked is None and not needs_reverse(self.responses) and 0 < count(program) <= FEW
         if few and legal(program, Policy("forward", stop)) is None:
-            self._search(Modes("forward", responses=self.responses))
+            self._search(Modes("forward", responses=self.responses, off=self.off))
 
     def _search(self, modes: Modes) -> Findings:
         """A search of the program under these modes, unless one under the mode that they come to is there already."""
@@ -162,10 +166,10 @@ class _Planner:
         made = PlanDocument(
             program=digest(self.program), memory=budget, mode=c.mode, stop=self.stop,
             flows=dict(self.modes.levels) if c.mode == self.modes.mode else {},
-            responses={name: written(r) for name, r in self.responses.items()}, backend=how,
+            responses={name: written(r) for name, r in self.responses.items()}, off=self.off, backend=how,
             price=c.levers.price, slots=c.levers.slots, parts=c.levers.parts, offload=c.levers.offload,
-            decisions=(*self._modes(c), *decided(self.program, self.responses), *self._levers(c, budget),
-                       *self._dtypes(c), lowering),
+            decisions=(*self._modes(c), *decided(self.program, self.responses), *decided_paths(self.program, self.off),
+                       *self._levers(c, budget), *self._dtypes(c), lowering),
             peak_bytes=c.peak, seconds=seconds,
             host_bytes=c.transfers.bytes, passes=() if self.passes == PIPELINE else names(self.passes),
             precision=self.precision or None,
