@@ -18,7 +18,8 @@
       return %9
     }
 
-Before the body, lines with // list the paths from meta-parameters to the result (:mod:`mlc.ir.levels.paths`). Values are numbered in the order in which they appear; a number means the same everywhere in the text.
+Before the body, lines with // list the paths from meta-parameters to the result (:mod:`mlc.ir.levels.paths`).
+Values are numbered in the order in which they appear; a number means the same everywhere in the text.
 Comments give the place in the user's code and, in brackets, the role of an equation. What belongs to one
 process (where inputs are read from, objects such as generators) is not printed; objects are numbered.
 """

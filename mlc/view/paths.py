@@ -1,4 +1,4 @@
-"""The paths of a plan: which way each meta-parameter comes to the result, how each level on it answers, what it costs."""
+"""The paths of a plan: which way each meta-parameter comes to the result, how levels on it answer, what they cost."""
 
 from __future__ import annotations
 

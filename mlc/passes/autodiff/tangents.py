@@ -169,7 +169,7 @@ class Pusher:
         """Body of the fused loop, and which emitted sequences have tangents."""
         deep = self.through is True
         inner = Pusher(Builder(policy=self.b.policy), self.k, bool(deep) or "inner",
-                       lambda x: isinstance(x.op, Stop) and not x.op.always and not x.op.outer and (deep or x.op.inner))  # fmt: skip
+                       lambda x: isinstance(x.op, Stop) and (x.op.inner or (deep and x.op.level is None)))  # fmt: skip
         b = inner.b
         for ins, active in ((p.in_carry, carried), (p.in_const, consts), (p.in_seq, seqs)):
             inner.env.update([(v, b.input(v.type)) for v in ins])
