@@ -9,9 +9,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Plans depend on the rates of the device: the same ones on every machine.
 os.environ["MLC_RATES"] = str(Path(__file__).parent / "rates.json")
 
+import gc
+
 import hypothesis
 import pytest
 import torch
+
+import mlc  # noqa: F401
+
+# What is loaded by now stays: neither collecting nor searching for who holds an object looks through it again.
+gc.freeze()
 
 # One thread: sums come in one order on every machine, and the small graphs of the tests run faster so.
 torch.set_num_threads(1)
