@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import mlc  # noqa: F401
+from tests.share import left_out
 
 # What is loaded by now stays: neither collecting nor searching for who holds an object looks through it again.
 gc.freeze()
@@ -28,8 +29,14 @@ hypothesis.settings.register_profile("mlc", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("mlc")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` where there is none."""
+    """Mark as slow what `tests/share.py` leaves out by default; skip what is marked `gpu` where there is none."""
+    chosen = [item for item in items if not item.get_closest_marker("slow")]
+    left = left_out(item.nodeid for item in chosen)
+    for item in chosen:
+        if item.nodeid in left:
+            item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
     for item in items:
