@@ -55,7 +55,7 @@ WITHOUT = {
     "training/level", "training/loggers", "training/options", "training/order/blocks", "training/order/loops",
     "training/order/reading", "training/running", "training/state/checkpoints", "training/state/optimizer",
     "training/state/snapshot", "training/state/start",
-    "training/stepping", "view/curve", "view/details", "view/dot", "view/fonts/subset",
+    "training/stepping", "view/curve", "view/dot", "view/fonts/subset",
     "view/formulatext", "view/layout", "view/modelexplorer", "view/page/content", "view/page/crowds",
     "view/page/scene", "view/plan", "view/stagelist", "view/svg", "view/tables",
 }  # fmt: skip

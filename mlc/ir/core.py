@@ -21,10 +21,11 @@ import torch
 from torch._ops import OpOverload
 
 from mlc.ir.types import Loc, SeqType, Type
+from mlc.ir.watch import Watch
 
 __all__ = [
     "Alias", "Arg", "Custom", "Draw", "EffectCall", "Eqn", "Feed", "Grad", "Index", "Loop", "NestedEffects", "Op",
-    "Pack", "Primitive", "Random", "Region", "SafeSqrt", "Seed", "Stop", "Var", "Watch", "flat_vars", "map_vars",
+    "Pack", "Primitive", "Random", "Region", "SafeSqrt", "Seed", "Stop", "Var", "flat_vars", "map_vars",
 ]  # fmt: skip
 
 
@@ -190,25 +191,6 @@ class Replay:
     seqs: tuple[int, ...]
     dense: tuple[int, ...]
     slots: int
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What is measured while a loop runs, for the report: the norm of some of its carries together, at every trip.
-
-    Attributes:
-        level: Name of the level whose state they belong to.
-        kind: ``"state"`` (what the level trains: nothing is measured, derivatives of the loop are to be),
-            ``"adjoint"`` (cotangents of it, on the way of the hypergradient), ``"inner"`` (on the way of a gradient
-            that the program itself takes) or ``"tangent"``.
-        carries: Positions of the carries; none where the loop only tells that a run begins.
-        begins: Whether a new run of the level begins with the loop.
-    """
-
-    level: str
-    kind: str
-    carries: tuple[int, ...]
-    begins: bool
 
 
 @dataclass(frozen=True)

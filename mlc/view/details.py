@@ -1,4 +1,8 @@
-"""The longer half of an explanation: what each stage costs, where its time and memory go, which paths are cut."""
+"""The longer half of an explanation: what each stage costs, where its time and memory go; and paths.
+
+Paths are shown in every explanation: which way each meta-parameter comes to the result, how the levels on it answer,
+and, where stages are known, what share of the work they take.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,17 @@ from collections import defaultdict
 from typing import Any
 
 from mlc.ir.core import Eqn, Loop, Region, Var
+from mlc.ir.levels.paths import paths_of, text_of, tree
 from mlc.ir.lowered.stages import Stages
-from mlc.ir.program import Program
+from mlc.ir.program import Flow, Program
 from mlc.ir.types import Loc
 from mlc.passes.cost.facts import Stage, facts_of, flops_of, stages_of, traffic_of, work
 from mlc.passes.cost.timeline import HOLDERS, predicted
+from mlc.passes.planning.plan import PlanDocument
 from mlc.units import size_text
 from mlc.view.tables import table
 
-__all__ = ["count_text", "details", "executions"]
+__all__ = ["count_text", "details", "executions", "path_lines", "paths_data", "shares"]
 
 LINES = 8  # of the user's code, the most expensive ones
 
@@ -91,3 +97,55 @@ def count_text(n: float) -> str:
         if n >= size:
             return f"{n / size:.3g} {unit}"
     return f"{n:.0f}"
+
+
+# ---- paths
+
+
+def path_lines(plan: PlanDocument, program: Program, stages: Stages | None) -> list[object]:
+    """Lines for an explanation; none where no path leads to the result."""
+    spent = shares(stages) if stages is not None else {}
+    responses = {name: str(r) for name, r in plan.modes.responses.items()}
+    titles = {x.name: x.title for x in program.levels}
+    trips = {x.name: "any number of steps" if x.trips is None else f"{x.trips} steps" for x in program.levels}
+
+    def told(f: Flow) -> str:
+        if f.kind != "response":
+            return ""
+        title = titles[f.source]
+        share = f"{100 * spent[title]:.0f}% of the work" if title in spent else ""
+        return ", ".join(x for x in (responses.get(f.source, "Unroll()"), trips.get(f.source, ""), share) if x)
+
+    off = {p for p in paths_of(program) if text_of(p) in plan.off}
+    lines = tree(program, off=off, told=told)
+    return ["paths", *(f"  {line}" for line in lines)] if lines else []
+
+
+def paths_data(plan: PlanDocument, program: Program) -> list[dict[str, object]]:
+    """The same as data, for JSON."""
+    return [{"path": list(p), "on": text_of(p) not in plan.off} for p in paths_of(program)]
+
+
+def shares(stages: Stages) -> dict[str, float]:
+    """Which share of a call's predicted work is the derivatives of each level's steps, by title: adjoints or tangents.
+
+    Forward mode runs values and tangents in one loop, which is counted whole.
+    """
+    regions = [stages.forward, *([stages.backward] if stages.backward is not None else [])]
+    found: dict[str, float] = {}
+    whole = sum(_work(r, 1, found) for r in regions)
+    return {name: x / whole for name, x in found.items()} if whole else {}
+
+
+def _work(region: Region, times: int, found: dict[str, float]) -> float:
+    total = 0.0
+    for e in region.eqns:
+        if not isinstance(e.op, Loop):
+            total += times * work(e, flops_of(e))
+            continue
+        own = _work(e.op.body, times * e.op.count, found)
+        for w in e.op.watch:
+            if w.kind in ("adjoint", "tangent") and w.carries:
+                found[w.level] = found.get(w.level, 0.0) + own
+        total += own
+    return total

@@ -13,9 +13,8 @@ from mlc.ir.program import Flow, Level, Program
 from mlc.passes.formulas.comparison import Formulas
 from mlc.passes.planning.plan import PlanDocument
 from mlc.units import size_text, time_text
-from mlc.view.details import details
+from mlc.view.details import details, path_lines, paths_data
 from mlc.view.formulatext import formula_lines
-from mlc.view.paths import path_lines, paths_data
 from mlc.view.tables import bundle, names_text, printed, table
 
 __all__ = ["choice_of", "explain", "explained"]

@@ -1,7 +1,7 @@
 """What is measured of levels: marks on the loops that train them, and where their derivatives then stand.
 
 The runtime measures how large the derivatives of what a level trains are from step to step
-(:class:`mlc.ir.core.Watch`); the loop that runs the adjoint, or pushes tangents, carries them at other positions.
+(:class:`mlc.ir.watch.Watch`); the loop that runs the adjoint, or pushes tangents, carries them at other positions.
 A level's steps stand in the innermost loop that carries what it trains.  Loops around it that carry it on (epochs)
 belong to the same run, unless a level above steps in them: then each of their trips trains anew.  Linear in the
 equations.
@@ -16,6 +16,7 @@ from mlc.ir.core import Eqn, Loop, Region, Watch
 from mlc.ir.levels.steps import Origins, Step, find_steps
 from mlc.ir.levels.valuegraph import ValueGraph
 from mlc.ir.program import Program
+from mlc.ir.watch import Watch
 
 __all__ = ["marked", "watched"]
 
@@ -71,10 +72,11 @@ class _Marks:
         self.origins = Origins(self.graph)
         steps = find_steps(self.graph)
         self.found: dict[Eqn, tuple[Watch, ...]] = {}
+        titles = [x.title for x in program.levels]
         for level in program.levels[1:]:
             own = [s for s in steps if s.site.at in level.at]
             above = self._above(own, [s for s in steps if s not in own])
-            self._mark(level.name, self._trained(own, above))
+            self._mark(level.title if titles.count(level.title) == 1 else level.name, self._trained(own, above))
 
     def _above(self, own: Sequence[Step], others: Sequence[Step]) -> set[Eqn]:
         """Loops in which a level above steps: its gradient is taken of what this level trained."""

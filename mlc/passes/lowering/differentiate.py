@@ -25,9 +25,9 @@ from mlc.passes.autodiff.reverse import active_vars, outermost
 from mlc.passes.autodiff.watching import marked
 from mlc.passes.precision.casts import Twins, casts_of
 from mlc.passes.precision.store import storage_of
-from mlc.passes.responses.paths import cut_flows
+from mlc.passes.responses.paths.off import cut_flows
+from mlc.passes.responses.paths.severed import severed
 from mlc.passes.responses.respond import differences, respond
-from mlc.passes.responses.severed import severed
 
 __all__ = ["Differentiate", "differentiate"]
 

@@ -13,7 +13,7 @@ from mlc.errors import PlanError
 from mlc.passes.lowering.modes import check_flows
 from mlc.passes.lowering.pipeline import check_passes
 from mlc.passes.precision.policy import check_precision
-from mlc.passes.responses.paths import check_paths
+from mlc.passes.responses.paths.off import check_paths
 from mlc.units import parse_memory
 
 __all__ = ["check_levers", "check_options", "free_memory", "planning", "sweeping"]

@@ -30,7 +30,7 @@ from mlc.passes.planning.search import Candidate, Search, front, thrift
 from mlc.passes.precision import policy as told
 from mlc.passes.precision.effects import effects
 from mlc.passes.responses.asked import asked, decided, lost, needs_reverse, refuse_forward, unreached
-from mlc.passes.responses.paths import decided_paths, switched_off
+from mlc.passes.responses.paths.off import decided_paths, switched_off
 from mlc.units import parse_memory, size_text, time_text
 
 __all__ = ["FEW", "budget_of", "plan_program", "planned_sweep", "usable"]

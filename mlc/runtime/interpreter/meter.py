@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.ir.core import Watch
+from mlc.ir.watch import Watch
 
 __all__ = ["Meter", "Swept"]
 
@@ -24,7 +24,7 @@ class Swept:
 
     Attributes:
         level: Name of the level.
-        kind: As of :class:`mlc.ir.core.Watch`: ``"adjoint"``, ``"inner"`` or ``"tangent"``.
+        kind: As of :class:`mlc.ir.watch.Watch`: ``"adjoint"``, ``"inner"`` or ``"tangent"``.
         begins: Whether a new run of the level begins with it.
         norms: Euclidean norm at each trip, in the order in which trips ran; float, one dimension.
     """

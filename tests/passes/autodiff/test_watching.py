@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 import mlc
-from mlc.ir.core import Loop, Watch
+from mlc.ir.core import Loop
+from mlc.ir.watch import Watch
 from mlc.passes.autodiff.watching import marked, watched
 from tests.compiled.test_adjoints import start
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from mlc.ir.core import Watch
+from mlc.ir.watch import Watch
 from mlc.runtime.interpreter.meter import Meter
 
 

@@ -5,8 +5,8 @@ import torch
 
 import mlc
 from mlc.ir.program import Program
-from mlc.passes.responses.paths import cut_flows, decided_paths, switched_off
-from tests.passes.responses.levels import compiled, program, values
+from mlc.passes.responses.paths.off import cut_flows, decided_paths, switched_off
+from tests.passes.responses.paths.levels import compiled, program, values
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import mlc
-from tests.passes.responses.levels import DTYPE, by_hand, compiled, values
+from tests.passes.responses.paths.levels import DTYPE, by_hand, compiled, values
 
 CASES = [
     (["a -> L0"], ["a -> L0"]),

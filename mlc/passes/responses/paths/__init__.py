@@ -1,0 +1,1 @@
+"""Paths from meta-parameters to the result: which are off, and how their flows are cut."""
