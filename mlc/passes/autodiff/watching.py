@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from mlc.ir.core import Eqn, Loop, Region, Watch
+from mlc.ir.core import Eqn, Loop, Region
 from mlc.ir.levels.steps import Origins, Step, find_steps
 from mlc.ir.levels.valuegraph import ValueGraph
 from mlc.ir.program import Program
