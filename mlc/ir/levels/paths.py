@@ -32,7 +32,7 @@ def text_of(path: Sequence[str]) -> str:
 
 
 def tree(program: Problem, *, off: Collection[Path] = (), told: Callable[[Flow], str] = lambda f: "") -> list[str]:
-    """Lines of all paths, each flow on its own line below the one before.
+    """Lines of all paths: one line where they do not branch, branches on lines of their own below.
 
     Args:
         program: With its levels and flows.
@@ -47,8 +47,7 @@ def tree(program: Problem, *, off: Collection[Path] = (), told: Callable[[Flow],
         ways.setdefault(tuple((p[1:], p in off) for p in paths), []).append(meta)
     lines: list[str] = []
     for rest, metas in ways.items():
-        lines.append(_names(metas))
-        lines += _Branches(program, metas[0], dict(rest), told).lines((), "  ")
+        lines += _Branches(program, metas[0], dict(rest), told).lines(_names(metas))
     more = len(lines) - _MOST
     return [*lines[:_MOST], f"and {more} more lines"] if more > 0 else lines
 
@@ -65,15 +64,26 @@ class _Branches:
         self.titles = {x.name: f"{x.name} {x.declared}".rstrip() for x in program.levels}
         self.flows = {(f.source, f.target): f for f in program.flows if f.kind in ("value", "response")}
 
-    def lines(self, prefix: Path, pad: str) -> Iterator[str]:
-        here = [p for p in self.ends if p[: len(prefix)] == prefix and len(p) > len(prefix)]
-        for name in dict.fromkeys(p[len(prefix)] for p in here):
-            path = (*prefix, name)
-            flow = self.flows.get(((self.meta, *prefix)[-1], name))
-            said = "" if flow is None else _how(flow, self.told(flow))
-            off = "  [off]" if self.ends.get(path) else ""
-            yield f"{pad}-> {self.titles.get(name, name)}{said}{off}"
-            yield from self.lines(path, pad + "  ")
+    def lines(self, head: str, path: Path = (), pad: str = "") -> Iterator[str]:
+        """A line with ``head`` and whatever follows without branching, then the branches."""
+        after = self._after(path)
+        while len(after) == 1 and path not in self.ends:
+            path = (*path, after[0])
+            head = f"{head} {self._flow(path)}".lstrip()
+            after = self._after(path)
+        yield pad + head
+        for name in after:
+            yield from self.lines(self._flow((*path, name)), (*path, name), pad + "  ")
+
+    def _after(self, path: Path) -> list[str]:
+        n = len(path)
+        return list(dict.fromkeys(p[n] for p in self.ends if p[:n] == path and len(p) > n))
+
+    def _flow(self, path: Path) -> str:
+        """``-> L1 (value: loss)``: the last flow of a path."""
+        flow = self.flows.get(((self.meta, *path)[-2], path[-1]))
+        said = "" if flow is None else _how(flow, self.told(flow))
+        return f"-> {self.titles.get(path[-1], path[-1])}{said}{'  [off]' if self.ends.get(path) else ''}"
 
 
 def _how(f: Flow, more: str) -> str:

@@ -29,14 +29,10 @@ def test_paths_share_prefixes_and_are_read_past() -> None:
     assert paths_of(program)[:2] == [("a", "L1", "L0"), ("a", "L1", "L2", "L0")]
     off = {("a", "L1", "L2", "L0"), ("b", "L1", "L2", "L0")}
     assert tree(program, off=off, told=lambda f: "Unroll()" if f.source == "L2" else "") == [
-        "a, b",
-        "  -> L1 pre (value: loss)",
-        "    -> L0 (response)",
-        "    -> L2 (response)",
-        "      -> L0 (response, Unroll())  [off]",
-        "c",
-        "  -> L2 (value: update)",
-        "    -> L0 (response, Unroll())",
+        "a, b -> L1 pre (value: loss)",
+        "  -> L0 (response)",
+        "  -> L2 (response) -> L0 (response, Unroll())  [off]",
+        "c -> L2 (value: update) -> L0 (response, Unroll())",
     ]
-    assert "//     -> L2 (response)" in str(program) and str(parse(str(program))) == str(program)
+    assert "//   -> L2 (response) -> L0 (response)" in str(program) and str(parse(str(program))) == str(program)
     assert text_of(("a", "L1", "L0")) == "a -> L1 -> L0"
