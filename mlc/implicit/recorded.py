@@ -8,7 +8,6 @@ such a function is recorded anew at every call.
 from __future__ import annotations
 
 import functools
-import gc
 import time
 import types
 from typing import Any
@@ -43,7 +42,7 @@ def record(ob: Any, root: Conditioned, args: tuple[Any, ...], kwargs: dict[str, 
     """Run a root while ``ob`` observes, and record it as one equation."""
     leaves, spec = pytree.tree_flatten((_plain(ob, args), _plain(ob, kwargs)))
     inputs = [t for t in leaves if isinstance(t, Tensor)]
-    own = _made_now(root) and _made_now(root.solve)
+    own = _made_now(ob, root) and _made_now(ob, root.solve)
     if own:
         ob.unplaced.append(ob.place())
     with ob.pause():
@@ -136,13 +135,11 @@ def _kept(ob: Any, x: Any) -> Any:
     return x
 
 
-def _made_now(f: Any) -> bool:
-    """Whether an object was made during the call: what was there before is frozen for the collector meanwhile."""
+def _made_now(ob: Any, f: Any) -> bool:
+    """Whether an object was made during the call."""
     while isinstance(f, (functools.partial, types.MethodType)):
         f = f.func if isinstance(f, functools.partial) else f.__func__
-    if not gc.get_freeze_count():
-        return True
-    return any(x is f for x in gc.get_objects())
+    return ob.reads is None or ob.reads.made_now(f)
 
 
 def _cells(f: Any) -> list[tuple[Any, Any]]:
