@@ -17,7 +17,7 @@ from torch import nn
 import mlc
 
 
-def make_net(inputs, outputs, width=64):
+def make_net(inputs, outputs, width=32):
     layers = nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, outputs)
     return nn.Sequential(*layers)
 
@@ -51,8 +51,8 @@ def problems(unroll, seed=0, batch=128):
     def adam(rate):
         return lambda params: torch.optim.Adam(params, lr=rate, betas=(0.5, 0.999), eps=1e-4)
 
-    lower = mlc.Level("judge", judge, adam(2e-3), judging, both, steps=max(unroll, 1), rollback=unroll > 1)
-    upper = mlc.Level("generator", generator, adam(2e-3), fooling, noise)
+    lower = mlc.Level("judge", judge, adam(1e-3), judging, both, steps=max(unroll, 1), rollback=unroll > 1)
+    upper = mlc.Level("generator", generator, adam(4e-3), fooling, noise)
     return ([lower, upper] if unroll else [mlc.Alternating(lower, upper)]), generator
 
 
@@ -73,7 +73,7 @@ def example_training():
     return mlc.Training(levels)
 
 
-def main(steps=800, unroll=4, seed=0):
+def main(steps=400, unroll=5, seed=0):
     result = {}
     for name, seen in (("taking turns", 0), (f"unrolled {unroll} steps", unroll)):
         levels, generator = problems(seen, seed)
