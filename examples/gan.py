@@ -3,7 +3,8 @@
 The discriminator's loss reads the generator, the generator's loss reads the discriminator. A generator that plays
 against the discriminator as it stands chases it from one Gaussian to the next. Here its gradient goes through the
 steps that the discriminator takes next, in which it notices (Metz et al.: Unrolled generative adversarial networks,
-2017). These steps are rolled back and taken again against the new generator. The opponent is the same pair taking turns.
+2017). These steps are rolled back and taken again against the new generator. The opponent is the same pair taking
+turns, at the same rates.
 
     mlc run examples/gan.py
 """

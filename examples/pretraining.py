@@ -1,9 +1,9 @@
 """Hyperparameters of a pre-training, learned by what comes out after fine-tuning: implicit and unrolled together.
 
 A classifier is pre-trained on digits from eight annotators until it has converged, with a weight for each annotator and
-a weight decay; half of the annotators guess. It is then fine-tuned by five steps on thirty sure labels. The loss on held-out
-digits is differentiated through the five steps as they are, and through the pre-training by the condition at its end
-(``mlc.Implicit``): none of its steps is kept (Raghu et al.: Meta-learning to improve pre-training, 2021). The
+a weight decay; half of the annotators guess. It is then fine-tuned by five steps on thirty sure labels. The loss on
+held-out digits is differentiated through the five steps as they are, and through the pre-training by the condition at
+its end (``mlc.Implicit``): none of its steps is kept (Raghu et al.: Meta-learning to improve pre-training, 2021). The
 gradient is compared with that through all steps of both.
 
     mlc run examples/pretraining.py
