@@ -19,6 +19,7 @@ from mlc.errors import MlcWarning, PrecisionWarning, SignWarning
 from mlc.ir.core import Eqn, Var, aten
 from mlc.ir.levels.steps import Step, find_steps
 from mlc.ir.levels.valuegraph import ValueGraph
+from mlc.ir.origin import Origin
 from mlc.ir.program import Program
 from mlc.ir.types import TensorType
 
@@ -44,7 +45,7 @@ def told_of_updates(program: Program) -> tuple[MlcWarning, ...]:
 
     def matters(e: Eqn) -> bool:
         v = e.outs[0]
-        return v in live and (v in zone or (e.tag == "update" and e.args[0] in moved))
+        return v in live and (v in zone or (e.origin is Origin.UPDATE and e.args[0] in moved))
 
     found = _signs(program, graph, [e for e in signs if matters(e)])
     rounded = [e for e in casts if matters(e) and e.outs[0] not in half]
