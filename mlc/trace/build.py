@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mlc.errors import CaptureError, PlanError
+from mlc.errors import CaptureError, MlcWarning, PlanError
 from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Stop, Var, map_vars
 from mlc.ir.lowered.responses import written
 from mlc.ir.origin import Origin
@@ -17,6 +17,7 @@ from mlc.ir.types import SeqType, Type
 from mlc.ir.verify import verify
 from mlc.passes.autodiff.reverse import dependence, outermost
 from mlc.passes.levels.flows import find_levels
+from mlc.passes.levels.updates import told_of_updates
 from mlc.passes.responses.asked import counts_steps
 from mlc.passes.rolling.apart import apart
 from mlc.passes.rolling.roll import roll
@@ -49,6 +50,9 @@ def build_program(rec: Recording, stop: str = "all", flows: Any = None) -> Progr
     notes += more
     steps = [(type(s.optimizer).__name__, s.loc) for s in rec.steps]
     levels, edges = find_levels(program, steps)
+    updates = told_of_updates(program)
+    notes += tuple(map(str, updates))
+    warned = (*map(MlcWarning, (*rec.warnings, *warnings)), *updates)
     levels = tuple(_asked(x, rec) for x in levels)
     _refuse_idle(rec, levels)
     if region is not fixed and counts_steps(replace(program, levels=levels), flows):
@@ -56,9 +60,7 @@ def build_program(rec: Recording, stop: str = "all", flows: Any = None) -> Progr
             s.generic = False
         region, program = fixed, replace(program, region=fixed)
         levels = tuple(_asked(x, rec) for x in find_levels(program, steps)[0])
-    return replace(
-        program, levels=levels, flows=edges, notes=notes, warnings=(*rec.warnings, *warnings), guards=_guards(rec)
-    )
+    return replace(program, levels=levels, flows=edges, notes=notes, warnings=warned, guards=_guards(rec))
 
 
 def _asked(level: Level, rec: Recording) -> Level:
