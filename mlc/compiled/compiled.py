@@ -117,8 +117,8 @@ class CompiledFunction:
             except BaseException:
                 seen.undo()
                 raise
-        for w in (*entry.program.warnings, *lost(entry.program, entry.plan.modes.responses)):
-            warnings.warn(MlcWarning(w), stacklevel=3)
+        for w in (*entry.program.warnings, *map(MlcWarning, lost(entry.program, entry.plan.modes.responses))):
+            warnings.warn(w, stacklevel=3)
         if entry.cost is not None and not entry.cost.ok:
             warnings.warn(PrecisionWarning(entry.cost.warning), stacklevel=3)
         if seen.recording.reusable:

@@ -6,9 +6,9 @@ Grammar (what :mod:`mlc.ir.text` prints)::
     equation := outs "=" op "(" args ")" ["@" place]
     op       := an ATen overload | grad | loop | stop | pack | item | feed | random | draw | ...
 
-A region is a pure function in static single assignment form: every :class:`Var` is defined once, by a region
-input or by one :class:`Eqn`.  Nothing is mutated and nothing aliases.  ``grad`` and ``loop`` are first-class:
-they are lowered by passes, never at capture, which is what lets a pass choose how to differentiate them.
+A region is a pure function in static single assignment form: every :class:`Var` is defined once, by a region input or
+by one :class:`Eqn`.  Nothing is mutated or aliases.  ``grad`` and ``loop`` are first-class: lowered by passes, never at
+capture, which lets a pass choose how to differentiate them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch._ops import OpOverload
 
+from mlc.ir.origin import Origin
 from mlc.ir.types import Loc, SeqType, Type
 from mlc.ir.watch import Watch
 
@@ -65,10 +66,9 @@ class Stop(Primitive):
     """``stop(x)``: the value of x, with no derivative (a ``detach`` or ``no_grad`` of the user).
 
     With a ``level`` only gradients taken at that loop depth or deeper stop here: for them x (an inner gradient taken
-    without ``create_graph``, or a parameter after a step) is a constant, as in PyTorch; gradients taken outside of
-    that loop, and the hypergradient, pass.  With level -1 all stop, whatever ``stop_gradient`` says: a response that
-    leaves a path out (:mod:`mlc.passes.responses`). With level -2 only the hypergradient stops, and all gradients that
-    the program itself takes pass: a path that is switched off.
+    without ``create_graph``, or a parameter after a step) is a constant, as in PyTorch; gradients taken outside of that
+    loop, and the hypergradient, pass.  With -1 all stop, whatever ``stop_gradient`` says (:mod:`mlc.passes.responses`
+    leaves a path out), with -2 the hypergradient alone (a path that is switched off).
     """
 
     level: int | None = None
@@ -82,11 +82,6 @@ class Stop(Primitive):
     def always(self) -> bool:
         """Whether nothing passes."""
         return self.level == -1
-
-    @property
-    def outer(self) -> bool:
-        """Whether all but the hypergradient pass."""
-        return self.level == -2
 
 
 @dataclass(frozen=True)
@@ -133,10 +128,11 @@ class Grad(Primitive):
 class Loop(Primitive):
     """``loop(carries..., consts..., seqs...)``: the body once per trip, carries handed from trip to trip.
 
-    The body takes carries, consts and one element of each sequence; it returns the next carries and one
-    element for each sequence that the loop emits.  With ``reverse`` the trips run from last to first and index
-    their sequences so.  ``replay`` tells how emitted carries are stored, ``host`` which emissions rest in the memory
-    of the host until they are read, ``watch`` which carries are measured; none of them changes a value.
+    The body takes carries, consts and one element of each sequence; it returns the next carries and one element for
+    each sequence that the loop emits.  With ``reverse`` the trips run from last to first and index their sequences so.
+    ``replay`` tells how emitted carries are stored, ``host`` which emissions rest in the memory of the host until they
+    are read, ``watch`` which carries are measured; none changes a value.  A loop that differentiates one of the
+    program's has its ``label``, and ``derived`` says by which rules, the last first: adjoints are paired by it.
     """
 
     body: Region
@@ -149,6 +145,12 @@ class Loop(Primitive):
     host: tuple[int, ...] = ()
     usual: int | None = field(default=None, compare=False)
     watch: tuple[Watch, ...] = field(default=(), compare=False)
+    derived: tuple[str, ...] = ()  # of Origin.ADJOINT and Origin.TANGENT
+
+    @property
+    def title(self) -> str:
+        """What people read: ``"adjoint train"``."""
+        return " ".join(x for x in (*self.derived, self.label) if x)
 
     @property
     def count(self) -> int:
@@ -175,8 +177,7 @@ class Replay:
     """How a loop's emitted carries are stored: a few sets of them, the others rebuilt when they are read.
 
     Attributes:
-        body: Maps (carries, consts, elements of the loop's sequences, elements of its other emissions) to the
-            next carries.
+        body: Maps (carries, consts, elements of the loop's sequences and of its other emissions) to the next carries.
         carries: Which carries of the loop are rebuilt; an emission that is the value of one of them at the start
             of a trip is kept sparsely.
         consts: Which of the loop's consts the body reads.
@@ -294,7 +295,7 @@ class Eqn:
 
     Attributes:
         site: For captured equations, the loop iterations it ran in (see :mod:`mlc.trace.python.frames`).
-        tag: ``"forward"``, ``"update"`` or a name that a pass gives.
+        tag: Its :class:`~mlc.ir.origin.Origin`, with the number of a segment behind it where it is computed again.
     """
 
     op: Op
@@ -313,6 +314,11 @@ class Eqn:
         if self._inputs is None:
             object.__setattr__(self, "_inputs", tuple(flat_vars(self.args, self.kwargs)))
         return self._inputs  # type: ignore[return-value]
+
+    @property
+    def origin(self) -> Origin:
+        """Why it is there."""
+        return Origin.of(self.tag)
 
     @property
     def impure(self) -> bool:

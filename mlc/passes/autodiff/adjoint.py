@@ -21,10 +21,11 @@ from mlc.errors import PlanError
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Eqn, Grad, Loop, Region, Stop, Var
 from mlc.ir.lowered.nesting import map_bodies
+from mlc.ir.origin import Origin
 from mlc.passes.autodiff.difference import difference
 from mlc.passes.autodiff.forward import pushforward
 from mlc.passes.autodiff.policy import GradRecord, Policy
-from mlc.passes.autodiff.reverse import Inside, Passing, active_vars, passes, pull_eqn, pullback
+from mlc.passes.autodiff.reverse import Inside, Passing, active_vars, outer, passes, pull_eqn, pullback
 from mlc.passes.precision.casts import Twins
 from mlc.passes.rules.recorded import NoRule
 
@@ -67,7 +68,7 @@ class Tape:
         rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, own.through), cut, own, e)
         apart = e in self.policy.differences
         mixed = apart or (self.policy.mode == "mixed" and e not in self._reverse_over)
-        if mixed and any(_outer(x) for x in rec.slice):
+        if mixed and any(_has_outer(x) for x in rec.slice):
             raise FallBack(e, "it goes through a path that is switched off for the hypergradient")
         if mixed and not apart and _stops_in_loops(rec.slice, op.depth):
             self.policy.note(e, "a loop that it goes through holds constants of its own")
@@ -84,7 +85,9 @@ class Tape:
             cut = self._cuts(losses, wrt, op.depth)
             rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, own.through), cut, own)
         if mixed:
-            marker = Eqn(Alias(), tuple(values + losses + wrt + seeds), tuple(Var(v.type) for v in values), tag="grad")
+            marker = Eqn(
+                Alias(), tuple(values + losses + wrt + seeds), tuple(Var(v.type) for v in values), tag=Origin.GRAD
+            )
             b.append(marker)
             self.records[marker] = rec
             self.origin[marker] = e
@@ -95,7 +98,7 @@ class Tape:
     def _cuts(self, losses: list[Var], wrt: list[Var], depth: int) -> frozenset[Eqn]:
         """The stops that hold for a gradient taken here; under "inner" each hard one belongs to its first gradient."""
         stops = [e for e in _ancestors(self.b, losses, set()) if isinstance(e.op, Stop)]
-        stops = [e for e in stops if not e.op.outer]  # type: ignore[union-attr]
+        stops = [e for e in stops if not outer(e)]
         soft = {e for e in stops if e.op.level is not None and e.op.level <= depth}  # type: ignore[union-attr]
         hard = {e for e in stops if e.op.level is None}  # type: ignore[union-attr]
         if self.policy.stop == "inner":
@@ -241,10 +244,10 @@ def _taking(b: Builder, policy: Policy) -> Iterator[None]:
         b.policy = before
 
 
-def _outer(e: Eqn) -> bool:
+def _has_outer(e: Eqn) -> bool:
     """Whether a stop that only the hypergradient holds stands here, or in a loop."""
     inside = e.op.body.walk() if isinstance(e.op, Loop) else (e,)
-    return any(isinstance(x.op, Stop) and x.op.outer for x in inside)
+    return any(map(outer, inside))
 
 
 def _stops_in_loops(eqns: Sequence[Eqn], depth: int) -> bool:

@@ -26,7 +26,7 @@ class LoopRunner:
         self.op = op
         self.tell = tell
         self.watch = [w for w in op.watch if w.kind != "state"]
-        self.body = each_trip(body, op.label or "loop")
+        self.body = each_trip(body, op.title or "loop")
         self.replay = None if replay is None else each_trip(replay, REPLAY)
         self.rebuilt = _rebuilt(op)
         self.sparse_on_host = any(j in self.rebuilt for j in op.host)

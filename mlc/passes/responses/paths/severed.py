@@ -17,6 +17,7 @@ from mlc.errors import PlanError
 from mlc.ir.core import Eqn, Grad, Loop, Region, Stop, Var, map_vars
 from mlc.ir.levels.steps import Step, find_steps
 from mlc.ir.levels.valuegraph import ValueGraph
+from mlc.ir.origin import Origin
 from mlc.ir.program import Program
 
 __all__ = ["severed"]
@@ -201,7 +202,7 @@ class _Severing:
             raise self._shared(self.graph.producer.get(v))
         new = self.made[v, bits] = Var(v.type, v.mask)
         e = self.graph.producer.get(v)
-        self.behind[v].append(Eqn(OUTER, (v,), (new,), (), e.loc if e is not None else None, "path"))
+        self.behind[v].append(Eqn(OUTER, (v,), (new,), (), e.loc if e is not None else None, Origin.PATH))
 
     def _again(self, e: Eqn, bits: int) -> None:
         """The equation over second versions of what it reads."""
