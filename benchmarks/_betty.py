@@ -16,15 +16,21 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(sys.prefix) / "peers"))
 
-from betty.configs import Config, EngineConfig  # noqa: E402
-from betty.engine import Engine  # noqa: E402
-from betty.problems import ImplicitProblem  # noqa: E402
+from betty.configs import Config, EngineConfig
+from betty.engine import Engine
+from betty.problems import ImplicitProblem
 
 Loss = Callable[[Any], Tensor]
 
 
-def problem(name: str, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, data: Iterable[Any],
-            config: Config, seen: Callable[[Sequence[Tensor]], None] = lambda grads: None) -> ImplicitProblem:  # fmt: skip
+def nobody(grads: Sequence[Tensor]) -> None:
+    pass
+
+
+def problem(
+    name: str, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, data: Iterable[Any], config: Config,
+    seen: Callable[[Sequence[Tensor]], None] = nobody,
+) -> ImplicitProblem:  # fmt: skip
     """A problem of Betty whose loss is a function of the batch; ``seen`` gets its gradients before each step."""
 
     class Written(ImplicitProblem):

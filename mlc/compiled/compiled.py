@@ -21,7 +21,7 @@ from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
 from mlc.passes.cost.equations import device_of
 from mlc.passes.planning.options import check_options, planning
-from mlc.passes.responses.asked import lost
+from mlc.passes.responses.asked import lost, uncut
 from mlc.progress import progress
 from mlc.runtime.circle import Circle, circle_of
 from mlc.runtime.interpreter.feeds import Stale
@@ -117,7 +117,8 @@ class CompiledFunction:
             except BaseException:
                 seen.undo()
                 raise
-        for w in (*entry.program.warnings, *lost(entry.program, entry.plan.modes.responses)):
+        responses = entry.plan.modes.responses
+        for w in (*entry.program.warnings, *lost(entry.program, responses), *uncut(entry.program, responses)):
             warnings.warn(MlcWarning(w), stacklevel=3)
         if entry.cost is not None and not entry.cost.ok:
             warnings.warn(PrecisionWarning(entry.cost.warning), stacklevel=3)

@@ -56,7 +56,7 @@ def test_products_with_zeros_are_zeros() -> None:
         return TensorType(torch.float64, shape, tuple(torch.empty(shape).stride()), T.device)
 
     m, image, kernel, out = typed(2, 2), typed(1, 1, 4, 4), typed(1, 1, 3, 3), typed(1, 1, 2, 2)
-    x, w, g = b.input(image), b.input(kernel), b.input(out)
+    w, g = b.input(kernel), b.input(out)
     y, bias, none = b.input(m), b.input(typed(1)), b.zero(image)
     assert b.emit(aten("mm"), (y, b.zero(m)), (m,)) == (b.zero(m),) == b.emit(aten("mm"), (b.zero(m), y), (m,))
     rest = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
