@@ -3,12 +3,12 @@
 One conv net and a net that weighs its losses (``_reweighting.py``), K inner steps for each outer one. Ways: Betty's
 default ``darts`` (a central difference at the last inner step: two more forward passes), an exact unroll by hand
 (``create_graph=True``), the same loop under ``mlc.compile`` and as ``mlc.Level``s in ``mlc.Training``, exact as well;
-for mlc without a budget, with the peak of darts as its budget, and with the least memory. Seconds: all ways of one K
+for mlc without a budget, and with the peak of darts as its budget. Seconds: all ways of one K
 take turns in one process, one thread, medians after a warm-up. Peaks: a process each, malloc returning memory at
 once; what the operating system sees beyond what was resident before the call (a few hundred kB are noise). The first
 hypergradient of each is compared with an unroll by hand in float64.
 
-    python benchmarks/digits_reweighting.py [--steps 1 5] [--calls 40] [--inductor] [--quick] [--out FILE]
+    python benchmarks/digits_reweighting.py [--steps 1 5] [--calls 25] [--inductor] [--quick] [--out FILE]
 
 ``--inductor`` adds mlc with compiled segments: minutes of compilation the first time.
 """
@@ -36,7 +36,7 @@ def has_betty() -> bool:
 
 def measure(steps: int, args: argparse.Namespace, folder: Path) -> list[Point]:
     """The points of one K, with their errors and their ratios to darts (to the unroll by hand without Betty)."""
-    ways = [*([DARTS] if has_betty() else []), "hand", "levels", "mlc:none:auto", "mlc:min:auto"]
+    ways = [*([DARTS] if has_betty() else []), "hand", "levels", "mlc:none:auto"]
     ways += ["mlc:none:inductor"] * args.inductor
     memory = {way: peak(way, steps, args, folder) for way in ways}
     if DARTS in memory:
@@ -110,19 +110,19 @@ def main(args: argparse.Namespace) -> None:
                 found = measure(steps, args, Path(folder))
             console.print(table(steps, found))
             points += found
-    write(args.out, load, points)
+            write(args.out, load, points)
     console.print(f"written to {args.out}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="+", help="inner steps (default 1 5)")
-    parser.add_argument("--calls", type=int, help="calls per median (default 40)")
+    parser.add_argument("--calls", type=int, help="calls per median (default 25)")
     parser.add_argument("--inductor", action="store_true", help="mlc with compiled segments too")
     parser.add_argument("--quick", action="store_true", help="a tiny net: does it still run?")
     parser.add_argument("--out", type=Path, help="JSON file (default benchmarks/results/digits_reweighting.json)")
     given = parser.parse_args()
     given.steps = given.steps or ([1] if given.quick else [1, 5])
-    given.calls = given.calls or (2 if given.quick else 40)
+    given.calls = given.calls or (2 if given.quick else 25)
     given.out = given.out or (HERE / "tmp" if given.quick else RESULTS) / "digits_reweighting.json"
     main(given)
