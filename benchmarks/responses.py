@@ -7,8 +7,8 @@ they reach, and beside Betty and TorchOpt for the same k; the solvers to their t
 responses that are unrolled, for which theory is a Neumann series of as many terms as steps. Errors are relative.
 
 Products are those with the Hessian: mlc's Neumann series spends twelve on the largest eigenvalue, which the others
-are told, and Krylov solvers one on the final residual. Nystrom is damped by the smallest eigenvalue. Theory of CG is that of exact arithmetic; at condition 650 rounding
-makes every CG late by k = 40.
+are told, and Krylov solvers one on the final residual. Nystrom is damped by the smallest eigenvalue. Theory of CG is
+that of exact arithmetic; at condition 650 rounding makes every CG late by k = 40.
 
     python benchmarks/responses.py [--problem quadratic7 ...] [--products 5 20] [--quick] [--out FILE]
 """

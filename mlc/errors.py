@@ -21,6 +21,7 @@ __all__ = [
     "PrecisionWarning",
     "ResponseWarning",
     "RootWarning",
+    "SignWarning",
     "SolverError",
     "SolverWarning",
     "TrainingError",
@@ -113,12 +114,16 @@ class RootWarning(MlcWarning):
     """An answer is plainly no root of its condition: an implicit gradient taken there is wrong."""
 
 
+class SignWarning(MlcWarning):
+    """An update steps by the sign of its gradient: the derivative of that is zero almost everywhere, and taken so."""
+
+
 class LoweringWarning(MlcWarning):
     """A part of the program runs slower than asked for: its compiled form failed, or failed its verification."""
 
 
 class PrecisionWarning(MlcWarning):
-    """A precision policy costs more than rounding: the hypergradient points elsewhere, or nobody could tell."""
+    """A precision policy costs more than rounding, or an update rounds: the hypergradient may point elsewhere."""
 
 
 class MemoryWarning(MlcWarning):

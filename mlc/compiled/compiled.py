@@ -118,8 +118,9 @@ class CompiledFunction:
                 seen.undo()
                 raise
         responses = entry.plan.modes.responses
-        for w in (*entry.program.warnings, *lost(entry.program, responses), *uncut(entry.program, responses)):
-            warnings.warn(MlcWarning(w), stacklevel=3)
+        said = (*lost(entry.program, responses), *uncut(entry.program, responses))
+        for w in (*entry.program.warnings, *map(MlcWarning, said)):
+            warnings.warn(w, stacklevel=3)
         if entry.cost is not None and not entry.cost.ok:
             warnings.warn(PrecisionWarning(entry.cost.warning), stacklevel=3)
         if seen.recording.reusable:

@@ -18,6 +18,7 @@ import torch
 from mlc.ir.core import Loop
 from mlc.ir.lowered.contract import Context, Findings, Levers, Refused
 from mlc.ir.lowered.stages import Joint, Stages
+from mlc.ir.origin import Origin
 from mlc.passes.cost.equations import Meter, device_of
 from mlc.passes.cost.memory import peak_bytes, set_bytes
 from mlc.passes.lowering.pipeline import PIPELINE, Passes, lowered
@@ -129,7 +130,9 @@ class Search:
         """Most parts of a batch that are tried: 4, or more where there are as many examples."""
         if isinstance(self.joint, Stages):
             return 4
-        bodies = [e.op.body for e in self.joint.region.eqns if isinstance(e.op, Loop) and e.tag != "adjoint"]
+        bodies = [
+            e.op.body for e in self.joint.region.eqns if isinstance(e.op, Loop) and e.origin is not Origin.ADJOINT
+        ]
         body = max(bodies, key=lambda b: len(b.eqns), default=self.joint.region)
         found = batchwise(body)
         n = 0 if isinstance(found, Refused) else found.n
@@ -137,6 +140,8 @@ class Search:
 
     def fastest(self, budget: int) -> Candidate | None:
         """The fastest candidate whose peak is at most ``budget`` bytes, as far as the search sees."""
+        if self._fits(self.at(Levers(0.0)), budget):  # with everything kept where it is made, nothing is faster
+            return self._quickest(budget)
         for ladder in self.ladders():
             best = _first(ladder, lambda x: self._fits(self.at(x), budget))
             if best:
@@ -146,10 +151,11 @@ class Search:
                 self._more_states(min(fitting, key=_time), budget)
                 if self.small:
                     self._around(min((c for c in self.found.values() if self._fits(c, budget)), key=_time).levers)
-            elif best == 0:
-                break  # with everything kept where it is made, nothing on the host is faster
         if not any(self._fits(c, budget) for c in self.found.values()):
             self._bottom()
+        return self._quickest(budget)
+
+    def _quickest(self, budget: int) -> Candidate | None:
         return min((c for c in self.found.values() if self._fits(c, budget)), key=_time, default=None)
 
     def _between(self, over: Levers, under: Levers, budget: int, steps: int = 2) -> None:

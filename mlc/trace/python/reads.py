@@ -56,11 +56,14 @@ class Reads:
         self._frozen = False
         self._thread = 0
         self._pauses = 0
+        self._before: set[int] = set()  # what was there and not frozen, where the user froze something
         self._made: set[int] | None = None
         self.hooked_nodes: list[tuple[CodeType, int]] = []  # where hooks were put on nodes of PyTorch's graph
 
     def __enter__(self) -> Reads:
-        if not gc.get_freeze_count():  # else the user's own frozen objects would be let go at the end
+        if gc.get_freeze_count():  # the user's own frozen objects would be let go at the end
+            self._before = set(map(id, gc.get_objects()))
+        else:
             gc.freeze()
             self._frozen = True
         self._outer = sys.getprofile()
@@ -94,12 +97,18 @@ class Reads:
         if self._frozen:
             self._made = set(map(id, gc.get_objects()))
             gc.unfreeze()
+        else:
+            self._made = set(map(id, gc.get_objects())) - self._before
         if self._outer is None:
             return
         if callable(self._outer):
             sys.setprofile(self._outer)
         else:
             self._outer.enable()  # a profiler in C, which is no profile function itself
+
+    def made_now(self, x: object) -> bool:
+        """Whether an object was made since the run began, while it goes on."""
+        return id(x) not in self._before and any(y is x for y in gc.get_objects())
 
     def _profile(self) -> Callable[[FrameType, str, Any], Any]:
         seen, users, copied = self._seen, self._users, self._copied
@@ -182,7 +191,7 @@ class Reads:
     def _closures(self, reached: dict[int, Any], before: World) -> tuple[types.FunctionType, ...]:
         """Functions with values of their own that ran, were there before and are reached by no path."""
         made = {c for code, _ in self._users.values() for c in code.co_consts if isinstance(c, CodeType)}
-        codes = [c for c, _ in self._users.values() if c.co_freevars and c not in made]
+        codes = [c for c, _ in self._users.values() if _holds_values(c) and c not in made]
         if not codes:
             return ()
         return tuple(
@@ -190,6 +199,11 @@ class Reads:
             for f in gc.get_referrers(*codes)
             if isinstance(f, types.FunctionType) and id(f) not in reached and before.was_there(f)
         )
+
+
+def _holds_values(code: CodeType) -> bool:
+    """Whether functions of this code may differ in values: not methods that name their class, nor a dataclass's own."""
+    return bool(set(code.co_freevars) - {"__class__"}) and not code.co_qualname.startswith("__create_fn__.")
 
 
 def _order(code: CodeType) -> tuple[str, int, str]:
