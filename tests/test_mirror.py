@@ -6,7 +6,7 @@ ROOT = Path(__file__).parents[1]
 
 # Modules without a test file of their name. A test that is added takes its module off; nothing is put on.
 WITHOUT = {
-    "check/function", "check/generators", "check/limitations", "check/policy", "check/policyreport",
+    "check/function", "check/limitations", "check/policy", "check/policyreport",
     "check/precision", "check/recorded", "check/sandbox", "cli/call", "cli/userfile", "compiled/call",
     "compiled/health", "compiled/precise", "compiled/report", "compiled/together", "compiled/underlying", "draw",
     "errors", "implicit/answer", "implicit/calls", "implicit/closed", "implicit/condition", "implicit/conditioned",

@@ -14,10 +14,11 @@ from mlc.ir.program import Program
 from mlc.training.events import Event
 from mlc.training.level import Level, shape_of
 from mlc.training.loggers import loggers
-from mlc.training.options import options_of
+from mlc.training.options import options_of, place_of
 from mlc.training.order.blocks import arrange, flat
 from mlc.training.order.reading import read
 from mlc.training.running import Run
+from mlc.training.state.optimizer import copied
 from mlc.training.state.snapshot import Snapshots
 from mlc.training.state.start import Start
 from mlc.training.stepping import Stepper, Turn
@@ -39,6 +40,7 @@ class Training:
         until: The outer step at which the run so far was to end.
         stopped: Why the last run ended before its time, or None.
         validates: Whether the present run validates.
+        place: Which process this is, and which ones train together.
     """
 
     def __init__(self, levels: Any, *, memory: int | str | None = None, precision: Any = None, mesh: Any = None,
@@ -73,6 +75,7 @@ class Training:
         readings = {x: read(x, self.levels) for x in self.levels}
         self.blocks = arrange(levels, list(readings.values()))
         starts = {x: Start(x) for x in self.levels if x.cold}
+        self.place = place_of(readings.values(), mesh)
         self._steppers = [
             Stepper(b, readings, starts, options if b.body or b is self.blocks[-1] else None) for b in self.blocks
         ]
@@ -134,7 +137,8 @@ class Training:
 
         Args:
             steps: How many.
-            checkpoint: A folder for checkpoints; the newest three are kept.
+            checkpoint: A folder for checkpoints, which are written while the training goes on; the newest three are
+                kept. SIGTERM then saves after the step under way, and ends the process (exit code 143).
             every: Steps from checkpoint to checkpoint; None: a tenth of the run. There is one at the end in any case.
             valid: Called without arguments, without gradients; returns a number, a scalar tensor or a dict of them.
                 Random generators and the modes of modules are put back after it.
@@ -145,7 +149,8 @@ class Training:
             ``"valid.name"``.
 
         Raises:
-            TrainingError: for arguments that make no sense, data that is empty, or a checkpoint of another training.
+            TrainingError: for arguments that make no sense, data that is empty, a checkpoint of another program, a
+                folder that cannot be written to, or a disk that is full.
         """
         _check_mode()
         return Run(self, steps, checkpoint, every, valid, valid_every).go()
@@ -169,7 +174,7 @@ class Training:
 
         A training over the same levels that loads it goes on bit for bit, in the middle of an epoch too.
         """
-        kept = [f.state_dict() if hasattr(f, "state_dict") else None for f in self.callbacks]
+        kept = [copied(f.state_dict()) if hasattr(f, "state_dict") else None for f in self.callbacks]
         plans = [{} if t.compiled is None else t.compiled.plans() for s in self._steppers for t in s.turns]
         own = {"step": self.step, "end": self.until, "stopped": self.stopped, "callbacks": kept, "plans": plans}
         return {**self.snapshots.take(), **own}
