@@ -14,6 +14,7 @@ from mlc.ir.program import Program
 from mlc.training.events import Event
 from mlc.training.level import Level, shape_of
 from mlc.training.loggers import loggers
+from mlc.training.nonfinite import Guard
 from mlc.training.options import options_of, place_of
 from mlc.training.order.blocks import arrange, flat
 from mlc.training.order.reading import read
@@ -41,10 +42,12 @@ class Training:
         stopped: Why the last run ended before its time, or None.
         validates: Whether the present run validates.
         place: Which process this is, and which ones train together.
+        guard: What becomes of steps that are not finite.
     """
 
     def __init__(self, levels: Any, *, memory: int | str | None = None, precision: Any = None, mesh: Any = None,
-                 callbacks: Sequence[Callable[[Event], None]] = (), logger: Any = None) -> None:  # fmt: skip
+                 callbacks: Sequence[Callable[[Event], None]] = (), logger: Any = None,
+                 nonfinite: str | None = "raise") -> None:  # fmt: skip
         """Find out how the levels hang together; every loss is run once, on a first batch, and put back.
 
         Args:
@@ -55,6 +58,9 @@ class Training:
             mesh: As for ``mlc.compile``.
             callbacks: Functions of an :class:`~mlc.training.events.Event`.
             logger: Something with ``log(step, values)``, or several.
+            nonfinite: What becomes of a step with NaN or infinity in any level: ``"raise"``, an error that names the
+                level, the step and the operator where it began; ``"skip"``, a warning that does, and everything trained
+                as before the step (it keeps a copy of that); None, what PyTorch does.
 
         Raises:
             TrainingError: when the levels do not fit together; it names them.
@@ -71,7 +77,7 @@ class Training:
                     f"callbacks contain {f!r}", advice="functions of an event, or objects with __call__"
                 )
         self.loggers = loggers(logger)
-        options = options_of(self.levels, memory, precision, mesh)
+        options = options_of(self.levels, memory, precision, mesh, nonfinite)
         readings = {x: read(x, self.levels) for x in self.levels}
         self.blocks = arrange(levels, list(readings.values()))
         starts = {x: Start(x) for x in self.levels if x.cold}
@@ -80,6 +86,7 @@ class Training:
             Stepper(b, readings, starts, options if b.body or b is self.blocks[-1] else None) for b in self.blocks
         ]
         self.snapshots = Snapshots(self.levels, readings, starts)
+        self.guard = Guard(nonfinite, self.levels, self.snapshots)
         self.step = 0
         self.validates = False
         self.until = 0
@@ -161,11 +168,15 @@ class Training:
 
     def advance(self) -> dict[str, Any]:
         """One outer step; losses by level."""
+        values = self.guard.step(self.step + 1, self._advance)
+        self.step += 1
+        return {x.name: values[x.name] for x in self.levels}
+
+    def _advance(self) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for s in self._steppers:
             values |= s.step()
-        self.step += 1
-        return {x.name: values[x.name] for x in self.levels}
+        return values
 
     # ---- state
 

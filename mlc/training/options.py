@@ -15,7 +15,7 @@ from mlc.training.state.checkpoints import Place
 __all__ = ["options_of", "place_of"]
 
 
-def options_of(levels: Sequence[Level], memory: Any, precision: Any, mesh: Any) -> dict[str, Any]:
+def options_of(levels: Sequence[Level], memory: Any, precision: Any, mesh: Any, nonfinite: Any) -> dict[str, Any]:
     """What :func:`mlc.compile` takes; a level's own precision goes by its name.
 
     Raises:
@@ -24,7 +24,8 @@ def options_of(levels: Sequence[Level], memory: Any, precision: Any, mesh: Any) 
     own = {x.name: x.precision for x in levels if x.precision is not None}
     if own and precision is not None:
         own = {**{x.name: precision for x in levels}, **own}
-    return compile(memory=memory, precision=own or precision, mesh=mesh)(_nothing).options
+    guarded = None if nonfinite is None else "raise"
+    return compile(memory=memory, precision=own or precision, mesh=mesh, nonfinite=guarded)(_nothing).options
 
 
 def place_of(readings: Iterable[Reading], mesh: Any) -> Place:

@@ -18,6 +18,7 @@ from mlc.errors import MlcWarning, TrainingError
 from mlc.progress import progress
 from mlc.trace.generators import kept
 from mlc.training.events import Event, numbers
+from mlc.training.folders import given
 from mlc.training.interface import Trained
 from mlc.training.interruption import Interruption, watched
 from mlc.training.state.checkpoints import Checkpoints
@@ -35,6 +36,7 @@ class Run:
         self, training: Trained, steps: Any, checkpoint: Any, every: Any, valid: Any, valid_every: Any
     ) -> None:
         _count("steps", steps, 0)
+        checkpoint, every = given(training, checkpoint, every)
         if every is not None:
             _count("every", every, 1)
             if checkpoint is None:

@@ -82,6 +82,21 @@ class Snapshots:
             "program": self.identity,
         }
 
+    def trained(self) -> dict[str, Any]:
+        """What steps change, in copies: parameters, optimizers, schedulers, and what losses write to."""
+        levels = {x.name: _trained(x) for x in self.levels}
+        return {"levels": levels, "written": {k: t.detach().clone() for k, t in self.written.items()}}
+
+    def put_trained(self, state: Mapping[str, Any]) -> None:
+        """Go back to what :meth:`trained` or :meth:`take` gave; data and random generators stay where they are."""
+        for x in self.levels:
+            saved = state["levels"][x.name]
+            _copy(x.params, saved["params"])
+            OptimizerState.from_plain(saved["optimizer"]).put(x.optimizer, self._trained)
+            if x.scheduler is not None:
+                x.scheduler.load_state_dict(saved["scheduler"])
+        _copy(list(self.written.values()), [state["written"][k] for k in self.written])
+
     def put(self, state: Mapping[str, Any]) -> None:
         """Go to a state; nothing is changed where levels or shapes do not fit (data is only tried on the way).
 
@@ -89,16 +104,11 @@ class Snapshots:
             TrainingError: for a state of other levels, or data that cannot be continued.
         """
         self.check(state)
+        self.put_trained(state)
         for x in self.levels:
-            saved = state["levels"][x.name]
-            _copy(x.params, saved["params"])
-            OptimizerState.from_plain(saved["optimizer"]).put(x.optimizer, self._trained)
-            if x.scheduler is not None:
-                x.scheduler.load_state_dict(saved["scheduler"])
-            x.feed.load_state_dict(saved["data"])
+            x.feed.load_state_dict(state["levels"][x.name]["data"])
         for x, start in self.starts.items():
             start.take_over(state["starts"][x.name])
-        _copy(list(self.written.values()), [state["written"][k] for k in self.written])
         randomness.restore(state["random"], self.generators)
 
     def check_program(self, state: Mapping[str, Any], of: str) -> None:
@@ -156,11 +166,14 @@ class Snapshots:
 
 
 def _level(x: Level) -> dict[str, Any]:
+    return {**_trained(x), "data": x.feed.state_dict()}
+
+
+def _trained(x: Level) -> dict[str, Any]:
     return {
         "params": [p.detach().clone() for p in x.params],
         "optimizer": {**OptimizerState.of(x.optimizer).plain(), "kind": type(x.optimizer).__name__},
         "scheduler": None if x.scheduler is None else copied(x.scheduler.state_dict()),
-        "data": x.feed.state_dict(),
     }
 
 
