@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from mlc.training.level import Level
 from mlc.training.loggers import Logger
+from mlc.training.nonfinite import Guard
 from mlc.training.state.checkpoints import Place
 from mlc.training.state.snapshot import Snapshots
 
@@ -27,6 +28,7 @@ class Trained(Protocol):
         warned: Whether it was told that steps are recorded anew.
         snapshots: Takes its state.
         place: Which process this is, and which ones train together.
+        guard: What becomes of steps that are not finite.
     """
 
     levels: list[Level]
@@ -39,6 +41,7 @@ class Trained(Protocol):
     warned: bool
     snapshots: Snapshots
     place: Place
+    guard: Guard
 
     @property
     def recordings(self) -> int:

@@ -159,7 +159,8 @@ class Run:
         say(f"step {self.training.step} of {self.end}, {losses}, {speed:.3g} steps/s")
 
     def _warn_of_values(self) -> None:
-        wrong = [(k, v) for k, v in numbers(self.values).items() if not math.isfinite(v)]
+        skipped = {x.name for x in self.training.levels} if self.training.guard.skipped else set()  # told already
+        wrong = [(k, v) for k, v in numbers(self.values).items() if not math.isfinite(v) and k not in skipped]
         if wrong and not self.told:
             self.told = True
             name, value = wrong[0]

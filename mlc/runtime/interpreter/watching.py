@@ -2,8 +2,8 @@
 
 A run that gave something that is not finite is run once more with this on: every value is looked at when it is made.  A
 value that is not finite has an *origin*: that of an operand, or the equation itself where no operand had it.  NaN made
-of infinities that the program wrote down begins where it is NaN; a mask that a softmax swallows is nobody's origin.  Linear in the
-number of equations that run; off, it costs nothing.
+of infinities that the program wrote down begins where it is NaN; a mask that a softmax swallows is nobody's origin.
+Linear in the number of equations that run; off, it costs nothing.
 """
 
 from __future__ import annotations
