@@ -38,6 +38,7 @@ from mlc.view.listing import difference, listing
 from mlc.view.page import Measured
 from mlc.view.plan import Plan
 from mlc.view.plan import sweep as planned_sweep
+from mlc.view.scalingtext import Inner, cluster_of, inner_of, scaling_text
 from mlc.view.stagelist import after as stages_after
 from mlc.view.stagelist import graphs_after, input_names, known, shown
 
@@ -341,6 +342,18 @@ def check(target: Target, memory: Memory = None, float32: Annotated[
         print(report)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@_command
+def scale(gpus: Annotated[list[int], typer.Option(help="Devices; several times for several rows.")] = [8, 512],  # noqa: B006
+          steps: Annotated[list[int], typer.Option(help="Inner steps; likewise.")] = [8, 1000],  # noqa: B006
+          parameters: Annotated[float, typer.Option(help="Of the inner model.")] = Inner.parameters,
+          layers: int = Inner.layers, width: int = Inner.width,
+          tokens: Annotated[int, typer.Option(help="Of a batch on each device.")] = Inner.tokens,
+          rate: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help="Of the cluster: memory=80e9.")]
+          = None, debug: Debug = False) -> None:  # fmt: skip
+    """Time and memory of a large inner model on many devices, on paper; where the plan changes."""
+    print(scaling_text(inner_of(parameters, layers, width, tokens), cluster_of(rate or ()), gpus, steps).rstrip())
 
 
 @_command

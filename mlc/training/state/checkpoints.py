@@ -181,6 +181,10 @@ class Checkpoints:
                 said = f"the checkpoint after step {max(lacking)} lacks the file of a process"
                 warnings.warn(MlcWarning(f"{said}: the one after step {step} is used"), stacklevel=5)
             return step
+        if not bad and any(steps) and max(map(len, steps)) == 1:  # killed while the first one was written
+            said = f"the first checkpoint in {self.folder} was not written by every process: the training begins anew"
+            warnings.warn(MlcWarning(said), stacklevel=5)
+            return None
         if any(steps) or bad:
             why = bad[-1] if bad else "no step is there of all processes"
             raise TrainingError(
