@@ -28,6 +28,7 @@ from mlc.implicit.reading import Reading, noting
 from mlc.ir.builder import Builder
 from mlc.ir.core import Eqn, Region, Var
 from mlc.ir.opaque.call import Call
+from mlc.ir.origin import Origin
 from mlc.ir.text import print_region
 from mlc.ir.types import TensorType
 from mlc.trace.numbers.links import Linked
@@ -88,7 +89,7 @@ def record(ob: Any, root: Conditioned, args: tuple[Any, ...], kwargs: dict[str, 
 def _constant(ob: Any, t: Tensor) -> Var:
     """The value of a tensor that the solver alone reads."""
     v = ob.present(t)
-    return ob._stop_at(v, None, None, tag="solver") if v.mask and v.type.is_float else v  # type: ignore[no-any-return]
+    return ob._stop_at(v, None, None, tag=Origin.SOLVER) if v.mask and v.type.is_float else v  # type: ignore[no-any-return]
 
 
 def _key(root: Conditioned, solver: Solver, region: Region, parts: Any, own: bool) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ import torch
 
 from mlc.ir.core import Alias, Arg, Eqn, Index, Loop, Op, Pack, Primitive, Region, Var, aten, flat_vars, map_vars
 from mlc.ir.keys import call_key
+from mlc.ir.origin import Origin
 from mlc.ir.types import Loc, SeqType, TensorType, Type
 
 __all__ = ["Builder", "dce", "renamed"]
@@ -180,7 +181,7 @@ class Builder:
         assert isinstance(ta, TensorType) and isinstance(tb, TensorType)
         stride = ta.stride if ta.stride == tb.stride and 0 not in ta.stride else contiguous(ta.shape)
         dtype = torch.promote_types(ta.dtype, tb.dtype)
-        return self.emit(_ADD, (a, b), (TensorType(dtype, ta.shape, stride, ta.device),), tag="sum")[0]
+        return self.emit(_ADD, (a, b), (TensorType(dtype, ta.shape, stride, ta.device),), tag=Origin.SUM)[0]
 
     def copy_eqn(self, e: Eqn, env: dict[Var, Var], *, tag: str | None = None) -> tuple[Var, ...]:
         """Emit ``e`` with its inputs looked up in ``env``; enters the results into ``env``."""

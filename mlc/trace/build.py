@@ -11,6 +11,7 @@ from typing import Any
 from mlc.errors import CaptureError, PlanError
 from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Stop, Var, map_vars
 from mlc.ir.lowered.responses import written
+from mlc.ir.origin import Origin
 from mlc.ir.program import Input, Level, Program
 from mlc.ir.types import SeqType, Type
 from mlc.ir.verify import verify
@@ -219,12 +220,14 @@ def _diagnose(program: Program, stop: str, decided: object) -> tuple[tuple[str, 
     notes: list[str] = []
     lost: dict[str, list[str]] = {}
     for k, i in enumerate(metas):
-        cuts = [e for e, bits in cuts_of if bits >> k & 1 and e.tag != "solver"]  # which is no cut of the user's
+        cuts = [
+            e for e, bits in cuts_of if bits >> k & 1 and e.origin is not Origin.SOLVER
+        ]  # which is no cut of the user's
         name = program.inputs[i].name
         if reached >> k & 1:
             notes += [f"one path of {name} is cut at {c.loc}" for c in cuts if c.loc is not None]
         elif cuts:
-            copied = all(c.tag == "copy" for c in cuts)
+            copied = all(c.origin is Origin.COPY for c in cuts)
             where = next((str(c.loc) for c in cuts if c.loc is not None), "the loop")
             why = (
                 f"it is copied by deepcopy at {where} (mlc.clone keeps the path)" if copied else f"it is cut at {where}"

@@ -23,6 +23,7 @@ from mlc.ir.core import Custom, Eqn, Region, Stop, Var
 from mlc.ir.lowered.nesting import map_bodies
 from mlc.ir.lowered.responses import ForwardGradient
 from mlc.ir.opaque.estimates import Noise, Tell
+from mlc.ir.origin import Origin
 from mlc.ir.program import Program
 from mlc.ir.types import TensorType, Type
 from mlc.passes.autodiff.adjoint import Tape, lower_grads
@@ -163,13 +164,13 @@ def _estimate(b: Builder, pairs: Sequence[tuple[Var, Var]], noise: Sequence[Var]
         return [slopes, slopes.new_full((), float(size)), *out]
 
     given = [*[t for t, _ in pairs], *[c for _, c in pairs], *noise]
-    slopes, count, *flat = b.inline(recorded(f, [v.type for v in given]), given, tag="response")
+    slopes, count, *flat = b.inline(recorded(f, [v.type for v in given]), given, tag=Origin.RESPONSE)
     out: list[Var] = []
     for v, x in zip(ins, flat, strict=True):
         if not out:
             (x,) = b.emit(Tell(level, "slopes"), (x, slopes, count), (x.type,))
         kind = contiguous_type(v.type)
         shaped = recorded(lambda ts, s=v.type.shape: [ts[0].reshape(s)], [x.type])  # type: ignore[misc, union-attr]
-        out.append(b.inline(shaped, [x], tag="response")[0])
+        out.append(b.inline(shaped, [x], tag=Origin.RESPONSE)[0])
         assert out[-1].type == kind
     return out
