@@ -279,13 +279,14 @@ def compile(fn: Callable[..., Any], /) -> CompiledFunction: ...
 def compile(
     fn: None = None, *, memory: int | str | None = None, backend: str = "auto", stop_gradient: str = "all",
     flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None,
-    passes: Sequence[Pass] | None = None, verify: str | None = "values",
+    passes: Sequence[Pass] | None = None, verify: str | None = "values", nonfinite: str | None = None,
 ) -> Callable[[Callable[..., Any]], CompiledFunction]: ...  # fmt: skip
 
 
 def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
             flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None,
-            passes: Sequence[Pass] | None = None, verify: str | None = "values") -> Any:  # fmt: skip
+            passes: Sequence[Pass] | None = None, verify: str | None = "values",
+            nonfinite: str | None = None) -> Any:  # fmt: skip
     """Compile a training loop so that its result can be differentiated through the training.
 
     Args:
@@ -318,6 +319,9 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             of them yours (see ``docs/passes.md``).
         verify: What the first call of a program compares with the real run of the function: ``"values"`` (results and
             final states), ``"gradient"`` (one directional difference of the gradient, too) or None.
+        nonfinite: ``"raise"``: a result, a final state or a hypergradient with NaN or infinity in it is a
+            :class:`mlc.NonfiniteError` that names the level, the step and the line where it began, and (but for the
+            hypergradient) nothing of yours is changed; costs one look at the results per call. None: as in PyTorch.
 
     Returns:
         A :class:`CompiledFunction` (or a decorator, when called without ``fn``).
@@ -332,7 +336,9 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
     check_options(options)
     if verify not in ("values", "gradient", None):
         raise PlanError(f"verify={verify!r}", advice='use "values", "gradient" or None')
-    options["verify"] = verify
+    if nonfinite not in ("raise", None):
+        raise PlanError(f"nonfinite={nonfinite!r}", advice='use "raise" or None (steps are skipped by mlc.Training)')
+    options |= {"verify": verify, "nonfinite": nonfinite}
     if fn is None:
         return lambda f: CompiledFunction(f, options)
     return CompiledFunction(fn, options)
