@@ -100,7 +100,7 @@ class Health:
 
     def _solves(self, s: Solves) -> None:
         last = s.each[-1]
-        if s.curvature is not None and s.curvature < -_ROUNDING and last.solver in ("cg", "nystrom", "neumann"):
+        if s.curvature is not None and s.curvature < -_ROUNDING and last.definite:
             self._say(s.level, "curvature", (
                 f"level {s.level}: its loss has negative curvature ({s.curvature:.1e}) where its training ended: that"
                 " is no minimum, and this is no minimum's response. Try: more steps, damping=, or mlc.Truncated(k)"

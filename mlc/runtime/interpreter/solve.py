@@ -17,7 +17,7 @@ from mlc.ir.opaque.estimates import Solve as SolveOp
 from mlc.ir.opaque.estimates import Tell
 from mlc.ir.types import TensorType
 from mlc.linear.solve import Packing, Solve
-from mlc.linear.solvers import SOLVERS
+from mlc.linear.solvers import SOLVERS, SYMMETRIC
 from mlc.runtime.interpreter.interpreter import Executable
 from mlc.runtime.interpreter.recording import each_trip
 
@@ -49,6 +49,11 @@ class Solved:
     tol: float
     solver: str
     gradients: tuple[float, ...]
+
+    @property
+    def definite(self) -> bool:
+        """Whether its solver takes the matrix for that of a minimum."""
+        return self.solver in SYMMETRIC or self.solver == "neumann"
 
     @property
     def stationarity(self) -> float | None:

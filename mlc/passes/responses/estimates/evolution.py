@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mlc.errors import PlanError
 from mlc.ir.builder import Builder, contiguous_type
-from mlc.ir.core import Custom, Eqn, Index, Loop, Pack, Region, Var, aten
+from mlc.ir.core import Custom, Eqn, Index, Loop, Pack, Region, Var, aten, map_vars
 from mlc.ir.lowered.responses import Evolution
 from mlc.ir.opaque.estimates import Noise, Tell
 from mlc.ir.program import Program
@@ -109,26 +109,34 @@ class _Rule:
         """``zeros = custom(sources..., zeros..., other...)``."""
         title = self.site.level.title
         ins = sources_of(self.second, self.site)
-        whole = self._whole()
-        others = [v for v in whole.inputs if v not in ins]
+        whole, direct = self._whole(ins)
+        others = list(dict.fromkeys(v for v in whole.inputs if v not in ins and v not in direct.values()))
         b = Builder(policy=self.policy)
         given = {v: b.input(v.type) for v in ins}
         for v in zeros:
             b.input(v.type)
         given.update((v, b.input(v.type)) for v in others)
         cts = [b.input(contiguous_type(v.type)) for v in zeros]
+        given.update((v, given[s]) for s, v in direct.items())
         found = self._estimate(b, whole, ins, given, cts)
         present = (True,) * len(ins)
         op = Custom(f"Evolution of {title}", b.region(found), len(ins), len(zeros), present)
         outs = tuple(Var(v.type) for v in zeros)
         return Eqn(op, (*ins, *zeros, *others), outs, (), self.site.level.loc, "response")
 
-    def _whole(self) -> Region:
-        """``sources and others -> results``."""
-        eqns = (*self.second.region.eqns, *self.behind)
+    def _whole(self, ins: Sequence[Var]) -> tuple[Region, dict[Var, Var]]:
+        """``sources and others -> results``, and the names under which what lies behind the run reads sources.
+
+        Those ways have their own derivative, which is exact: there a source stays what it is.
+        """
+        direct = {v: Var(v.type) for v in ins}
+        behind = [e.with_(args=map_vars(e.args, lambda v: direct.get(v, v)),
+                          kwargs=tuple((k, map_vars(a, lambda v: direct.get(v, v))) for k, a in e.kwargs))
+                  for e in self.behind]  # fmt: skip
+        eqns = (*self.second.region.eqns, *behind)
         made = {v for e in eqns for v in e.outs}
-        read = dict.fromkeys((*self.second.given, *[v for e in self.behind for v in e.inputs if v not in made]))
-        return Region(tuple(read), eqns, tuple(self.results))
+        read = dict.fromkeys((*self.second.given, *[v for e in behind for v in e.inputs if v not in made]))
+        return Region(tuple(read), eqns, tuple(self.results)), {s: v for s, v in direct.items() if v in read}
 
     def _estimate(self, b: Builder, whole: Region, ins: Sequence[Var], given: dict[Var, Var], cts: Sequence[Var]
                   ) -> list[Var]:  # fmt: skip
