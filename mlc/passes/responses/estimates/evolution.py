@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mlc.errors import PlanError
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Custom, Eqn, Index, Loop, Pack, Region, Var, aten, map_vars
 from mlc.ir.lowered.responses import Evolution
@@ -28,6 +27,7 @@ from mlc.ir.types import SeqType
 from mlc.passes.autodiff.policy import Policy
 from mlc.passes.responses.again import Again, again
 from mlc.passes.responses.estimates.forwardgradient import elements, outermost_only, sources_of
+from mlc.passes.responses.estimates.persistent import persistent
 from mlc.passes.responses.estimates.recorded import recorded
 from mlc.passes.responses.rewrite import ALWAYS, copied, put, renamed_outs
 from mlc.passes.responses.site import Run, Site
@@ -40,14 +40,11 @@ def evolution(program: Program, site: Site, response: Evolution, policy: Policy)
     """The program with the ways through every run of the level answered by differences of results.
 
     Raises:
-        PlanError: for a level inside another one, and for ``persistent=True``.
+        PlanError: for a level inside another one.
     """
-    if response.persistent:
-        raise PlanError(
-            f"level {site.level.title}: Evolution(persistent=True) is not available yet", loc=site.level.loc,
-            advice="use Evolution(persistent=False): unbiased over a whole training in one call",
-        )  # fmt: skip
     outermost_only(site, "Evolution")
+    if response.persistent:
+        return put(program, (), persistent(program, site, response, policy))
     for run in sorted(site.runs, key=lambda r: r.items[-1], reverse=True):
         program = put(program, (), _answered(program, run, site, response, policy))
     return program
