@@ -81,7 +81,7 @@ def heard(told: Sequence[Told]) -> tuple[dict[str, Solves], dict[str, float], di
     """Solves, variances and windows of a call, by level."""
     solves = [x for x in told if isinstance(x, Solved)]
     variances: dict[str, float] = {}
-    for x in told:
+    for x in dict.fromkeys(told):  # an estimate is told with each of its parts
         if isinstance(x, Sampled):
             variances[x.level] = variances.get(x.level, 0.0) + x.variance
     windows = {x.level: x.count for x in told if isinstance(x, Windowed)}

@@ -172,7 +172,7 @@ class Particles:
             names: Of the user's tensors, by identity; the same in another process.
         """
         states = [
-            {"name": names[id(x.holder)], "value": x.value, "up": x.pairs.up, "down": x.pairs.down}
+            {"name": names[id(x.holder)], "value": x.value, "up": list(x.pairs.up), "down": list(x.pairs.down)}
             for x in self.states if id(x.holder) in names
         ]  # fmt: skip
         sums = [{"name": names[id(t)], "sums": x} for t, x in self.sums]

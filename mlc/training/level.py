@@ -18,6 +18,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mlc.errors import TrainingError
+from mlc.ir.lowered.responses import Evolution
 from mlc.ir.types import Loc
 from mlc.trace.python.frames import is_user_code
 from mlc.training.data.feed import Feed
@@ -96,6 +97,11 @@ class Level:
         if isinstance(response, (str, type, int, float)):
             given = response.__name__ if isinstance(response, type) else repr(response)
             raise self.refuse(f"response={given}", 'a response: mlc.Implicit("cg"), mlc.Truncated(5), ...')
+        if isinstance(response, Evolution) and response.persistent and (self.cold or self.rollback):
+            how = "a cold start" if self.cold else "rollback"
+            raise self.refuse(
+                f"{response} beside {how}", 'start="warm" without rollback: every step is a window of one long training'
+            )
         self.response = response
         self.precision = precision
 

@@ -85,7 +85,7 @@ class Recall(Primitive):
 
 @dataclass(frozen=True)
 class Keep(Primitive):
-    """``keep(x..., sum..., up..., down...)``: the x; the rest is where the particles stand at the end of a call; impure.
+    """``keep(x..., sum..., up..., down...)``: the x; the rest is where particles stand at the end of a call; impure.
 
     Attributes:
         level: Name of the level.

@@ -86,6 +86,7 @@ class Site:
         graph: All values.
         runs: In order.
         moving: Values that depend on a meta-parameter, or on what another level trains: what a derivative is asked by.
+        above: Steps of levels above: their gradients are taken of what this level trained.
         own: Values that depend on what the level itself trains.
     """
 
@@ -103,7 +104,7 @@ class Site:
         trained = [x for s in self.others for v, after, _, _ in s.trained for x in (v, after)]
         self.moving = set(self.graph.spread({v: 1 for v in (*metas, *trained)}))
         self.own = set(self.graph.spread({v: 1 for s in self.steps for v, _, _, _ in s.trained}))
-        self._nested = [s for s in self.others if self._above(s)]
+        self.above = [s for s in self.others if self._above(s)]
         self.runs: list[Run] = []
         for s in self.steps:
             self._place(s)
@@ -196,7 +197,7 @@ class Site:
         return v
 
     def _stepped_above(self, loop: Eqn) -> bool:
-        return any(loop in s.site.loops for s in self._nested)
+        return any(loop in s.site.loops for s in self.above)
 
     def _continued(self, path: tuple[int, ...], item: int, ends: Sequence[tuple[Var, Var]]) -> Run | None:
         """The run that goes on with this item: what it trains starts where that run has got to."""
@@ -206,7 +207,7 @@ class Site:
             if item in run.items:
                 return run
             between = any(s.site.at[: len(path)] == path and run.items[-1] < s.site.at[len(path)] < item
-                          for s in self._nested if len(s.site.at) > len(path))  # fmt: skip
+                          for s in self.above if len(s.site.at) > len(path))  # fmt: skip
             got = {self.origins.kept(t.end) for t in run.trained}
             if not between and any(self.origins.kept(start) in got for start, _ in ends):
                 return run

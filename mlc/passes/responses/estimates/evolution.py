@@ -8,6 +8,7 @@ as far as they depend on them through that level, a cotangent c and Gaussian dir
 which is an unbiased estimate of the gradient of F smoothed by noise of standard deviation sigma (antithetic evolution
 strategies; Salimans et al. 2017; Metz et al. 2019).  The level and all that comes behind it run 2 k times more, at
 ``backward()``, on the same items and random numbers; nothing of their trips is kept and nothing is differentiated.
+Where a loop enters the level again and again (tasks), F is what one trip of that loop leaves; behind it all is exact.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mlc.ir.program import Program
 from mlc.ir.types import SeqType
 from mlc.passes.autodiff.policy import Policy
 from mlc.passes.responses.again import Again, again
-from mlc.passes.responses.estimates.forwardgradient import elements, outermost_only, sources_of
+from mlc.passes.responses.estimates.forwardgradient import elements, refuse_below, sources_of
 from mlc.passes.responses.estimates.persistent import persistent
 from mlc.passes.responses.estimates.recorded import recorded
 from mlc.passes.responses.rewrite import ALWAYS, copied, put, renamed_outs
@@ -40,21 +41,22 @@ def evolution(program: Program, site: Site, response: Evolution, policy: Policy)
     """The program with the ways through every run of the level answered by differences of results.
 
     Raises:
-        PlanError: for a level inside another one.
+        PlanError: for a level that another one steps through.
     """
-    outermost_only(site, "Evolution")
+    refuse_below(site, "Evolution")
     if response.persistent:
         return put(program, (), persistent(program, site, response, policy))
-    for run in sorted(site.runs, key=lambda r: r.items[-1], reverse=True):
-        program = put(program, (), _answered(program, run, site, response, policy))
+    for run in sorted(site.runs, key=lambda r: (*r.path, r.items[-1]), reverse=True):
+        program = put(program, run.path, _answered(program, run, site, response, policy))
     return program
 
 
 def _answered(program: Program, run: Run, site: Site, response: Evolution, policy: Policy) -> Region:
-    region = program.region
+    region = program.region_at(run.path)
+    n = len(region.outputs) if run.path else program.n_outputs
     second = again(region, run, site, "Evolution", from_metas=True)
     left = (*second.ends, *second.others)
-    results = [v for v in dict.fromkeys(region.outputs[: program.n_outputs]) if v.type.is_float]
+    results = [v for v in dict.fromkeys(region.outputs[:n]) if v.type.is_float]
     behind = _behind(region, left, results, site)
     results = [v for v in results if v in left or any(v in e.outs for e in behind)]
     raw = {v: Var(v.type, v.mask) for v in left}
@@ -68,7 +70,6 @@ def _answered(program: Program, run: Run, site: Site, response: Evolution, polic
     sums = {v: Var(v.type, v.mask) for v in results}
     added = [Eqn(aten("add", "Tensor"), (v, z), (sums[v],), (), site.level.loc, "response")
              for v, z in zip(results, made.outs, strict=True)]  # fmt: skip
-    n = program.n_outputs
     outputs = (*[sums.get(v, v) for v in region.outputs[:n]], *region.outputs[n:])
     return Region(region.inputs, (*eqns, *b.eqns, made, *added), outputs, region.names)
 
@@ -160,8 +161,8 @@ class _Rule:
         size = float(sum(elements(v) for v in ins))
         stack = recorded(lambda ts: [torch.stack(ts), ts[0].new_full((), size)], [v.type for v in picked])
         row, count = b.inline(stack, picked, tag="response")
-        (first,) = b.emit(Tell(self.site.level.title, "slopes"), (means[0], row, count), (means[0].type,))
-        return [first, *means[1:]]
+        tell = Tell(self.site.level.title, "slopes")  # at each: one of them is always wanted
+        return [b.emit(tell, (m, row, count), (m.type,))[0] for m in means]
 
     def _pair(self, b: Builder, whole: Region, ins: Sequence[Var], at: dict[Var, Var], cts: Sequence[Var],
               noise: Sequence[Var], sums: Sequence[Var]) -> tuple[list[Var], Var]:  # fmt: skip

@@ -44,7 +44,7 @@ def persistent(program: Program, site: Site, response: Evolution, policy: Policy
     """The program's region with particles beside it, whose differences are its derivative.
 
     Raises:
-        PlanError: for a level inside another one, and where particles cannot run beside the loop.
+        PlanError: where particles cannot run beside the loop.
     """
     region = program.region
     metas = [i for i in program.metas if _real(region.inputs[i])]
@@ -181,9 +181,10 @@ class _Particles:
         *found, slopes = b.emit(op, (*totals, *cts, *others), types, loc=level.loc, tag="response")
         means = [b.emit(aten("div", "Tensor"), (t, k), (t.type,))[0] for t in found]
         size = sum(_numel(v) for v in given)
-        (first,) = b.emit(Tell(level.title, "norms"), (means[0], slopes, size), (means[0].type,))
+        tell = Tell(level.title, "norms")
+        told = [b.emit(tell, (m, slopes, size), (m.type,))[0] for m in means]  # at each: one of them is always wanted
         rule = Custom(
-            f"{_WHAT} of {level.title}", b.region([first, *means[1:]]), len(metas), len(zeros), (True,) * len(metas)
+            f"{_WHAT} of {level.title}", b.region(told), len(metas), len(zeros), (True,) * len(metas)
         )
         outs = tuple(Var(v.type) for v in zeros)
         return Eqn(rule, (*metas, *zeros, *apart, *sums), outs, (), level.loc, "response")
