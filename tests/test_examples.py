@@ -20,6 +20,7 @@ COMPILED = {
     "ddp_reweighting": "validate_after_training",  # on several processes: tests/distributed/test_script.py
     "language_model": "validate_after_training",
     "sklearn_hyperparameters": "loss_after_fitting",
+    "learned_optimizer": "train_window",
 }
 
 TRAININGS = ("reweighting_levels", "architecture", "ignoring")
@@ -105,6 +106,35 @@ def test_learned_rates_beat_the_best_single_rate() -> None:
     single, learned = result["one rate"], result["learned rates"]
     assert learned["loss"] < 0.85 * single["loss"]
     assert learned["accuracy"] > single["accuracy"]
+
+
+def test_the_gradient_that_the_learned_optimizer_steps_on_is_that_of_the_unroll() -> None:
+    """Over two windows, the mean over particles beside PyTorch's own graph of both."""
+    example = load("learned_optimizer")
+    torch.manual_seed(0)
+    data, _ = example.load()
+    optimizer, (flat, state) = example.LearnedOptimizer(), example.start()
+    windows = [example.draw_batches(data, 2) for _ in range(2)]
+    total, p, s = 0.0, flat, state
+    for batches in windows:
+        for (x, y), later in batches:
+            (g,) = torch.autograd.grad(example.loss_of(p, x, y), p, create_graph=True)
+            s, update = optimizer(g, s)
+            p = p - update
+            total = total + example.loss_of(p, *later) / len(batches)
+    exact = torch.autograd.grad(total, optimizer.log_rate)[0]
+    response = mlc.Evolution(sigma=0.01, samples=100, persistent=True)
+    step = mlc.compile(example.window, backend="interpreter", flows={"inner": response})
+    for batches in windows:
+        step(optimizer, flat, state, batches).backward()
+    spread = step.report.variances["inner"] ** 0.5  # of all weights together, so a wide bound for one of them
+    assert abs(optimizer.log_rate.grad - exact) < 2 * spread
+    assert exact.abs() > spread
+
+
+def test_a_learned_optimizer_beats_tuned_momentum() -> None:
+    result = load("learned_optimizer").main(unrolls=12)
+    assert result["learned"] < result["SGD"] and result["learned"] < result["learned, at first"]
 
 
 def test_maml_adapts_in_two_steps() -> None:

@@ -44,7 +44,7 @@ ROOMS = {
     "passes.microbatch": "ir record passes.cost passes.remat",
     "passes.precision": "ir record passes.cost",
     "passes.autodiff": "ir record passes.remat passes.rules passes.precision",
-    "passes.responses": "ir record passes.rules passes.autodiff",
+    "passes.responses": "ir linear record passes.rules passes.autodiff",
     "passes.lowering": "ir passes.remat passes.microbatch passes.precision passes.autodiff passes.responses",
     "passes.planning": (
         "ir passes.cost passes.remat passes.microbatch "

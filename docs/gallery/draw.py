@@ -13,8 +13,8 @@ import torch
 from loops import LOOPS
 
 import mlc
-from mlc.api import plain
 from mlc.cli.userfile import load
+from mlc.compiled.underlying import underlying
 from mlc.passes.planning.options import planning
 
 HERE = Path(__file__).parent
@@ -32,7 +32,7 @@ dark mode.
 def plan_of_example(path: Path) -> mlc.Plan:
     file = load(str(path))
     args, kwargs = file.arguments()
-    fn, args, options = plain(file.function(), args)
+    fn, args, options = underlying(file.function(), args)
     with contextlib.redirect_stdout(sys.stderr):
         return mlc.plan(mlc.trace(fn, *args, **kwargs), **planning(options))
 

@@ -87,6 +87,9 @@ class Particles:
         if not self.count:
             return window
         known = {id(x.holder): x for x in self.states}
+        if not any(id(inputs[i]) in known for i in op.states) and not self._copied(op, values):
+            self.restart()  # other objects: another training
+            return window
         why = self._changed(op, program, inputs, values, known)
         if why:
             self._say(op.level, why)
@@ -97,6 +100,11 @@ class Particles:
         mine = {id(t): x for t, x in self.sums}
         window.sums = {i: mine[id(inputs[i])] for i in op.metas if id(inputs[i]) in mine}
         return window
+
+    def _copied(self, op: Recall, values: Sequence[Tensor]) -> bool:
+        """Whether what a window left is found in another object now."""
+        left = [x.value for x in self.states if x.value.numel() > 1]
+        return any(_same(v, values[i]) and bool((v != v.reshape(-1)[0]).any()) for v in left for i in op.states)
 
     def _changed(self, op: Recall, program: Program, inputs: Sequence[Tensor], values: Sequence[Tensor],
                  known: Mapping[int, _State]) -> str:  # fmt: skip

@@ -20,7 +20,7 @@ from mlc.passes.responses.fed import Fed
 from mlc.passes.responses.rewrite import carrying, renamed_outs
 from mlc.passes.responses.site import Run, Site, Trained
 
-__all__ = ["Place", "Stationary", "at_last", "last_gradient", "refused", "slice_of", "steps_of"]
+__all__ = ["Place", "Stationary", "at_last", "last_gradient", "refuse_state", "refused", "slice_of", "steps_of"]
 
 
 @dataclass
@@ -133,10 +133,27 @@ def at_last(run: Run, site: Site, place: Place, what: str, wanted: Sequence[Var]
     roots = [place.roots[i] for i in order]
     fed = [place.fed[i] for i in order] if wanted is place.fed else list(wanted)
     inside, read = slice_of(place.body, roots, fed)
+    refuse_state(run, site, place, what, read)
     ends = _Ends(run, site, place, what, set(roots))
     given = tuple(ends.value(v, len(place.loops)) for v in read)
     region = Region((*roots, *read), tuple(inside), tuple(fed))
     return Stationary(region, given, tuple(read), ends.items(), ends.behind)
+
+
+def refuse_state(run: Run, site: Site, place: Place, what: str, read: Sequence[Var]) -> None:
+    """In straight code: what the gradient reads besides the parameters must not come from the level's own steps.
+
+    Raises:
+        PlanError: where it does (a moving average as a teacher).
+    """
+    if place.loops:
+        return  # there it is a carry, and found out as such
+    reached = {v for i in run.items for v in place.body.eqns[i].outs}
+    for e in place.body.eqns:
+        if any(v in reached for v in e.inputs):
+            reached.update(v for v in e.outs if v not in place.roots)
+    if any(v in reached for v in read):
+        raise refused(site, what, run.eqn(place.item), "its loss reads state that its steps change besides")
 
 
 def slice_of(body: Region, roots: Sequence[Var], fed: Sequence[Var]) -> tuple[list[Eqn], list[Var]]:

@@ -183,9 +183,7 @@ class _Particles:
         size = sum(_numel(v) for v in given)
         tell = Tell(level.title, "norms")
         told = [b.emit(tell, (m, slopes, size), (m.type,))[0] for m in means]  # at each: one of them is always wanted
-        rule = Custom(
-            f"{_WHAT} of {level.title}", b.region(told), len(metas), len(zeros), (True,) * len(metas)
-        )
+        rule = Custom(f"{_WHAT} of {level.title}", b.region(told), len(metas), len(zeros), (True,) * len(metas))
         outs = tuple(Var(v.type) for v in zeros)
         return Eqn(rule, (*metas, *zeros, *apart, *sums), outs, (), level.loc, "response")
 

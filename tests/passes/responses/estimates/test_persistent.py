@@ -32,7 +32,7 @@ def made() -> Made:
 
 @pytest.fixture(scope="module")
 def compiled() -> mlc.CompiledFunction:
-    response = mlc.Evolution(sigma=1e-3, samples=64, persistent=True)
+    response = mlc.Evolution(sigma=1e-3, samples=40, persistent=True)
     cf = mlc.compile(window, backend="interpreter", flows={"inner": response})
     assert isinstance(cf, mlc.CompiledFunction)
     return cf
