@@ -9,9 +9,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Plans depend on the rates of the device: the same ones on every machine.
 os.environ["MLC_RATES"] = str(Path(__file__).parent / "rates.json")
 
+import gc
+
 import hypothesis
 import pytest
 import torch
+
+import mlc  # noqa: F401
+from tests.share import left_out
+
+# What is loaded by now stays: neither collecting nor searching for who holds an object looks through it again.
+gc.freeze()
 
 # One thread: sums come in one order on every machine, and the small graphs of the tests run faster so.
 torch.set_num_threads(1)
@@ -21,8 +29,14 @@ hypothesis.settings.register_profile("mlc", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("mlc")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` where there is none."""
+    """Mark as slow what `tests/share.py` leaves out by default; skip what is marked `gpu` where there is none."""
+    chosen = [item for item in items if not item.get_closest_marker("slow")]
+    left = left_out(item.nodeid for item in chosen)
+    for item in chosen:
+        if item.nodeid in left:
+            item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
     for item in items:

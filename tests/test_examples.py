@@ -80,6 +80,7 @@ def test_reweighting_by_levels_has_the_gradient_of_the_loop() -> None:
     assert result["mean weight, noisy samples"] < 0.3 * result["mean weight, clean samples"]
 
 
+@pytest.mark.slow
 def test_the_architecture_that_is_found_is_the_best_of_all() -> None:
     result = load("architecture").main(steps=60, alone=60)
     accuracies = result["accuracies"]
@@ -155,6 +156,7 @@ def test_distilled_images_train_better_than_real_ones(tmp_path: Path) -> None:
         assert (low, high) == (0, 255)
 
 
+@pytest.mark.slow
 def test_language_model_learns_which_sources_help() -> None:
     result = load("language_model").main(windows=30)
     equal, learned = result["equal weights"], result["learned weights"]

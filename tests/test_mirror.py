@@ -67,7 +67,8 @@ TOGETHER = {
     "implicit/test_errors", "implicit/test_fixed_point",
     "implicit/test_libraries", "ir/test_communication", "passes/autodiff/test_random",
     "passes/precision/test_numbers", "test_benchmarks", "test_docs",
-    "test_docstrings", "test_examples", "test_goldens", "test_layout", "test_mirror", "training/test_data",
+    "test_docstrings", "test_examples", "test_goldens", "test_layout", "test_mirror", "test_share",
+    "training/test_data",
     "training/test_graphs", "training/test_order", "training/test_resume", "training/test_run",
     "training/test_steps",
 }  # fmt: skip

@@ -9,6 +9,7 @@ import itertools
 import random
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -258,20 +259,34 @@ class Swaps:
             if there and container[key] is new:
                 container[key] = old
         self._all.clear()
-        for (new, old), before in zip(self._made, self._held, strict=False):
-            if sys.getrefcount(new) > before:
-                for holder in gc.get_referrers(new):
-                    _replace(holder, new, old)
+        counts = zip(self._made, self._held, self._references(), strict=False)
+        kept = [pair for pair, before, now in counts if now > before]
+        holders = gc.get_referrers(*(new for new, _ in kept)) if kept else []
+        for holder in holders:
+            for new, old in kept:
+                _replace(holder, new, old)
         self._held.clear()
 
     def ready(self) -> None:
-        """The run begins: whoever holds more afterwards is the user's code."""
-        self._held = [sys.getrefcount(new) for new, _ in self._made]
+        """The run begins: whoever holds more afterwards, with entries put back, is the user's code."""
+        entries = Counter(id(x) for _, _, new, _ in self._all for x in _parts(new))
+        self._held = [held - entries[id(new)] for (new, _), held in zip(self._made, self._references(), strict=True)]
+
+    def _references(self) -> list[int]:
+        return [sys.getrefcount(pair[0]) for pair in self._made]
+
+
+def _parts(x: object) -> Iterator[object]:
+    """An entry, and what is in it where it is a tuple."""
+    yield x
+    if type(x) is tuple:
+        for part in x:
+            yield from _parts(part)
 
 
 def _replace(holder: object, new: object, old: object) -> None:
     """The user's code kept what it was given: it shall have kept its own list."""
-    if isinstance(holder, types.CellType):
+    if isinstance(holder, types.CellType) and holder.cell_contents is new:
         holder.cell_contents = old
     elif type(holder) is list:
         holder[:] = [old if x is new else x for x in holder]

@@ -173,12 +173,12 @@ def _observed(
         ):
             swaps.ready()
             out = _call(ob, fn, new_args, new_kwargs)
+            ob.sites.end()  # frames of the user's hold what the run was given
             swaps.back()
         reads = ob.reads
         assert reads is not None
         with ob:
             sources.check_random()
-            ob.sites.end()
             _refuse_hooks_of_nodes(ob, reads)
             ob.parallel.end()
             if ob.refusal is not None:

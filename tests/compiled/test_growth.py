@@ -51,6 +51,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_longer_loop_that_does_not_fit_is_planned_again_once(planned: list[Any]) -> None:
     budget = int(peak(12) * 1.1)
     cf = mlc.compile(train, memory=budget, flows="mixed")

@@ -137,6 +137,8 @@ class Search:
 
     def fastest(self, budget: int) -> Candidate | None:
         """The fastest candidate whose peak is at most ``budget`` bytes, as far as the search sees."""
+        if self._fits(self.at(Levers(0.0)), budget):  # with everything kept where it is made, nothing is faster
+            return self._quickest(budget)
         for ladder in self.ladders():
             best = _first(ladder, lambda x: self._fits(self.at(x), budget))
             if best:
@@ -146,10 +148,11 @@ class Search:
                 self._more_states(min(fitting, key=_time), budget)
                 if self.small:
                     self._around(min((c for c in self.found.values() if self._fits(c, budget)), key=_time).levers)
-            elif best == 0:
-                break  # with everything kept where it is made, nothing on the host is faster
         if not any(self._fits(c, budget) for c in self.found.values()):
             self._bottom()
+        return self._quickest(budget)
+
+    def _quickest(self, budget: int) -> Candidate | None:
         return min((c for c in self.found.values() if self._fits(c, budget)), key=_time, default=None)
 
     def _between(self, over: Levers, under: Levers, budget: int, steps: int = 2) -> None:

@@ -17,7 +17,7 @@ import sysconfig
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -45,8 +45,9 @@ def is_user_code(code: CodeType) -> bool:
 
 def is_user_module(m: object) -> bool:
     """Whether a module is the user's."""
-    file = getattr(m, "__file__", None)
-    return getattr(m, "__name__", "") == "__main__" or (isinstance(file, str) and is_user_file(file))
+    there = m.__dict__ if isinstance(m, ModuleType) else {}
+    file = there.get("__file__")  # not by getattr: some libraries load at a question
+    return there.get("__name__") == "__main__" or (isinstance(file, str) and is_user_file(file))
 
 
 @cache

@@ -182,7 +182,7 @@ class Reads:
     def _closures(self, reached: dict[int, Any], before: World) -> tuple[types.FunctionType, ...]:
         """Functions with values of their own that ran, were there before and are reached by no path."""
         made = {c for code, _ in self._users.values() for c in code.co_consts if isinstance(c, CodeType)}
-        codes = [c for c, _ in self._users.values() if c.co_freevars and c not in made]
+        codes = [c for c, _ in self._users.values() if _holds_values(c) and c not in made]
         if not codes:
             return ()
         return tuple(
@@ -190,6 +190,11 @@ class Reads:
             for f in gc.get_referrers(*codes)
             if isinstance(f, types.FunctionType) and id(f) not in reached and before.was_there(f)
         )
+
+
+def _holds_values(code: CodeType) -> bool:
+    """Whether functions of this code may differ in values: not methods that name their class, nor a dataclass's own."""
+    return bool(set(code.co_freevars) - {"__class__"}) and not code.co_qualname.startswith("__create_fn__.")
 
 
 def _order(code: CodeType) -> tuple[str, int, str]:

@@ -158,6 +158,7 @@ def test_hidden_copies_are_said_to_be(program: Program, gpu: Given) -> None:
     assert found.bytes == plan.host_bytes
 
 
+@pytest.mark.slow
 def test_a_host_without_room_is_left_alone(program: Program, gpu: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu(1e15)
     monkeypatch.setattr(search, "free_memory", lambda device: 2**20)
