@@ -22,7 +22,8 @@ SHAPES = ((HIDDEN, 64), (HIDDEN,), (10, HIDDEN), (10,))
 
 
 def loss_of(flat, x, y):
-    w1, b1, w2, b2 = (p.view(s) for p, s in zip(flat.split([torch.Size(s).numel() for s in SHAPES]), SHAPES))
+    parts = flat.split([torch.Size(s).numel() for s in SHAPES])
+    w1, b1, w2, b2 = (p.view(s) for p, s in zip(parts, SHAPES, strict=True))
     return F.cross_entropy(F.linear(torch.tanh(F.linear(x, w1, b1)), w2, b2), y)
 
 

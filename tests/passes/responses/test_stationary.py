@@ -42,7 +42,7 @@ def plain(w: Tensor, eta: Tensor, xs: list[Tensor]) -> Tensor:
 
 def twice_a_trip(w: Tensor, eta: Tensor, xs: list[Tensor]) -> Tensor:
     opt = torch.optim.SGD([w], lr=0.1)
-    for i in range(4):
+    for _ in range(4):
         steps(w, opt, [xs[0], xs[1]], lambda w, x: (w - x * eta).square().sum())
     return w.sum()
 
