@@ -135,7 +135,8 @@ def test_the_gradient_that_the_learned_optimizer_steps_on_is_that_of_the_unroll(
 
 def test_a_learned_optimizer_beats_tuned_momentum() -> None:
     result = load("learned_optimizer").main(unrolls=12)
-    assert result["learned"] < result["SGD"] and result["learned"] < result["learned, at first"]
+    (learned, _), (tuned, _), (before, _) = (result[k] for k in ("learned", "SGD", "learned, at first"))
+    assert learned < 0.98 * tuned and learned < 0.5 * before
 
 
 def test_maml_adapts_in_two_steps() -> None:

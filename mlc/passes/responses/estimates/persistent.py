@@ -28,7 +28,7 @@ from mlc.ir.core import Custom, Eqn, Loop, Region, Var, aten
 from mlc.ir.lowered.responses import Evolution
 from mlc.ir.opaque.estimates import Keep, Recall, Tell
 from mlc.ir.program import Program
-from mlc.ir.types import SeqType, TensorType
+from mlc.ir.types import SeqType, TensorType, Type
 from mlc.passes.autodiff.policy import Policy
 from mlc.passes.responses.estimates.recorded import recorded
 from mlc.passes.responses.rewrite import ALWAYS, copied
@@ -187,7 +187,7 @@ class _Particles:
         outs = tuple(Var(v.type) for v in zeros)
         return Eqn(rule, (*metas, *zeros, *apart, *sums), outs, (), level.loc, "response")
 
-    def _summed(self, n: int, fixed: Sequence[TensorType], each: Sequence[TensorType]) -> Region:
+    def _summed(self, n: int, fixed: Sequence[Type], each: Sequence[Type]) -> Region:
         """``totals, cotangents; differences, sums -> totals, the length of what this pair adds``."""
         m, sigma = len(self.metas), self.response.sigma
 
