@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from mlc.compiled.call import Call, Node, leaf
 from mlc.compiled.entry import Entry, executor_of, fits, generator_states, given_back, iterable
 from mlc.compiled.growth import longer, open_loops, planned_again
+from mlc.compiled.particles import Particles, asked
 from mlc.compiled.report import Report
 from mlc.compiled.together import agreed, averages, check_stages, mark, plan_together, world_now
 from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError, PrecisionWarning
@@ -53,6 +54,7 @@ class CompiledFunction:
         self.options = options
         self.report: Report | None = None
         self.recordings = 0
+        self.particles = Particles()
         self._missed = 0  # calls in a row that a guard sent back to be recorded
         self._why = ""
         self.circle: Circle | None = None  # processes that have to call alike, once a call has communicated
@@ -69,6 +71,14 @@ class CompiledFunction:
     def plan(self) -> Plan | None:
         """The plan of the last call."""
         return None if self._last is None else self._last.plan
+
+    def restart(self) -> None:
+        """The next call is the first window of a new unroll.
+
+        For :class:`mlc.Evolution` with ``persistent=True``, whose particles live from call to call: where the user's
+        state goes back to a beginning.  Without it, state that was changed from outside is found out, and said once.
+        """
+        self.particles.restart()
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
@@ -254,6 +264,7 @@ class CompiledFunction:
         entry = Entry(seen.key, seen.found, seen.ignored, rec, program, plan, executor, lengths)
         entry.loops = open_loops(program) if rec.reusable else {}
         entry.world = world_now()
+        entry.particles = asked(executor.stages.forward)
         entry.averages = averages(rec, self.options.get("mesh"))
         self._planned[key] = entry
         return entry

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlc.errors import ResponseWarning
-from mlc.runtime.interpreter.solve import Sampled, Solved, Told
+from mlc.runtime.interpreter.solve import Sampled, Solved, Told, Windowed
 
 __all__ = ["Health", "Solves", "heard"]
 
@@ -77,14 +77,15 @@ class Solves:
         return f"{self.level}: {times}{solver} {self.iterations} iterations, residual {self.residual:.1e}{curvature}"
 
 
-def heard(told: Sequence[Told]) -> tuple[dict[str, Solves], dict[str, float]]:
-    """Solves and variances of a call, by level."""
+def heard(told: Sequence[Told]) -> tuple[dict[str, Solves], dict[str, float], dict[str, int]]:
+    """Solves, variances and windows of a call, by level."""
     solves = [x for x in told if isinstance(x, Solved)]
     variances: dict[str, float] = {}
-    for x in told:
+    for x in dict.fromkeys(told):  # an estimate is told with each of its parts
         if isinstance(x, Sampled):
             variances[x.level] = variances.get(x.level, 0.0) + x.variance
-    return Solves.by_level(solves), variances
+    windows = {x.level: x.count for x in told if isinstance(x, Windowed)}
+    return Solves.by_level(solves), variances, windows
 
 
 class Health:
@@ -100,7 +101,7 @@ class Health:
 
     def _solves(self, s: Solves) -> None:
         last = s.each[-1]
-        if s.curvature is not None and s.curvature < -_ROUNDING and last.solver in ("cg", "nystrom", "neumann"):
+        if s.curvature is not None and s.curvature < -_ROUNDING and last.definite:
             self._say(s.level, "curvature", (
                 f"level {s.level}: its loss has negative curvature ({s.curvature:.1e}) where its training ended: that"
                 " is no minimum, and this is no minimum's response. Try: more steps, damping=, or mlc.Truncated(k)"

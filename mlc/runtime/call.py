@@ -15,6 +15,7 @@ from mlc.runtime.inductor.lowering import Inductor
 from mlc.runtime.interpreter.feeds import Drawer, Stale, feed_runner
 from mlc.runtime.interpreter.interpreter import Executable, compile_region
 from mlc.runtime.interpreter.loop import link
+from mlc.runtime.interpreter.particles import Window
 from mlc.runtime.interpreter.recording import Recording, current, each_stage, resumed
 from mlc.runtime.interpreter.saved import alias, check_versions, memory, tensors_in, versions
 from mlc.runtime.interpreter.solve import Told
@@ -96,11 +97,18 @@ class Executor:
         self._on_trial = inductor
         compile = inductor or (compile_region if watch is None else watch.compile)
         self._heard: list[Told] = []
-        special = link(lambda op: feed_runner(op, self._draws), self._draw, compile, self._heard.append)
+        self._window: Window | None = None
+        special = link(
+            lambda op: feed_runner(op, self._draws), self._draw, compile, self._heard.append, self._particles
+        )
         self._forward: Executable = each_stage(compile(stages.forward, special), "forward")
         self._backward: Executable | None = (
             None if stages.backward is None else each_stage(compile(stages.backward, special), "backward")
         )
+
+    def _particles(self) -> Window:
+        assert self._window is not None
+        return self._window
 
     def _draws(self) -> Drawer:
         assert self._drawer is not None
@@ -127,10 +135,16 @@ class Executor:
 
         return run
 
-    def forward(self, inputs: Sequence[Any], drawer: Drawer) -> Run:
-        """Run the forward stage; user state is not touched."""
+    def forward(self, inputs: Sequence[Any], drawer: Drawer, window: Window | None = None) -> Run:
+        """Run the forward stage; user state is not touched.
+
+        Args:
+            inputs: Of the program.
+            drawer: Draws items.
+            window: Particles that the stage goes on with; None: new ones, which are forgotten.
+        """
         started = time.perf_counter()
-        self._drawer = drawer
+        self._drawer, self._window = drawer, window or Window()
         if self._first is None and self._on_trial is not None and self._on_trial.settled:
             self._first, self._on_trial, self._peak = Recording(), None, 0
         first = self._first if current() is None else None
@@ -139,7 +153,7 @@ class Executor:
                 inputs = [alias(x) for x in inputs]
                 outs = self._forward(list(inputs))
         finally:
-            self._drawer = None
+            self._drawer = self._window = None
         self._measured(first, last=self._backward is None)
         n = self.stages.n_results
         saved = [outs[i] if kind == "out" else inputs[i] for kind, i in self.stages.saved]

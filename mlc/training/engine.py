@@ -11,6 +11,7 @@ import torch
 from mlc.compiled.compiled import CompiledFunction
 from mlc.errors import TrainingError
 from mlc.ir.program import Program
+from mlc.training.compiled import Compiled, names_of
 from mlc.training.events import Event
 from mlc.training.level import Level, shape_of
 from mlc.training.loggers import loggers
@@ -85,6 +86,7 @@ class Training:
         self._steppers = [
             Stepper(b, readings, starts, options if b.body or b is self.blocks[-1] else None) for b in self.blocks
         ]
+        self._written = {x: list(r.written.values()) for x, r in readings.items()}
         self.snapshots = Snapshots(self.levels, readings, starts)
         self.guard = Guard(nonfinite, self.levels, self.snapshots)
         self.step = 0
@@ -128,6 +130,10 @@ class Training:
     def recordings(self) -> int:
         """How often a step ran as Python, to be recorded."""
         return sum(t.compiled.recordings for s in self._steppers for t in s.turns if t.compiled is not None)
+
+    @property
+    def _compiled(self) -> list[Compiled | None]:
+        return [t.compiled for s in self._steppers for t in s.turns]
 
     @property
     def _top(self) -> Turn:
@@ -188,6 +194,8 @@ class Training:
         kept = [copied(f.state_dict()) if hasattr(f, "state_dict") else None for f in self.callbacks]
         plans = [{} if t.compiled is None else t.compiled.plans() for s in self._steppers for t in s.turns]
         own = {"step": self.step, "end": self.until, "stopped": self.stopped, "callbacks": kept, "plans": plans}
+        names = {id(t): n for n, t in names_of(self.levels, self._written).items()}
+        own["particles"] = [c and c.particles.state_dict(names) for c in self._compiled]
         return {**self.snapshots.take(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -221,6 +229,10 @@ class Training:
         for turn, plans in zip(turns, state["plans"], strict=True):
             if turn.compiled is not None:
                 turn.compiled.take_over(plans)
+        tensors = names_of(self.levels, self._written)
+        for compiled, particles in zip(self._compiled, state.get("particles", ()), strict=False):
+            if compiled is not None and particles is not None:
+                compiled.particles.load_state_dict(particles, tensors)
         self.step, self.until, self.stopped = state["step"], state["end"], state["stopped"]
 
     # ---- checks
