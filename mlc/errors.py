@@ -18,6 +18,7 @@ __all__ = [
     "MemoryWarning",
     "MlcError",
     "MlcWarning",
+    "NonfiniteError",
     "PlanError",
     "PrecisionWarning",
     "ResponseWarning",
@@ -69,6 +70,22 @@ class CommunicationError(MlcError):
 
 class DifferentiationError(MlcError):
     """The program was traced but a derivative that it needs does not exist or may not be asked for."""
+
+
+class NonfiniteError(MlcError):
+    """NaN or infinity in a level; the message names the level, the step and the operator where it began.
+
+    Attributes:
+        level: Name of the level; empty where no level is to blame (data, a hypergradient's cotangent).
+        steps: Trips of the loops around it, outermost first, from 1.
+        kind: ``"NaN"`` or ``"infinity"``.
+        operator: Where it began; empty where it was there before.
+    """
+
+    def __init__(self, what: str, *, level: str = "", steps: tuple[int, ...] = (), kind: str = "", operator: str = "",
+                 loc: Any = None, advice: str = "") -> None:  # fmt: skip
+        super().__init__(what, loc=loc, advice=advice)
+        self.level, self.steps, self.kind, self.operator = level, steps, kind, operator
 
 
 class PlanError(MlcError):

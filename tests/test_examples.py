@@ -24,6 +24,7 @@ COMPILED = {
     "imaml_digits": "unrolled",
     "pretraining": "unrolled",
     "data_selection": "loss_after_training",
+    "learned_optimizer": "train_window",
 }
 
 TRAININGS = ("reweighting_levels", "architecture", "ignoring", "gan", "self_tuning")
@@ -110,6 +111,36 @@ def test_learned_rates_beat_the_best_single_rate() -> None:
     single, learned = result["one rate"], result["learned rates"]
     assert learned["loss"] < 0.85 * single["loss"]
     assert learned["accuracy"] > single["accuracy"]
+
+
+def test_the_gradient_that_the_learned_optimizer_steps_on_is_that_of_the_unroll() -> None:
+    """Over two windows, the mean over particles beside PyTorch's own graph of both."""
+    example = load("learned_optimizer")
+    torch.manual_seed(0)
+    data, _ = example.load()
+    optimizer, (flat, state) = example.LearnedOptimizer(), example.start()
+    windows = [example.draw_batches(data, 2) for _ in range(2)]
+    total, p, s = 0.0, flat, state
+    for batches in windows:
+        for (x, y), later in batches:
+            (g,) = torch.autograd.grad(example.loss_of(p, x, y), p, create_graph=True)
+            s, update = optimizer(g, s)
+            p = p - update
+            total = total + example.loss_of(p, *later) / len(batches)
+    exact = torch.autograd.grad(total, optimizer.log_rate)[0]
+    response = mlc.Evolution(sigma=0.01, samples=100, persistent=True)
+    step = mlc.compile(example.window, backend="interpreter", flows={"inner": response})
+    for batches in windows:
+        step(optimizer, flat, state, batches).backward()
+    spread = step.report.variances["inner"] ** 0.5  # of all weights together, so a wide bound for one of them
+    assert abs(optimizer.log_rate.grad - exact) < 2 * spread
+    assert exact.abs() > spread
+
+
+def test_a_learned_optimizer_beats_tuned_momentum() -> None:
+    result = load("learned_optimizer").main(unrolls=12)
+    (learned, _), (tuned, _), (before, _) = (result[k] for k in ("learned", "SGD", "learned, at first"))
+    assert learned < 0.98 * tuned and learned < 0.5 * before
 
 
 def test_maml_adapts_in_two_steps() -> None:

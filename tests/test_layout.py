@@ -36,6 +36,7 @@ LEAVES = ("mlc.errors", "mlc.progress", "mlc.shown", "mlc.units")
 ROOMS = {
     "ir": "",
     "record": "ir",
+    "linear": "",
     "passes.cost": "ir",
     "passes.levels": "ir",
     "passes.rolling": "ir record",
@@ -44,7 +45,7 @@ ROOMS = {
     "passes.microbatch": "ir record passes.cost passes.remat",
     "passes.precision": "ir record passes.cost",
     "passes.autodiff": "ir record passes.remat passes.rules passes.precision",
-    "passes.responses": "ir record passes.rules passes.autodiff",
+    "passes.responses": "ir linear record passes.rules passes.autodiff",
     "passes.lowering": "ir passes.remat passes.microbatch passes.precision passes.autodiff passes.responses",
     "passes.planning": (
         "ir passes.cost passes.remat passes.microbatch "
@@ -52,14 +53,13 @@ ROOMS = {
     ),
     "passes.formulas": "ir record passes.cost passes.microbatch passes.autodiff passes.planning",
     "view": "ir passes.cost passes.lowering passes.planning passes.formulas",
-    "linear": "",
     "runtime": "ir linear",
     "trace": "ir record passes.levels passes.rolling passes.rules passes.autodiff passes.responses runtime",
     "compiled": "ir passes.cost passes.rules passes.responses passes.planning passes.formulas view runtime trace",
     "check": "ir passes.precision passes.autodiff trace compiled",
     "front": "ir passes.planning view trace compiled",
     "implicit": "ir linear runtime trace",
-    "training": "ir passes.planning view trace compiled front",
+    "training": "ir passes.planning view runtime trace compiled front",
     "cli": "passes.planning view runtime trace compiled front training",
 }
 

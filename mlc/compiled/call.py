@@ -9,17 +9,21 @@ import torch
 from torch import Tensor
 
 from mlc.compiled.commit import commit, storages
-from mlc.compiled.entry import Entry, inputs_of, iterable
+from mlc.compiled.entry import Entry, generator_states, inputs_of, iterable
+from mlc.compiled.nonfinite import Again, check_gradients, check_results
+from mlc.compiled.particles import Particles
 from mlc.compiled.precise import Exact, cost_of, differs, run_exact, with_cost
 from mlc.compiled.report import Report
 from mlc.compiled.slope import compare_slope
 from mlc.compiled.together import agreed, averaged
 from mlc.compiled.validate import Redrawn, compare, same
-from mlc.errors import DifferentiationError
+from mlc.errors import DifferentiationError, PlanError
 from mlc.passes.planning.options import planning
 from mlc.runtime.call import Executor, Run
 from mlc.runtime.circle import Circle
 from mlc.runtime.interpreter.feeds import Drawer, Stale
+from mlc.runtime.interpreter.particles import Window
+from mlc.runtime.interpreter.solve import Windowed
 from mlc.trace.capture import Recording, Ref
 from mlc.trace.iterables import batch_tensors
 from mlc.trace.observe import Observation
@@ -35,10 +39,12 @@ class Owner(Protocol):
     Attributes:
         options: Those it was compiled with.
         report: What its last call measured.
+        particles: Those that live from call to call (:class:`mlc.Evolution`, ``persistent=True``).
         circle: Processes that have to call alike.
     """
 
     options: dict[str, Any]
+    particles: Particles
     report: Report | None
     circle: Circle | None
 
@@ -82,6 +88,7 @@ class Call:
         self.done: Run | None = None
         self.differentiated = torch.is_grad_enabled()  # of the user's call: off inside the node of autograd
         self.drawer = Drawer(self._open, batch_tensors) if seen is None else Redrawn(seen)
+        self.again: Again | None = None  # what is kept to find where something began that is not finite
 
     def differentiable(self) -> Sequence[int]:
         """Outputs that carry a derivative; where no path leads to any of them (see ``build``), it is zero."""
@@ -107,7 +114,9 @@ class Call:
         narrow = differs(entry.plan, entry.executor.stages.forward)
         verify = self.owner.options.get("verify", "values")
         exact = agreed(self.owner.circle, lambda: self._exact(seen, own)) if narrow and verify is not None else None
-        run = self._run_as_then(seen, entry.executor, own, self.drawer)
+        window = self._window(own)
+        run = self._run_as_then(seen, entry.executor, own, self.drawer, window)
+        self._guard(own, seen.random[0], run)
         if exact is not None:
             entry.cost = cost_of(entry.executor, run, exact)
             entry.plan = with_cost(entry.plan, entry.cost)
@@ -115,8 +124,32 @@ class Call:
             agreed(self.owner.circle, lambda: self._verify(seen, own, run))
         run.results = []
         self.done = run
+        outs = [_tensor(t) for t in seen.reals[: entry.program.n_outputs]]
+        self._kept(window, run, outs)
         self.owner.report = Report.of(entry.plan, run)
-        return [_tensor(t) for t in seen.reals[: entry.program.n_outputs]]
+        return outs
+
+    def _window(self, values: Sequence[Tensor]) -> Window | None:
+        """The particles of this call, if it has any.
+
+        Raises:
+            PlanError: on several processes.
+        """
+        op = self.entry.particles
+        if op is None:
+            return None
+        if self.owner.circle is not None:
+            raise PlanError(
+                f"level {op.level}: Evolution(persistent=True) in a call that communicates",
+                loc=self.entry.program.loc, advice="run it on one process, or use Evolution(persistent=False)",
+            )  # fmt: skip
+        return self.owner.particles.begin(op, self.entry.program, self.inputs, values)
+
+    def _kept(self, window: Window | None, run: Run, outs: Sequence[Tensor]) -> None:
+        """The call has succeeded: its particles live on."""
+        if window is not None:
+            count = self.owner.particles.end(window, self.entry.recording, self.roots, self.inputs, outs)
+            run.told.append(Windowed(window.level, count))
 
     def _verify(self, seen: Observation, own: list[Tensor], run: Run) -> None:
         entry, circle = self.entry, self.owner.circle
@@ -126,11 +159,12 @@ class Call:
         if verify == "gradient" and self.differentiated and not (entry.plan.responses or entry.plan.off):
             compare_slope(seen, entry.program, entry.executor, own, run, total=float if circle is None else circle.sum)
 
-    def _run_as_then(self, seen: Observation, executor: Executor, own: list[Tensor], drawer: Drawer) -> Run:
+    def _run_as_then(self, seen: Observation, executor: Executor, own: list[Tensor], drawer: Drawer,
+                     window: Window | None = None) -> Run:  # fmt: skip
         """A forward stage with the generators as the recorded run found them; they are left as it left them."""
         RandomWatch.put(seen.random[0])
         try:
-            return executor.forward(own, drawer)
+            return executor.forward(own, drawer, window)
         finally:
             RandomWatch.put(seen.random[1])
 
@@ -158,7 +192,10 @@ class Call:
         entry = self.entry
         written = {id(self.roots.at.get(e.path or (), e.owner)) for e in entry.recording.effects if e.kind == "copy"}
         own = [t.detach().clone() if id(t) in written else t for t in self.inputs]
-        run = self._current(own)
+        states = generator_states(entry)
+        window = self._window(own)
+        run = self._current(own, window)
+        self._guard(own, states, run)
         n = entry.program.n_outputs
         kept = storages([*run.saved, *self.inputs])
         outs = []
@@ -169,10 +206,17 @@ class Call:
         commit(entry.recording.effects, run.results, self.roots, kept)
         run.results = []
         self.done = run
+        self._kept(window, run, outs)
         self.owner.report = Report.of(entry.plan, run)
         return outs
 
-    def _current(self, own: list[Tensor]) -> Run:
+    def _guard(self, own: list[Tensor], states: list[Any], run: Run) -> None:
+        """Results must be finite, where that is asked for; nothing of the user's is changed yet."""
+        if self.owner.options.get("nonfinite") is not None:
+            self.again = Again(self.entry, own, self.drawer, states)
+            check_results(self.again, run.results, self.owner.circle)
+
+    def _current(self, own: list[Tensor], window: Window | None) -> Run:
         """The forward stage; on every process its guards must hold.
 
         Raises:
@@ -181,7 +225,7 @@ class Call:
         why: Stale | None = None
         run: Run | None = None
         try:
-            run = self.entry.executor.forward(own, self.drawer)
+            run = self.entry.executor.forward(own, self.drawer, window)
             self._guards(run)
         except Stale as e:
             why = e
@@ -209,6 +253,10 @@ class Call:
         by_input: dict[int, Tensor] = {}
         if stages.cotangents:
             found = self.entry.executor.backward(self.done, [cts[i] for i in stages.cotangents], keep)
+            if self.again is not None:
+                seeds = [cts[i] for i in stages.cotangents]
+                check_gradients(self.again, found, seeds, self.owner.circle)
+                self.again = self.again if keep else None
             self.owner.report = Report.of(self.entry.plan, self.done)
             report = self.owner.report
             self.entry.health.look(report.solves, report.adjoints, self.entry.program.levels)

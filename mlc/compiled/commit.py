@@ -21,10 +21,10 @@ from mlc.trace.python.trees import blank
 from mlc.trace.python.view import MISSING, fields_of
 from mlc.trace.python.world import bind, dict_kind, refill, set_field
 
-__all__ = ["Builder", "commit", "storages"]
+__all__ = ["Builder", "commit", "owner_of", "storages"]
 
 
-def _owner(owner: object, path: Path | None, roots: Roots) -> Any:
+def owner_of(owner: object, path: Path | None, roots: Roots) -> Any:
     """What now stands where ``owner`` stood."""
     if path is None:
         return owner
@@ -67,7 +67,7 @@ class Builder:
             v = self._results[x.index]
             return v.item() if x.number else v
         if isinstance(x, Known):
-            return _owner(x.object, x.path, self._roots)
+            return owner_of(x.object, x.path, self._roots)
         if isinstance(x, (Fresh, New)):
             if id(x) not in self._memo:
                 self._memo[id(x)] = self._fresh(x) if isinstance(x, Fresh) else self._new(x)
@@ -140,7 +140,7 @@ def commit(effects: Sequence[Effect | Change], results: Sequence[Any], roots: Ro
             if e.kind not in ("copy", "add"):
                 value = own(value, owned) if isinstance(e.value, Ref) else value
             cell = isinstance(e.owner, types.CellType)
-            target = cells.get(e.path, e.owner) if cell else _owner(e.owner, e.path, roots)
+            target = cells.get(e.path, e.owner) if cell else owner_of(e.owner, e.path, roots)
             ready.append((e, target, value))
         for e, target, value in ready:
             _apply(e, target, value, build, roots)

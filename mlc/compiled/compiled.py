@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from mlc.compiled.call import Call, Node, leaf
 from mlc.compiled.entry import Entry, executor_of, fits, generator_states, given_back, iterable
 from mlc.compiled.growth import longer, open_loops, planned_again
+from mlc.compiled.particles import Particles, asked
 from mlc.compiled.report import Report
 from mlc.compiled.together import agreed, averages, check_stages, mark, plan_together, world_now
 from mlc.errors import BudgetError, MemoryWarning, MlcWarning, PlanError, PrecisionWarning
@@ -21,7 +22,7 @@ from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
 from mlc.passes.cost.equations import device_of
 from mlc.passes.planning.options import check_options, planning
-from mlc.passes.responses.asked import lost
+from mlc.passes.responses.asked import lost, uncut
 from mlc.progress import progress
 from mlc.runtime.circle import Circle, circle_of
 from mlc.runtime.interpreter.feeds import Stale
@@ -53,6 +54,7 @@ class CompiledFunction:
         self.options = options
         self.report: Report | None = None
         self.recordings = 0
+        self.particles = Particles()
         self._missed = 0  # calls in a row that a guard sent back to be recorded
         self._why = ""
         self.circle: Circle | None = None  # processes that have to call alike, once a call has communicated
@@ -69,6 +71,14 @@ class CompiledFunction:
     def plan(self) -> Plan | None:
         """The plan of the last call."""
         return None if self._last is None else self._last.plan
+
+    def restart(self) -> None:
+        """The next call is the first window of a new unroll.
+
+        For :class:`mlc.Evolution` with ``persistent=True``, whose particles live from call to call: where the user's
+        state goes back to a beginning.  Without it, state that was changed from outside is found out, and said once.
+        """
+        self.particles.restart()
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
@@ -117,7 +127,9 @@ class CompiledFunction:
             except BaseException:
                 seen.undo()
                 raise
-        for w in (*entry.program.warnings, *map(MlcWarning, lost(entry.program, entry.plan.modes.responses))):
+        responses = entry.plan.modes.responses
+        said = (*lost(entry.program, responses), *uncut(entry.program, responses))
+        for w in (*entry.program.warnings, *map(MlcWarning, said)):
             warnings.warn(w, stacklevel=3)
         if entry.cost is not None and not entry.cost.ok:
             warnings.warn(PrecisionWarning(entry.cost.warning), stacklevel=3)
@@ -252,6 +264,7 @@ class CompiledFunction:
         entry = Entry(seen.key, seen.found, seen.ignored, rec, program, plan, executor, lengths)
         entry.loops = open_loops(program) if rec.reusable else {}
         entry.world = world_now()
+        entry.particles = asked(executor.stages.forward)
         entry.averages = averages(rec, self.options.get("mesh"))
         self._planned[key] = entry
         return entry
@@ -278,13 +291,14 @@ def compile(
     fn: None = None, *, memory: int | str | None = None, backend: str = "auto", stop_gradient: str = "all",
     flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None,
     passes: Sequence[Pass] | None = None, paths: Mapping[str, bool] | None = None, verify: str | None = "values",
+    nonfinite: str | None = None,
 ) -> Callable[[Callable[..., Any]], CompiledFunction]: ...  # fmt: skip
 
 
 def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
             flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None,
             passes: Sequence[Pass] | None = None, paths: Mapping[str, bool] | None = None,
-            verify: str | None = "values") -> Any:  # fmt: skip
+            verify: str | None = "values", nonfinite: str | None = None) -> Any:  # fmt: skip
     """Compile a training loop so that its result can be differentiated through the training.
 
     Args:
@@ -315,12 +329,13 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             rests on the host, or None: never).
         passes: The pipeline from a program to its graphs, where it is not :data:`mlc.PIPELINE`: a tuple of passes, some
             of them yours (see ``docs/passes.md``).
-        paths: Paths from a meta-parameter to the result that are switched off: ``{"w -> L1 -> L0": False}``, as
-            ``print(program)`` and ``plan.explain()`` list them (declared names of levels serve as well, and ``*`` for
-            any name). The gradient is exactly the one without what comes along that path; a path that shares all of
-            its flows with one that stays on is a ``PlanError``. See ``docs/health.md``.
+        paths: Paths from a meta-parameter to the result that are off: ``{"w -> L1 -> L0": False}``, as ``print(program)``
+            and ``plan.explain()`` list them. The gradient is exactly the one without them; see ``docs/health.md``.
         verify: What the first call of a program compares with the real run of the function: ``"values"`` (results and
             final states), ``"gradient"`` (one directional difference of the gradient, too) or None.
+        nonfinite: ``"raise"``: a result, a final state or a hypergradient with NaN or infinity in it is a
+            :class:`mlc.NonfiniteError` that names the level, the step and the line where it began, and (but for the
+            hypergradient) nothing of yours is changed; costs one look at the results per call. None: as in PyTorch.
 
     Returns:
         A :class:`CompiledFunction` (or a decorator, when called without ``fn``).
@@ -328,14 +343,14 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
     Raises:
         PlanError: for options that make no sense.
     """
-    options = dict(
-        memory=memory, backend=backend, stop_gradient=stop_gradient, flows=flows, precision=precision, mesh=mesh,
-        levers=levers, passes=passes, paths=paths,
-    )  # fmt: skip
+    options = dict(memory=memory, backend=backend, stop_gradient=stop_gradient, flows=flows, precision=precision,
+                   mesh=mesh, levers=levers, passes=passes, paths=paths)  # fmt: skip
     check_options(options)
     if verify not in ("values", "gradient", None):
         raise PlanError(f"verify={verify!r}", advice='use "values", "gradient" or None')
-    options["verify"] = verify
+    if nonfinite not in ("raise", None):
+        raise PlanError(f"nonfinite={nonfinite!r}", advice='use "raise" or None (steps are skipped by mlc.Training)')
+    options |= {"verify": verify, "nonfinite": nonfinite}
     if fn is None:
         return lambda f: CompiledFunction(f, options)
     return CompiledFunction(fn, options)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from mlc.compiled.growth import Counts
 from mlc.compiled.health import Health
 from mlc.compiled.precise import PrecisionCost
+from mlc.ir.opaque.estimates import Recall
 from mlc.ir.program import Program
 from mlc.passes.formulas.tripcounts import Group
 from mlc.runtime.call import Executor
@@ -46,6 +47,8 @@ class Entry:
     averages: dict[int, list[str]] = field(default_factory=dict)  # groups, by position of the input
     fitting: Counts = field(default_factory=dict)  # trips that were found to fit
     health: Health = field(default_factory=Health)
+    infinite: set[int] = field(default_factory=set)  # results in which an infinity is no fault
+    particles: Recall | None = None  # what its forward stage asks of particles
     cost: PrecisionCost | None = None  # of its precision policy, as measured at the recorded call
 
 

@@ -11,7 +11,7 @@ from mlc.compiled.adjoints import Adjoints, say
 from mlc.errors import ResponseWarning
 from mlc.ir.program import Level
 from mlc.runtime.interpreter.meter import Swept
-from mlc.runtime.interpreter.solve import Sampled, Solved, Told
+from mlc.runtime.interpreter.solve import Sampled, Solved, Told, Windowed
 
 __all__ = ["Health", "Solves", "heard"]
 
@@ -80,14 +80,18 @@ class Solves:
         return f"{self.level}: {times}{solver} {self.iterations} iterations, residual {self.residual:.1e}{curvature}"
 
 
-def heard(told: Sequence[Told]) -> tuple[dict[str, Solves], dict[str, float], dict[str, Adjoints]]:
-    """Solves, variances and adjoints of a call, by level."""
+def heard(
+    told: Sequence[Told],
+) -> tuple[dict[str, Solves], dict[str, float], dict[str, int], dict[str, Adjoints]]:
+    """Solves, variances, windows and adjoints of a call, by level."""
     solves = [x for x in told if isinstance(x, Solved)]
     variances: dict[str, float] = {}
-    for x in told:
+    for x in dict.fromkeys(told):  # an estimate is told with each of its parts
         if isinstance(x, Sampled):
             variances[x.level] = variances.get(x.level, 0.0) + x.variance
-    return Solves.by_level(solves), variances, Adjoints.by_level([x for x in told if isinstance(x, Swept)])
+    windows = {x.level: x.count for x in told if isinstance(x, Windowed)}
+    adjoints = Adjoints.by_level([x for x in told if isinstance(x, Swept)])
+    return Solves.by_level(solves), variances, windows, adjoints
 
 
 class Health:
@@ -114,7 +118,7 @@ class Health:
 
     def _solves(self, s: Solves) -> None:
         last = s.each[-1]
-        if s.curvature is not None and s.curvature < -_ROUNDING and last.solver in ("cg", "nystrom", "neumann"):
+        if s.curvature is not None and s.curvature < -_ROUNDING and last.definite:
             self._say(s.level, "curvature", (
                 f"level {s.level}: its loss has negative curvature ({s.curvature:.1e}) where its training ended: that"
                 " is no minimum, and this is no minimum's response. Try: more steps, damping=, or mlc.Truncated(k)"

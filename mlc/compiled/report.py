@@ -33,6 +33,8 @@ class Report(Shown):
         plan: The plan that ran.
         variances: By level with a response that is estimated from random directions: the expected squared distance
             of the estimate from its mean (in the norm of all elements together), estimated from the same directions.
+        windows: By level with :class:`mlc.Evolution` and ``persistent=True``: which window of its unroll the call was,
+            from 1.
         solves: By level with an implicit response: iterations, residual and curvature of its linear solves.
         adjoints: By level: the norm of the adjoint of what it trains after each of its steps, last step first, once
             the result has been differentiated (:class:`mlc.compiled.adjoints.Adjoints`); levels that no adjoint goes
@@ -46,6 +48,7 @@ class Report(Shown):
     plan: Plan | None = field(default=None, compare=False, repr=False)
     solves: dict[str, Solves] = field(default_factory=dict, compare=False)
     variances: dict[str, float] = field(default_factory=dict, compare=False)
+    windows: dict[str, int] = field(default_factory=dict, compare=False)
     adjoints: dict[str, Adjoints] = field(default_factory=dict, compare=False)
 
     @staticmethod
@@ -65,7 +68,7 @@ class Report(Shown):
         """Seconds, peak and stages, for JSON."""
         solves = {name: s.as_dict() for name, s in self.solves.items()}
         return {"seconds": self.seconds, "peak_bytes": self.peak_bytes, "stages": self.stages, "solves": solves,
-                "variances": self.variances,
+                "variances": self.variances, "windows": self.windows,
                 "adjoints": {name: a.as_dict() for name, a in self.adjoints.items()}}  # fmt: skip
 
     def __str__(self) -> str:

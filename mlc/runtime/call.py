@@ -16,9 +16,11 @@ from mlc.runtime.interpreter.feeds import Drawer, Stale, feed_runner
 from mlc.runtime.interpreter.interpreter import Executable, compile_region
 from mlc.runtime.interpreter.loop import link
 from mlc.runtime.interpreter.meter import Swept
+from mlc.runtime.interpreter.particles import Window
 from mlc.runtime.interpreter.recording import Recording, current, each_stage, resumed
 from mlc.runtime.interpreter.saved import alias, check_versions, memory, tensors_in, versions
 from mlc.runtime.interpreter.solve import Told
+from mlc.runtime.interpreter.watching import Watch
 from mlc.runtime.products import products_in
 
 __all__ = ["Executor", "Run", "StageGraphs"]
@@ -79,10 +81,12 @@ class Executor:
     """Compiled stages of one program; ``backend`` is ``"interpreter"`` or ``"inductor"``.
 
     With ``matmul="tf32"`` products of float32 values on CUDA are taken in TensorFloat-32 while a stage runs; the
-    settings of the process are as before afterwards.
+    settings of the process are as before afterwards.  ``watch`` looks at every value (with the interpreter alone).
     """
 
-    def __init__(self, stages: StageGraphs, backend: str = "interpreter", matmul: str = "") -> None:
+    def __init__(
+        self, stages: StageGraphs, backend: str = "interpreter", matmul: str = "", watch: Watch | None = None
+    ) -> None:
         self.stages = stages
         self.matmul = matmul
         self._drawer: Drawer | None = None
@@ -92,13 +96,20 @@ class Executor:
         self._peak = 0
         inductor = Inductor() if backend == "inductor" else None
         self._on_trial = inductor
-        compile = inductor or compile_region
+        compile = inductor or (compile_region if watch is None else watch.compile)
         self._heard: list[Told] = []
-        special = link(lambda op: feed_runner(op, self._draws), self._draw, compile, self._heard.append)
+        self._window: Window | None = None
+        special = link(
+            lambda op: feed_runner(op, self._draws), self._draw, compile, self._heard.append, self._particles
+        )
         self._forward: Executable = each_stage(compile(stages.forward, special), "forward")
         self._backward: Executable | None = (
             None if stages.backward is None else each_stage(compile(stages.backward, special), "backward")
         )
+
+    def _particles(self) -> Window:
+        assert self._window is not None
+        return self._window
 
     def _draws(self) -> Drawer:
         assert self._drawer is not None
@@ -125,11 +136,17 @@ class Executor:
 
         return run
 
-    def forward(self, inputs: Sequence[Any], drawer: Drawer) -> Run:
-        """Run the forward stage; user state is not touched."""
+    def forward(self, inputs: Sequence[Any], drawer: Drawer, window: Window | None = None) -> Run:
+        """Run the forward stage; user state is not touched.
+
+        Args:
+            inputs: Of the program.
+            drawer: Draws items.
+            window: Particles that the stage goes on with; None: new ones, which are forgotten.
+        """
         started = time.perf_counter()
         self._heard.clear()
-        self._drawer = drawer
+        self._drawer, self._window = drawer, window or Window()
         if self._first is None and self._on_trial is not None and self._on_trial.settled:
             self._first, self._on_trial, self._peak = Recording(), None, 0
         first = self._first if current() is None else None
@@ -138,7 +155,7 @@ class Executor:
                 inputs = [alias(x) for x in inputs]
                 outs = self._forward(list(inputs))
         finally:
-            self._drawer = None
+            self._drawer = self._window = None
         self._measured(first, last=self._backward is None)
         n = self.stages.n_results
         saved = [outs[i] if kind == "out" else inputs[i] for kind, i in self.stages.saved]

@@ -8,19 +8,33 @@ and can be taken over from an earlier process: then the same numbers come out bi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mlc.compiled.call import Call
 from mlc.compiled.compiled import CompiledFunction
 from mlc.errors import MlcError
 from mlc.trace.observe import Observation
+from mlc.training.level import Level
 from mlc.view.plan import Plan
 
-__all__ = ["Compiled"]
+__all__ = ["Compiled", "names_of"]
+
+
+def names_of(levels: Sequence[Level], written: Mapping[Level, Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Tensors that steps change, by names that are the same in every process: parameters, optimizer state, buffers."""
+    out: dict[str, Tensor] = {}
+    for x in levels:
+        for i, p in enumerate(x.params):
+            out[f"{x.name}/{i}"] = p
+            state = x.optimizer.state.get(p, {})
+            out.update((f"{x.name}/{i}/{k}", t) for k, t in state.items() if isinstance(t, Tensor))
+        out.update((f"{x.name}/written {j}", t) for j, t in enumerate(written[x]))
+    return out
 
 
 class Compiled(CompiledFunction):
@@ -29,9 +43,11 @@ class Compiled(CompiledFunction):
     def _run(self, call: Call, seen: Observation | None = None) -> Any:
         if seen is None or not seen.recording.reusable:
             return super()._run(call, seen)
+        particles = self.particles.copy()
         with torch.no_grad():
             super()._run(call, seen)
         seen.undo()
+        self.particles = particles
         return super()._run(Call(self, call.entry, call.roots))
 
     def plans(self) -> dict[str, str]:

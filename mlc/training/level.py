@@ -18,6 +18,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mlc.errors import TrainingError
+from mlc.ir.lowered.responses import Evolution
 from mlc.ir.types import Loc
 from mlc.trace.python.frames import is_user_code
 from mlc.training.data.feed import Feed
@@ -93,10 +94,7 @@ class Level:
             )
         self.scheduler = self._scheduler(scheduler)
         self.clip = self._clip(clip)
-        if isinstance(response, (str, type, int, float)):
-            given = response.__name__ if isinstance(response, type) else repr(response)
-            raise self.refuse(f"response={given}", 'a response: mlc.Implicit("cg"), mlc.Truncated(5), ...')
-        self.response = response
+        self.response = self._response(response)
         self.precision = precision
 
     def __repr__(self) -> str:
@@ -112,6 +110,17 @@ class Level:
         return self._arity != 0
 
     # ---- checks
+
+    def _response(self, response: Any) -> Any:
+        if isinstance(response, (str, type, int, float)):
+            given = response.__name__ if isinstance(response, type) else repr(response)
+            raise self.refuse(f"response={given}", 'a response: mlc.Implicit("cg"), mlc.Truncated(5), ...')
+        if isinstance(response, Evolution) and response.persistent and (self.cold or self.rollback):
+            how = "a cold start" if self.cold else "rollback"
+            raise self.refuse(
+                f"{response} beside {how}", 'start="warm" without rollback: every step is a window of one long training'
+            )
+        return response
 
     def _tensors(self, params: Any) -> tuple[list[Tensor], list[Any]]:
         """The trained tensors, and what an optimizer is made from (tensors or groups)."""

@@ -174,8 +174,9 @@ class Evolution(Response):
     Attributes:
         sigma: Standard deviation of the noise on the meta-parameters, above 0.
         samples: How many antithetic pairs, at least 1.
-        persistent: Persistent evolution strategies (Vicol et al. 2021): calls are segments of one long training;
-            noise accumulates over them, which removes the bias of truncation.
+        persistent: Persistent evolution strategies (Vicol et al. 2021, algorithm 2): calls are windows of one long
+            training whose state stands in the user's objects; particles and the sums of their perturbations live on
+            from call to call, which removes the bias of truncation. It holds for all meta-parameters of the call.
 
     Raises:
         PlanError: for settings that make no sense.

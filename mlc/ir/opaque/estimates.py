@@ -1,4 +1,4 @@
-"""Primitives of responses: linear systems, random directions, and numbers for the report of a call."""
+"""Primitives of responses: linear systems, random directions, particles that live on, numbers for the report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mlc.ir.core import Loop, Primitive
 
-__all__ = ["Noise", "Solve", "Tell"]
+__all__ = ["Keep", "Noise", "Recall", "Solve", "Tell"]
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,52 @@ class Tell(Primitive):
 
     level: str
     what: str
+
+
+@dataclass(frozen=True)
+class Recall(Primitive):
+    """``recall(state..., meta...)``: where the particles of an unroll stand at the start of a call; impure.
+
+    Gives sequences of one element per antithetic pair: every state of the particle above, then of the one below; then
+    for every meta-parameter its new direction, then the sum of all directions since the unroll began, this one
+    included (standard normal numbers, to be scaled).  Where the caller knows of no earlier window, the states are those
+    of the arguments.
+
+    Attributes:
+        level: Name of the level.
+        states: Positions among the program's inputs.
+        metas: The same.
+        samples: Number of pairs.
+    """
+
+    level: str
+    states: tuple[int, ...]
+    metas: tuple[int, ...]
+    samples: int
+
+    @property
+    def impure(self) -> bool:
+        """Draws directions."""
+        return True
+
+
+@dataclass(frozen=True)
+class Keep(Primitive):
+    """``keep(x..., sum..., up..., down...)``: the x; the rest is where particles stand at the end of a call; impure.
+
+    Attributes:
+        level: Name of the level.
+        n: Number of the x.
+        metas: Positions among the program's inputs of what the sums are of.
+        states: Positions among the program's results that these particles have values of their own for.
+    """
+
+    level: str
+    n: int
+    metas: tuple[int, ...]
+    states: tuple[int, ...]
+
+    @property
+    def impure(self) -> bool:
+        """Tells the caller."""
+        return True

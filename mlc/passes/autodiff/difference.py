@@ -18,7 +18,7 @@ from mlc.errors import PlanError
 from mlc.ir.builder import Builder
 from mlc.ir.core import Loop, Stop, Var, aten
 from mlc.ir.origin import Origin
-from mlc.ir.types import TensorType
+from mlc.passes.autodiff.norm import norm, scalar
 from mlc.passes.autodiff.policy import GradRecord
 from mlc.passes.autodiff.reverse import pullback
 
@@ -62,34 +62,17 @@ def _refuse_stops_in_loops(rec: GradRecord) -> None:
             )  # fmt: skip
 
 
-def _norm(b: Builder, vs: Sequence[Var]) -> Var:
-    total: Var | None = None
-    kind = _scalar(vs[0])
-    for v in vs:
-        (square,) = b.emit(aten("mul", "Tensor"), (v, v), (v.type,))
-        (summed,) = b.emit(aten("sum"), (square,), (_scalar(v),))
-        total = b.add(total, summed)
-    assert total is not None
-    return b.emit(aten("sqrt"), (total,), (kind,))[0]
-
-
-def _scalar(v: Var) -> TensorType:
-    t = v.type
-    assert isinstance(t, TensorType)
-    return TensorType(t.dtype, (), (), t.device)
-
-
 def _step(b: Builder, eps: float | None, directions: Mapping[Var, Var]) -> Var:
     """h, a number: the length of the step over that of the direction."""
     thetas = list(directions)
-    kind = _scalar(thetas[0])
-    size = _norm(b, list(directions.values()))
+    kind = scalar(thetas[0].type)
+    size = norm(b, list(directions.values()))
     tiny = torch.finfo(kind.dtype).tiny ** 0.5
     (size,) = b.emit(aten("clamp_min"), (size, tiny), (kind,))
     if eps is not None:
         return b.emit(aten("mul", "Tensor"), (b.emit(aten("reciprocal"), (size,), (kind,))[0], eps), (kind,))[0]
     root = float(torch.finfo(kind.dtype).eps) ** (1 / 3)
-    (longer,) = b.emit(aten("add", "Scalar"), (_norm(b, thetas), 1.0), (kind,))
+    (longer,) = b.emit(aten("add", "Scalar"), (norm(b, thetas), 1.0), (kind,))
     (length,) = b.emit(aten("mul", "Tensor"), (longer, root), (kind,))
     return b.emit(aten("div", "Tensor"), (length, size), (kind,))[0]
 

@@ -44,7 +44,7 @@ def again(region: Region, run: Run, site: Site, what: str, *, from_metas: bool =
         site: Its level.
         what: The response, for messages.
         from_metas: Whether equations before the run that lead to it from meta-parameters and from what other levels
-            trained belong to it.
+            trained belong to it (those from what it trains to its first losses always do).
         change: What stands in the place of each equation.
     """
     ends = tuple(t.end for t in run.trained)
@@ -56,8 +56,9 @@ def again(region: Region, run: Run, site: Site, what: str, *, from_metas: bool =
         e = region.eqns[i]
         if not any(v in needed for v in e.outs):
             continue
-        above = from_metas and not isinstance(e.op, (Loop, Grad, Custom)) and any(v in site.moving for v in e.inputs)
-        if i in inside or (above and not e.impure):
+        leads = any(v in site.own or (from_metas and v in site.moving) for v in e.inputs)
+        above = leads and not isinstance(e.op, (Loop, Grad, Custom)) and not e.impure
+        if i in inside or above:
             if e.impure:
                 raise refused(site, what, e, "its training draws numbers between its steps")
             kept.append(e)

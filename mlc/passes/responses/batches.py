@@ -15,7 +15,7 @@ from mlc.ir.core import Eqn, Loop, Region, Var, aten
 from mlc.ir.origin import Origin
 from mlc.ir.types import TensorType
 from mlc.passes.responses.site import Run, Site
-from mlc.passes.responses.stationary import Place, Stationary, refused, slice_of
+from mlc.passes.responses.stationary import Place, Stationary, refuse_state, refused, slice_of
 
 __all__ = ["mean_gradient", "unpaired"]
 
@@ -40,7 +40,7 @@ def mean_gradient(run: Run, site: Site, places: Sequence[Place], what: str) -> S
     for place in places:
         at = [next(i for i, t in enumerate(run.trained) if t is x) for x in place.trained]
         level = _Level(b, run.region, thetas, given=given)
-        copy = _Sum(site, place, what, at)
+        copy = _Sum(run, site, place, what, at)
         found = copy.into(level, 0, [sums[i] for i in at], count)
         for i, v in zip(at, found[:-1], strict=True):
             sums[i] = v
@@ -84,7 +84,8 @@ class _Level:
 class _Sum:
     """Adds up the gradients of one place of the run."""
 
-    def __init__(self, site: Site, place: Place, what: str, at: Sequence[int]) -> None:
+    def __init__(self, run: Run, site: Site, place: Place, what: str, at: Sequence[int]) -> None:
+        self.run = run
         self.site, self.place, self.what = site, place, what
         self.at = list(at)  # which parameters of the run this place trains
 
@@ -172,6 +173,7 @@ class _Sum:
 
     def _straight(self, level: _Level) -> _Level:
         inside, read = slice_of(self.place.body, self.place.roots, self.place.fed)
+        refuse_state(self.run, self.site, self.place, self.what, read)
         here = _Level(level.b, self.place.body, level.thetas)
         here.env = {v: self.value(level, v, inside[0]) for v in read}
         here.env.update((r, level.thetas[i]) for r, i in zip(self.place.roots, self.at, strict=True))

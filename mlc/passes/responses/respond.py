@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mlc.errors import PlanError
 from mlc.ir.core import Eqn
 from mlc.ir.lowered.responses import (
     Evolution,
@@ -44,11 +45,22 @@ def respond(program: Program, responses: Mapping[str, Response], policy: Policy)
         PlanError: where a response cannot apply.
     """
     gradients = {x.name: gradients_of(program, x) for x in program.levels if x.name in responses}
-    for level in sorted(program.levels, key=lambda x: -x.depth):
+    whole = [x for x in program.levels if _persistent(responses.get(x.name))]
+    if len(whole) > 1:
+        names = " and ".join(x.title for x in whole)
+        raise PlanError(
+            f"levels {names} ask for Evolution(persistent=True), which each perturbs the whole call", loc=whole[1].loc,
+            advice="ask it of one of them: the estimate holds for all ways through the call",
+        )  # fmt: skip
+    for level in sorted(program.levels, key=lambda x: (x in whole, -x.depth)):
         response = responses.get(level.name)
         if response is not None:
             program = _one(program, level, gradients[level.name], response, policy)
     return program
+
+
+def _persistent(response: Response | None) -> bool:
+    return isinstance(response, Evolution) and response.persistent
 
 
 def _one(program: Program, level: Level, gradients: list[Eqn], response: Response, policy: Policy) -> Program:

@@ -13,7 +13,7 @@ from mlc.ir.core import Eqn, Loop, Region, Stop, Var, map_vars
 from mlc.ir.origin import Origin
 from mlc.ir.program import Program
 
-__all__ = ["ALWAYS", "copied", "everywhere", "holding", "put", "renamed_outs"]
+__all__ = ["ALWAYS", "carrying", "copied", "everywhere", "holding", "put", "renamed_outs"]
 
 ALWAYS = Stop(-1)  # nothing passes
 
@@ -56,6 +56,33 @@ def holding(e: Eqn, vs: Iterable[Var], tag: Origin = Origin.RESPONSE) -> tuple[E
     """The equation, and stops behind it through which its results ``vs`` go from now on."""
     names = {v: Var(v.type, v.mask) for v in vs}
     return renamed_outs(e, names), [Eqn(ALWAYS, (new,), (old,), (), e.loc, tag) for old, new in names.items()]
+
+
+def carrying(e: Eqn, start: Sequence[Var], body: Region, ends: Sequence[Var], more: Sequence[Var],
+             emits: Sequence[Var] = ()) -> tuple[Eqn, list[Var], list[Var]]:  # fmt: skip
+    """A loop that carries more, and hands out more.
+
+    Args:
+        e: The loop.
+        start: Values at the start.
+        body: Its body with what makes the next values; inputs as they were.
+        ends: The next values, in the body.
+        more: Their names at the start of a trip.
+        emits: Values of the body that it hands out trip by trip.
+
+    Returns:
+        The loop, the last values behind it, and the sequences.
+    """
+    op = e.op
+    assert isinstance(op, Loop)
+    n = op.n_carry
+    names = (*body.names[:n], *[""] * len(start), *body.names[n:]) if body.names else ()
+    ins = (*body.inputs[:n], *more, *body.inputs[n:])
+    larger = Region(ins, body.eqns, (*body.outputs[:n], *ends, *body.outputs[n:], *emits), names)
+    op = replace(op, body=larger, n_carry=n + len(start))
+    last, every = [Var(v.type) for v in start], [Var(op.sequence(v.type)) for v in emits]
+    outs = (*e.outs[:n], *last, *e.outs[n:], *every)
+    return e.with_(op=op, args=(*e.args[:n], *start, *e.args[n:]), outs=outs), last, every
 
 
 def copied(region: Region) -> Region:

@@ -45,6 +45,8 @@ class Run:
         steps: The gradients that train something.
         trained: What is trained.
         links: For each step and each position in what it trains, which one that is.
+        together: Positions of gradients in straight code that are taken before what an earlier one trains is updated,
+            with the position of that one: one step with several backward passes.
     """
 
     path: tuple[int, ...]
@@ -53,6 +55,22 @@ class Run:
     steps: list[Step] = field(default_factory=list)
     trained: list[Trained] = field(default_factory=list)
     links: list[tuple[Step, int, Trained]] = field(default_factory=list)
+    together: dict[int, int] = field(default_factory=dict)
+
+    def group(self, item: int) -> int:
+        """The first item of the step that an item belongs to."""
+        return self.together.get(item, item)
+
+    @property
+    def updates(self) -> list[Step]:
+        """One gradient for each update: the last of those that it is fed by."""
+        out, seen = list[Step](), set[Var]()
+        for s in reversed(self.steps):
+            made = {after for _, after, _, _ in s.trained}
+            if not made <= seen:
+                out.append(s)
+            seen |= made
+        return out[::-1]
 
     def eqn(self, item: int) -> Eqn:
         """The equation at a position of the region."""
@@ -67,7 +85,9 @@ class Site:
         level: The level.
         graph: All values.
         runs: In order.
-        moving: Values that depend on a meta-parameter, or on what a level trains.
+        moving: Values that depend on a meta-parameter, or on what another level trains: what a derivative is asked by.
+        above: Steps of levels above: their gradients are taken of what this level trained.
+        own: Values that depend on what the level itself trains.
     """
 
     def __init__(self, program: Program, level: Level, gradients: Sequence[Eqn]) -> None:
@@ -81,9 +101,10 @@ class Site:
         self.steps = [s for s in every if id(s.site.eqn) in mine]
         self.others = [s for s in every if id(s.site.eqn) not in mine]
         metas = [program.region.inputs[i] for i in program.metas]
-        trained = [x for s in every for v, after, _, _ in s.trained for x in (v, after)]
+        trained = [x for s in self.others for v, after, _, _ in s.trained for x in (v, after)]
         self.moving = set(self.graph.spread({v: 1 for v in (*metas, *trained)}))
-        self._nested = [s for s in self.others if self._above(s)]
+        self.own = set(self.graph.spread({v: 1 for s in self.steps for v, _, _, _ in s.trained}))
+        self.above = [s for s in self.others if self._above(s)]
         self.runs: list[Run] = []
         for s in self.steps:
             self._place(s)
@@ -100,6 +121,8 @@ class Site:
         item = at[len(path)]
         run = self._continued(path, item, ends) or self._begun(path)
         if item not in run.items:
+            if run.items and self._same_step(run, item):
+                run.together[item] = run.group(run.items[-1])
             run.items.append(item)
         run.steps.append(s)
         for start, end in ends:
@@ -174,7 +197,7 @@ class Site:
         return v
 
     def _stepped_above(self, loop: Eqn) -> bool:
-        return any(loop in s.site.loops for s in self._nested)
+        return any(loop in s.site.loops for s in self.above)
 
     def _continued(self, path: tuple[int, ...], item: int, ends: Sequence[tuple[Var, Var]]) -> Run | None:
         """The run that goes on with this item: what it trains starts where that run has got to."""
@@ -184,11 +207,22 @@ class Site:
             if item in run.items:
                 return run
             between = any(s.site.at[: len(path)] == path and run.items[-1] < s.site.at[len(path)] < item
-                          for s in self._nested if len(s.site.at) > len(path))  # fmt: skip
+                          for s in self.above if len(s.site.at) > len(path))  # fmt: skip
             got = {self.origins.kept(t.end) for t in run.trained}
             if not between and any(self.origins.kept(start) in got for start, _ in ends):
                 return run
+            if not between and self._same_step(run, item):
+                return run
         return None
+
+    def _same_step(self, run: Run, item: int) -> bool:
+        """Whether a gradient in straight code is taken before the run's last one has updated anything."""
+        last = run.region.eqns[run.items[-1]]
+        if isinstance(last.op, Loop) or isinstance(run.region.eqns[item].op, Loop):
+            return False
+        made = {v: i for i, e in enumerate(run.region.eqns) for v in e.outs}
+        mine = [t.end for s, _, t in run.links if s.site.at[len(run.path)] == run.items[-1]]
+        return bool(mine) and all(made.get(v, -1) > item for v in mine)
 
     def _begun(self, path: tuple[int, ...]) -> Run:
         run = Run(path, self.program.region_at(path))

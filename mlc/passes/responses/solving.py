@@ -14,12 +14,11 @@ from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Alias, Eqn, Region, Var, aten
 from mlc.ir.opaque.estimates import Solve
 from mlc.ir.origin import Origin
+from mlc.linear.solvers import SYMMETRIC
 from mlc.passes.autodiff.forward import PUSH, NotForward
 from mlc.passes.autodiff.reverse import PULL, pullback
 
 __all__ = ["negated", "pull_solve"]
-
-_SYMMETRIC = ("cg", "nystrom")
 
 
 def pull_solve(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None:
@@ -27,7 +26,7 @@ def pull_solve(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> Non
     op = e.op
     assert isinstance(op, Solve)
     n = op.n_carry
-    body = op.body if op.solver in _SYMMETRIC else _transposed(op, b)
+    body = op.body if op.solver in SYMMETRIC else _transposed(op, b)
     given = [cts[v] if v in cts else b.zero(v.type) for v in e.outs]
     back = replace(op, body=body, derived=(Origin.ADJOINT, *op.derived), told=0)
     if op.told:

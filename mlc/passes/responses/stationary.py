@@ -9,7 +9,7 @@ the parameters held fixed.  What does not depend on the parameters stays outside
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from mlc.errors import PlanError
 from mlc.ir.builder import Builder
@@ -17,9 +17,10 @@ from mlc.ir.core import Eqn, Index, Loop, Region, Var, map_vars
 from mlc.ir.levels.steps import Step
 from mlc.ir.types import SeqType
 from mlc.passes.responses.fed import Fed
+from mlc.passes.responses.rewrite import carrying, renamed_outs
 from mlc.passes.responses.site import Run, Site, Trained
 
-__all__ = ["Place", "Stationary", "at_last", "last_gradient", "refused", "slice_of", "steps_of"]
+__all__ = ["Place", "Stationary", "at_last", "last_gradient", "refuse_state", "refused", "slice_of", "steps_of"]
 
 
 @dataclass
@@ -46,12 +47,13 @@ class Place:
     """Where a run trains something.
 
     Attributes:
-        item: Position in the run's region of the equation that holds it.
+        item: Position in the run's region of the equation that holds it (the last of them).
         loops: From that region's loop inwards, those that lead to it.
         body: The region in which its update is made.
         roots: What it trains there, before it.
         fed: The gradients that its update is fed, one per root.
         trained: Which parameter of the run each is.
+        also: Positions of further gradients that the same update, in straight code, is fed.
     """
 
     item: int
@@ -60,6 +62,12 @@ class Place:
     roots: list[Var]
     fed: list[Var]
     trained: list[Trained]
+    also: list[int] = field(default_factory=list)
+
+    @property
+    def items(self) -> tuple[int, ...]:
+        """Positions of everything that its update is fed by."""
+        return (*self.also, self.item)
 
 
 def steps_of(run: Run, site: Site, fed: Fed) -> list[Place]:
@@ -69,16 +77,24 @@ def steps_of(run: Run, site: Site, fed: Fed) -> list[Place]:
         _, after, _, _ = step.trained[k]
         body = site.graph.home[after]
         item = step.site.at[len(run.path)]
-        place = found.get((item, id(body)))
+        place = found.get((item, id(body))) or _together(list(found.values()), run, item)
         if place is None:
             loops = step.site.loops[len(run.path) :]
             depth = next((j + 1 for j, x in enumerate(loops) if _body(x) is body), 0)
             place = found[item, id(body)] = Place(item, loops[:depth], body, [], [], [])
+        if item > place.item:
+            place.also.append(place.item)
+            place.item = item
         if not any(t is trained for t in place.trained):
             place.roots.append(_root(site, step, k))
             place.fed.append(fed.of(step, k))
             place.trained.append(trained)
     return list(found.values())
+
+
+def _together(found: Sequence[Place], run: Run, item: int) -> Place | None:
+    """The place of an update in straight code that is fed by one more gradient."""
+    return next((p for p in found if not p.loops and run.group(p.item) == run.group(item)), None)
 
 
 def _root(site: Site, step: Step, k: int) -> Var:
@@ -117,10 +133,27 @@ def at_last(run: Run, site: Site, place: Place, what: str, wanted: Sequence[Var]
     roots = [place.roots[i] for i in order]
     fed = [place.fed[i] for i in order] if wanted is place.fed else list(wanted)
     inside, read = slice_of(place.body, roots, fed)
+    refuse_state(run, site, place, what, read)
     ends = _Ends(run, site, place, what, set(roots))
     given = tuple(ends.value(v, len(place.loops)) for v in read)
     region = Region((*roots, *read), tuple(inside), tuple(fed))
     return Stationary(region, given, tuple(read), ends.items(), ends.behind)
+
+
+def refuse_state(run: Run, site: Site, place: Place, what: str, read: Sequence[Var]) -> None:
+    """In straight code: what the gradient reads besides the parameters must not come from the level's own steps.
+
+    Raises:
+        PlanError: where it does (a moving average as a teacher).
+    """
+    if place.loops:
+        return  # there it is a carry, and found out as such
+    reached = {v for i in run.items for v in place.body.eqns[i].outs}
+    for e in place.body.eqns:
+        if any(v in reached for v in e.inputs):
+            reached.update(v for v in e.outs if v not in place.roots)
+    if any(v in reached for v in read):
+        raise refused(site, what, run.eqn(place.item), "its loss reads state that its steps change besides")
 
 
 def slice_of(body: Region, roots: Sequence[Var], fed: Sequence[Var]) -> tuple[list[Eqn], list[Var]]:
@@ -222,13 +255,7 @@ class _Ends:
         every = [(v, o) for v, o in self._kept if isinstance(v.type, SeqType)]
         start = Builder()
         zeros = [start.zero(v.type) for v, _ in last]
-        nc, old = op.n_carry, op.body
-        ins = (*old.inputs[:nc], *[Var(v.type) for v, _ in last], *old.inputs[nc:])
-        outs = (*old.outputs[:nc], *[v for v, _ in last], *old.outputs[nc:], *[v for v, _ in every])
-        names = (*old.names[:nc], *[""] * len(last), *old.names[nc:]) if old.names else ()
-        body = Region(ins, old.eqns, outs, names)
-        item = loop.with_(
-            op=replace(op, body=body, n_carry=nc + len(last)), args=(*loop.args[:nc], *zeros, *loop.args[nc:]),
-            outs=(*loop.outs[:nc], *[o for _, o in last], *loop.outs[nc:], *[o for _, o in every]),
-        )  # fmt: skip
-        return {self.place.item: [*start.eqns, item]}
+        names = [Var(v.type) for v, _ in last]
+        item, after, whole = carrying(loop, zeros, op.body, [v for v, _ in last], names, [v for v, _ in every])
+        called = dict(zip((*after, *whole), [o for _, o in (*last, *every)], strict=True))
+        return {self.place.item: [*start.eqns, renamed_outs(item, called)]}

@@ -48,14 +48,15 @@ def _cut(run: Run, site: Site, keep: int) -> Region:
         if left < here:
             return _cut_inside(run, site, n, left) if left else _constant(run, run.items[: n + 1])
         left -= here
-        if left == 0 and n > 0:
-            return _constant(run, run.items[:n])
+        if left == 0:
+            earlier = [i for i in run.items[:n] if run.group(i) != run.group(item)]
+            return _constant(run, earlier) if earlier else run.region
     return run.region
 
 
 def _steps(run: Run, site: Site, item: int) -> int | None:
     """Steps of the level in one equation of its run."""
-    return _count(run.eqn(item), {id(s.site.eqn): s for s in run.steps})
+    return _count(run.eqn(item), {id(s.site.eqn): s for s in run.updates})
 
 
 def _count(e: Eqn, steps: dict[int, object]) -> int | None:

@@ -7,10 +7,11 @@ from typing import Any
 
 from mlc.ir.core import Eqn, Feed, Loop, Region
 from mlc.ir.opaque.call import Call
-from mlc.ir.opaque.estimates import Noise, Solve, Tell
+from mlc.ir.opaque.estimates import Keep, Noise, Recall, Solve, Tell
 from mlc.runtime.interpreter.host import Column, Reader, Shelf
 from mlc.runtime.interpreter.interpreter import Executable, compile_region
 from mlc.runtime.interpreter.meter import Meter
+from mlc.runtime.interpreter.particles import Window, keep_runner, recall_runner
 from mlc.runtime.interpreter.recording import REPLAY, each_trip
 from mlc.runtime.interpreter.solve import SolveRunner, Told, noise_runner, tell_runner
 from mlc.runtime.interpreter.states import Rebuilt, States
@@ -112,10 +113,12 @@ def link(
     draw: Callable[[Eqn], Callable[..., Any] | None],
     compile: Callable[..., Executable] = compile_region,
     tell: Callable[[Told], None] = lambda told: None,
+    window: Callable[[], Window] = Window,
 ) -> Callable[[Eqn], Callable[..., Any] | None]:
     """The ``special`` function of :func:`compile_region` for whole programs.
 
-    ``compile`` lowers loop bodies; ``tell`` hears of every linear solve and of what else is told.
+    ``compile`` lowers loop bodies; ``tell`` hears of every linear solve and of what else is told;
+    ``window`` gives the particles of the call.
     """
     known: dict[int, tuple[Any, Executable]] = {}
 
@@ -130,6 +133,10 @@ def link(
             return SolveRunner(e.op, compiled(e.op.body), tell)
         if isinstance(e.op, Noise):
             return noise_runner(e)
+        if isinstance(e.op, Recall):
+            return recall_runner(e.op, window)
+        if isinstance(e.op, Keep):
+            return keep_runner(e.op, window)
         if isinstance(e.op, Tell):
             return tell_runner(e.op, tell)
         if isinstance(e.op, Loop):

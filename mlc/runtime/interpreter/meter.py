@@ -18,7 +18,7 @@ from mlc.ir.watch import Watch
 __all__ = ["Meter", "Swept"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Swept:
     """One loop through which derivatives of a level's state went.
 

@@ -17,12 +17,12 @@ from mlc.ir.opaque.estimates import Solve as SolveOp
 from mlc.ir.opaque.estimates import Tell
 from mlc.ir.types import TensorType
 from mlc.linear.solve import Packing, Solve
-from mlc.linear.solvers import SOLVERS
+from mlc.linear.solvers import SOLVERS, SYMMETRIC
 from mlc.runtime.interpreter.interpreter import Executable
 from mlc.runtime.interpreter.meter import Swept
 from mlc.runtime.interpreter.recording import each_trip
 
-__all__ = ["Sampled", "SolveRunner", "Solved", "Told", "noise_runner", "tell_runner"]
+__all__ = ["Sampled", "SolveRunner", "Solved", "Told", "Windowed", "noise_runner", "tell_runner"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class Solved:
     tol: float
     solver: str
     gradients: tuple[float, ...]
+
+    @property
+    def definite(self) -> bool:
+        """Whether its solver takes the matrix for that of a minimum."""
+        return self.solver in SYMMETRIC or self.solver == "neumann"
 
     @property
     def stationarity(self) -> float | None:
@@ -82,7 +87,20 @@ class Sampled:
         return (self.size + 1) * sum(s * s for s in self.slopes) / len(self.slopes) ** 2
 
 
-Told: TypeAlias = "Solved | Sampled | Swept"
+@dataclass(frozen=True)
+class Windowed:
+    """One call of an unroll with particles that live on.
+
+    Attributes:
+        level: Name of the level.
+        count: Which window of the unroll it is, from 1.
+    """
+
+    level: str
+    count: int
+
+
+Told: TypeAlias = "Solved | Sampled | Windowed | Swept"
 
 
 def noise_runner(e: Eqn) -> Callable[[list[Any]], list[Any]]:
@@ -103,6 +121,8 @@ def tell_runner(op: Tell, tell: Callable[[Told], None]) -> Callable[[list[Any]],
     def run(args: list[Any]) -> list[Any]:
         x, slopes, size = args
         args.clear()
+        if op.what == "norms":  # of what each sample adds, instead of its slope
+            slopes = torch.stack(slopes) / (int(size) + 1) ** 0.5
         tell(Sampled(op.level, tuple(slopes.reshape(-1).tolist()), int(size)))
         return [x]
 

@@ -157,7 +157,6 @@ def test_a_level_that_does_not_come_to_rest_at_its_gradient_is_refused(fn: Any) 
     ("flows", "said"),
     [({"outer": mlc.FirstOrder()}, "no level"), ({"inner": mlc.Implicit}, r"without \(\)"), ({"inner": "cg"}, "flows"),
      ({"inner": mlc.Implicit(), "eta": "forward"}, "forward"),
-     ({"inner": mlc.Evolution(persistent=True)}, "not available"),
      ({"inner": mlc.FirstOrder()}, "no meta-parameter has a derivative left")],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_words(flows: Any, said: str) -> None:

@@ -8,6 +8,7 @@ as far as they depend on them through that level, a cotangent c and Gaussian dir
 which is an unbiased estimate of the gradient of F smoothed by noise of standard deviation sigma (antithetic evolution
 strategies; Salimans et al. 2017; Metz et al. 2019).  The level and all that comes behind it run 2 k times more, at
 ``backward()``, on the same items and random numbers; nothing of their trips is kept and nothing is differentiated.
+Where a loop enters the level again and again (tasks), F is what one trip of that loop leaves; behind it all is exact.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mlc.errors import PlanError
 from mlc.ir.builder import Builder, contiguous_type
-from mlc.ir.core import Custom, Eqn, Index, Loop, Pack, Region, Var, aten
+from mlc.ir.core import Custom, Eqn, Index, Loop, Pack, Region, Var, aten, map_vars
 from mlc.ir.lowered.responses import Evolution
 from mlc.ir.opaque.estimates import Noise, Tell
 from mlc.ir.origin import Origin
@@ -28,7 +28,8 @@ from mlc.ir.program import Program
 from mlc.ir.types import SeqType
 from mlc.passes.autodiff.policy import Policy
 from mlc.passes.responses.again import Again, again
-from mlc.passes.responses.estimates.forwardgradient import elements, outermost_only, sources_of
+from mlc.passes.responses.estimates.forwardgradient import elements, refuse_below, sources_of
+from mlc.passes.responses.estimates.persistent import persistent
 from mlc.passes.responses.estimates.recorded import recorded
 from mlc.passes.responses.rewrite import ALWAYS, copied, put, renamed_outs
 from mlc.passes.responses.site import Run, Site
@@ -41,24 +42,22 @@ def evolution(program: Program, site: Site, response: Evolution, policy: Policy)
     """The program with the ways through every run of the level answered by differences of results.
 
     Raises:
-        PlanError: for a level inside another one, and for ``persistent=True``.
+        PlanError: for a level that another one steps through.
     """
+    refuse_below(site, "Evolution")
     if response.persistent:
-        raise PlanError(
-            f"level {site.level.title}: Evolution(persistent=True) is not available yet", loc=site.level.loc,
-            advice="use Evolution(persistent=False): unbiased over a whole training in one call",
-        )  # fmt: skip
-    outermost_only(site, "Evolution")
-    for run in sorted(site.runs, key=lambda r: r.items[-1], reverse=True):
-        program = put(program, (), _answered(program, run, site, response, policy))
+        return put(program, (), persistent(program, site, response, policy))
+    for run in sorted(site.runs, key=lambda r: (*r.path, r.items[-1]), reverse=True):
+        program = put(program, run.path, _answered(program, run, site, response, policy))
     return program
 
 
 def _answered(program: Program, run: Run, site: Site, response: Evolution, policy: Policy) -> Region:
-    region = program.region
+    region = program.region_at(run.path)
+    n = len(region.outputs) if run.path else program.n_outputs
     second = again(region, run, site, "Evolution", from_metas=True)
     left = (*second.ends, *second.others)
-    results = [v for v in dict.fromkeys(region.outputs[: program.n_outputs]) if v.type.is_float]
+    results = [v for v in dict.fromkeys(region.outputs[:n]) if v.type.is_float]
     behind = _behind(region, left, results, site)
     results = [v for v in results if v in left or any(v in e.outs for e in behind)]
     raw = {v: Var(v.type, v.mask) for v in left}
@@ -72,7 +71,6 @@ def _answered(program: Program, run: Run, site: Site, response: Evolution, polic
     sums = {v: Var(v.type, v.mask) for v in results}
     added = [Eqn(aten("add", "Tensor"), (v, z), (sums[v],), (), site.level.loc, "response")
              for v, z in zip(results, made.outs, strict=True)]  # fmt: skip
-    n = program.n_outputs
     outputs = (*[sums.get(v, v) for v in region.outputs[:n]], *region.outputs[n:])
     return Region(region.inputs, (*eqns, *b.eqns, made, *added), outputs, region.names)
 
@@ -110,26 +108,34 @@ class _Rule:
         """``zeros = custom(sources..., zeros..., other...)``."""
         title = self.site.level.title
         ins = sources_of(self.second, self.site)
-        whole = self._whole()
-        others = [v for v in whole.inputs if v not in ins]
+        whole, direct = self._whole(ins)
+        others = list(dict.fromkeys(v for v in whole.inputs if v not in ins and v not in direct.values()))
         b = Builder(policy=self.policy)
         given = {v: b.input(v.type) for v in ins}
         for v in zeros:
             b.input(v.type)
         given.update((v, b.input(v.type)) for v in others)
         cts = [b.input(contiguous_type(v.type)) for v in zeros]
+        given.update((v, given[s]) for s, v in direct.items())
         found = self._estimate(b, whole, ins, given, cts)
         present = (True,) * len(ins)
         op = Custom(f"Evolution of {title}", b.region(found), len(ins), len(zeros), present)
         outs = tuple(Var(v.type) for v in zeros)
         return Eqn(op, (*ins, *zeros, *others), outs, (), self.site.level.loc, "response")
 
-    def _whole(self) -> Region:
-        """``sources and others -> results``."""
-        eqns = (*self.second.region.eqns, *self.behind)
+    def _whole(self, ins: Sequence[Var]) -> tuple[Region, dict[Var, Var]]:
+        """``sources and others -> results``, and the names under which what lies behind the run reads sources.
+
+        Those ways have their own derivative, which is exact: there a source stays what it is.
+        """
+        direct = {v: Var(v.type) for v in ins}
+        behind = [e.with_(args=map_vars(e.args, lambda v: direct.get(v, v)),
+                          kwargs=tuple((k, map_vars(a, lambda v: direct.get(v, v))) for k, a in e.kwargs))
+                  for e in self.behind]  # fmt: skip
+        eqns = (*self.second.region.eqns, *behind)
         made = {v for e in eqns for v in e.outs}
-        read = dict.fromkeys((*self.second.given, *[v for e in self.behind for v in e.inputs if v not in made]))
-        return Region(tuple(read), eqns, tuple(self.results))
+        read = dict.fromkeys((*self.second.given, *[v for e in behind for v in e.inputs if v not in made]))
+        return Region(tuple(read), eqns, tuple(self.results)), {s: v for s, v in direct.items() if v in read}
 
     def _estimate(self, b: Builder, whole: Region, ins: Sequence[Var], given: dict[Var, Var], cts: Sequence[Var]
                   ) -> list[Var]:  # fmt: skip
@@ -156,8 +162,8 @@ class _Rule:
         size = float(sum(elements(v) for v in ins))
         stack = recorded(lambda ts: [torch.stack(ts), ts[0].new_full((), size)], [v.type for v in picked])
         row, count = b.inline(stack, picked, tag=Origin.RESPONSE)
-        (first,) = b.emit(Tell(self.site.level.title, "slopes"), (means[0], row, count), (means[0].type,))
-        return [first, *means[1:]]
+        tell = Tell(self.site.level.title, "slopes")  # at each: one of them is always wanted
+        return [b.emit(tell, (m, row, count), (m.type,))[0] for m in means]
 
     def _pair(self, b: Builder, whole: Region, ins: Sequence[Var], at: dict[Var, Var], cts: Sequence[Var],
               noise: Sequence[Var], sums: Sequence[Var]) -> tuple[list[Var], Var]:  # fmt: skip

@@ -38,18 +38,18 @@ from mlc.passes.responses.rewrite import put
 from mlc.passes.responses.site import Run, Site
 from mlc.passes.responses.stationary import Stationary, refused
 
-__all__ = ["elements", "forward_gradient", "outermost_only", "sources_of"]
+__all__ = ["elements", "forward_gradient", "refuse_below", "sources_of"]
 
 
 def forward_gradient(program: Program, site: Site, response: ForwardGradient, policy: Policy) -> Program:
     """The program with every run of the level answered by directional derivatives.
 
     Raises:
-        PlanError: for a level inside another, and where an operator cannot go forward.
+        PlanError: for a level that another one steps through, and where an operator cannot go forward.
     """
     what = "ForwardGradient"
-    outermost_only(site, what)
-    for run in sorted(site.runs, key=lambda r: r.items[-1], reverse=True):
+    refuse_below(site, what)
+    for run in sorted(site.runs, key=lambda r: (*r.path, r.items[-1]), reverse=True):
         second = again(program.region_at(run.path), run, site, what, from_metas=True)
         rule = _Rule(run, site, second, response, policy)
         nothing = Stationary(Region((), (), ()), (), ())
@@ -57,16 +57,20 @@ def forward_gradient(program: Program, site: Site, response: ForwardGradient, po
     return program
 
 
-def outermost_only(site: Site, what: str) -> None:
-    """Refuse levels that stand inside another one.
+def refuse_below(site: Site, what: str) -> None:
+    """Refuse levels whose response the program itself steps along: its values would be random.
+
+    A loop that enters the level again and again without such steps (tasks, restarts) is none of these: each entry has
+    directions of its own.
 
     Raises:
-        PlanError: naming the level.
+        PlanError: naming the level, at the gradient that would be random.
     """
-    if any(run.path for run in site.runs):
+    if site.above:
         raise refused(
-            site, what, site.steps[0].site.eqn,
-            "the level stands inside another one, whose steps would follow a random gradient",
+            site, what, site.above[0].site.eqn,
+            "another level steps along the gradient of what it trained, which would be random, and so would be every "
+            "value behind it",
         )  # fmt: skip
 
 
@@ -167,8 +171,7 @@ def _estimate(b: Builder, pairs: Sequence[tuple[Var, Var]], noise: Sequence[Var]
     slopes, count, *flat = b.inline(recorded(f, [v.type for v in given]), given, tag=Origin.RESPONSE)
     out: list[Var] = []
     for v, x in zip(ins, flat, strict=True):
-        if not out:
-            (x,) = b.emit(Tell(level, "slopes"), (x, slopes, count), (x.type,))
+        (x,) = b.emit(Tell(level, "slopes"), (x, slopes, count), (x.type,))  # at each: one of them is always wanted
         kind = contiguous_type(v.type)
         shaped = recorded(lambda ts, s=v.type.shape: [ts[0].reshape(s)], [x.type])  # type: ignore[misc, union-attr]
         out.append(b.inline(shaped, [x], tag=Origin.RESPONSE)[0])

@@ -60,7 +60,7 @@ def _losses(run: Run, site: Site, place: Place, what: str) -> tuple[list[Var], l
         op = s.site.eqn.op
         assert isinstance(op, Grad)
         updates = any(site.graph.home[after] is place.body for _, after, _, _ in s.trained)
-        if s.site.at[len(run.path)] != place.item or not updates:
+        if s.site.at[len(run.path)] not in place.items or not updates:
             continue
         if s.site.eqn not in place.body.eqns:
             raise refused(site, what, s.site.eqn, "a gradient of its last step is taken in a loop of its own")
