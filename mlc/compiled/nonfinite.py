@@ -23,7 +23,7 @@ from mlc.ir.program import Program
 from mlc.runtime.call import Executor
 from mlc.runtime.circle import Circle
 from mlc.runtime.interpreter.feeds import Drawer
-from mlc.runtime.interpreter.watching import Origin, Watch, finite
+from mlc.runtime.interpreter.watching import Began, Watch, finite
 from mlc.trace.recorder.randomness import RandomWatch
 from mlc.view.plan import stages_for
 
@@ -133,7 +133,7 @@ def _elsewhere(bad: bool, circle: Circle | None) -> None:
 # ---- saying it
 
 
-def _error(program: Program, o: Origin) -> MlcError:
+def _error(program: Program, o: Began) -> MlcError:
     level, trips = _level(program, o), f", step {' of '.join(map(str, reversed(o.trips)))}" if o.trips else ""
     who = f"level {level!r}{trips}: " if level else f"the result{trips}: "
     if o.name:
@@ -147,7 +147,7 @@ def _error(program: Program, o: Origin) -> MlcError:
     return NonfiniteError(what, level=level, steps=o.trips, kind=o.kind, operator=o.op, loc=o.loc, advice=_ADVICE)
 
 
-def _level(program: Program, o: Origin) -> str:
+def _level(program: Program, o: Began) -> str:
     """The level whose loss or update a line stands in; the innermost where several do."""
     key = _key(o.loc)
     if key is None:
@@ -163,7 +163,7 @@ def _level(program: Program, o: Origin) -> str:
     return _by_loops(program, o)
 
 
-def _by_loops(program: Program, o: Origin) -> str:
+def _by_loops(program: Program, o: Began) -> str:
     """Without a line: the outermost level, or the first one in loops that deep."""
     inside = [x for x in program.levels if x.at and o.trips]
     return (inside or list(program.levels[:1]))[0].title if program.levels else ""

@@ -18,11 +18,11 @@ from torch import Tensor
 from mlc.ir.core import Draw, Eqn, Loop, Region
 from mlc.runtime.interpreter.interpreter import Executable, compile_region
 
-__all__ = ["Origin", "Watch", "finite"]
+__all__ = ["Began", "Watch", "finite"]
 
 
 @dataclass(frozen=True)
-class Origin:
+class Began:
     """Where something began that is not finite.
 
     Attributes:
@@ -43,7 +43,7 @@ class Origin:
     adjoint: bool = False
     name: str = ""
     made: bool = False
-    cause: Origin | None = None
+    cause: Began | None = None
 
     @property
     def harmless(self) -> bool:
@@ -88,19 +88,19 @@ class Watch:
     """Looks at every value of a run; ``origin`` tells where one came from."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Tensor, Origin]] = {}  # holds the tensors, so that identities stay theirs
+        self._known: dict[int, tuple[Tensor, Began]] = {}  # holds the tensors, so that identities stay theirs
         self._loops: list[_Trips] = []
         self.backward = False
 
-    def origin(self, value: Any) -> Origin | None:
+    def origin(self, value: Any) -> Began | None:
         """Where a value that is not finite came from; None where it is finite."""
         kind = _kind(value)
         if kind is None:
             return None
         known = self._known.get(id(value))
-        return self._first(known[1]) if known is not None else Origin(kind)
+        return self._first(known[1]) if known is not None else Began(kind)
 
-    def _first(self, o: Origin) -> Origin:
+    def _first(self, o: Began) -> Began:
         """The first that began at the same line and trip: a logarithm, rather than the quotient in its derivative."""
         same = (k for _, k in self._known.values() if k.loc == o.loc and k.trips == o.trips and not k.harmless)
         return next((k for k in same if k.op), o) if o.loc is not None else o
@@ -122,7 +122,7 @@ class Watch:
                 kind = _kind(t)
                 if kind is not None and id(t) not in self._known:
                     where = name or self._outside()
-                    self._note(t, Origin(kind, trips=self._trips(), adjoint=self.backward, name=where))
+                    self._note(t, Began(kind, trips=self._trips(), adjoint=self.backward, name=where))
             return body(args)
 
         return run
@@ -150,11 +150,11 @@ class Watch:
             if kind is None or id(t) in self._known:
                 continue
             if isinstance(e.op, Draw):
-                self._note(t, Origin(kind, loc=e.loc, trips=self._trips(), name="an item of its data"))
+                self._note(t, Began(kind, loc=e.loc, trips=self._trips(), name="an item of its data"))
                 continue
             sources = [k[1] for x in ins if (k := self._known.get(id(x))) is not None]
             fault = next((s for s in sources if s.kind == "NaN" or kind == "infinity" or not s.harmless), None)
-            mine = Origin(kind, str(e.op), e.loc, self._trips(), self.backward, made=not _reads(ins, str(e.op)))
+            mine = Began(kind, str(e.op), e.loc, self._trips(), self.backward, made=not _reads(ins, str(e.op)))
             self._note(t, fault or replace(mine, cause=sources[0] if sources else None))
 
     def _outside(self) -> str:
@@ -163,7 +163,7 @@ class Watch:
             return "what the forward run saved"
         return "an item of its data" if self._loops else "an input"
 
-    def _note(self, t: Tensor, origin: Origin) -> None:
+    def _note(self, t: Tensor, origin: Began) -> None:
         self._known[id(t)] = (t, origin)
 
 
