@@ -329,8 +329,8 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             rests on the host, or None: never).
         passes: The pipeline from a program to its graphs, where it is not :data:`mlc.PIPELINE`: a tuple of passes, some
             of them yours (see ``docs/passes.md``).
-        paths: Paths from a meta-parameter to the result that are off: ``{"w -> L1 -> L0": False}``, as ``print(program)``
-            and ``plan.explain()`` list them. The gradient is exactly the one without them; see ``docs/health.md``.
+        paths: Paths from a meta-parameter to the result that are off: ``{"w -> L1 -> L0": False}``, as
+            ``plan.explain()`` lists them. The gradient is exactly the one without them; see ``docs/health.md``.
         verify: What the first call of a program compares with the real run of the function: ``"values"`` (results and
             final states), ``"gradient"`` (one directional difference of the gradient, too) or None.
         nonfinite: ``"raise"``: a result, a final state or a hypergradient with NaN or infinity in it is a
