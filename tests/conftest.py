@@ -15,11 +15,7 @@ import hypothesis
 import pytest
 import torch
 
-import mlc  # noqa: F401
 from tests.share import left_out
-
-# What is loaded by now stays: neither collecting nor searching for who holds an object looks through it again.
-gc.freeze()
 
 # One thread: sums come in one order on every machine, and the small graphs of the tests run faster so.
 torch.set_num_threads(1)
@@ -42,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: neither collecting nor asking who holds an object looks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -281,7 +281,7 @@ def test_torch_is_left_alone(file: Path) -> None:
 
 def test_explain_verbose_and_as_data(file: Path) -> None:
     text = run("explain", file, "-v").stdout
-    assert "at the peak" in text and "path: weigh.weight, weigh.bias -> L1 -> L0" in text
+    assert "at the peak" in text and "weigh.weight, weigh.bias -> L1 (value: loss) -> L0" in text
     assert "at the peak" not in run("explain", file).stdout
     data = json.loads(run("explain", file, "--json").stdout)
     assert [x["name"] for x in data["levels"]] == ["L0", "L1"]
@@ -356,7 +356,7 @@ def test_a_file_of_levels(tmp_path: Path) -> None:
     assert "returns a list" in result.output
 
 
-MAIN = """
+MAIN_OF_LEVELS = """
 
 def main():
     print("ran to", (t := example_training()).run(4) and t.step)
@@ -365,7 +365,7 @@ def main():
 
 def test_checkpoints_of_what_main_trains(tmp_path: Path) -> None:
     file, folder = tmp_path / "levels.py", tmp_path / "saved"
-    file.write_text(LEVELS + MAIN)
+    file.write_text(LEVELS + MAIN_OF_LEVELS)
     args = ["run", str(file), "--checkpoint", str(folder), "--every", "2"]
     first = CliRunner().invoke(app, args)
     assert first.exit_code == 0, first.output
