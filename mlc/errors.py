@@ -17,10 +17,12 @@ __all__ = [
     "MemoryWarning",
     "MlcError",
     "MlcWarning",
+    "NonfiniteError",
     "PlanError",
     "PrecisionWarning",
     "ResponseWarning",
     "RootWarning",
+    "SignWarning",
     "SolverError",
     "SolverWarning",
     "TrainingError",
@@ -69,6 +71,22 @@ class DifferentiationError(MlcError):
     """The program was traced but a derivative that it needs does not exist or may not be asked for."""
 
 
+class NonfiniteError(MlcError):
+    """NaN or infinity in a level; the message names the level, the step and the operator where it began.
+
+    Attributes:
+        level: Name of the level; empty where no level is to blame (data, a hypergradient's cotangent).
+        steps: Trips of the loops around it, outermost first, from 1.
+        kind: ``"NaN"`` or ``"infinity"``.
+        operator: Where it began; empty where it was there before.
+    """
+
+    def __init__(self, what: str, *, level: str = "", steps: tuple[int, ...] = (), kind: str = "", operator: str = "",
+                 loc: Any = None, advice: str = "") -> None:  # fmt: skip
+        super().__init__(what, loc=loc, advice=advice)
+        self.level, self.steps, self.kind, self.operator = level, steps, kind, operator
+
+
 class PlanError(MlcError):
     """A plan is malformed, from a newer version, or does not belong to the program it is used with."""
 
@@ -113,12 +131,16 @@ class RootWarning(MlcWarning):
     """An answer is plainly no root of its condition: an implicit gradient taken there is wrong."""
 
 
+class SignWarning(MlcWarning):
+    """An update steps by the sign of its gradient: the derivative of that is zero almost everywhere, and taken so."""
+
+
 class LoweringWarning(MlcWarning):
     """A part of the program runs slower than asked for: its compiled form failed, or failed its verification."""
 
 
 class PrecisionWarning(MlcWarning):
-    """A precision policy costs more than rounding: the hypergradient points elsewhere, or nobody could tell."""
+    """A precision policy costs more than rounding, or an update rounds: the hypergradient may point elsewhere."""
 
 
 class MemoryWarning(MlcWarning):

@@ -20,10 +20,14 @@ COMPILED = {
     "ddp_reweighting": "validate_after_training",  # on several processes: tests/distributed/test_script.py
     "language_model": "validate_after_training",
     "sklearn_hyperparameters": "loss_after_fitting",
+    "ridge_penalties": "unrolled",
+    "imaml_digits": "unrolled",
+    "pretraining": "unrolled",
+    "data_selection": "loss_after_training",
     "learned_optimizer": "train_window",
 }
 
-TRAININGS = ("reweighting_levels", "architecture", "ignoring")
+TRAININGS = ("reweighting_levels", "architecture", "ignoring", "gan", "self_tuning")
 
 
 def load(name: str) -> ModuleType:
@@ -174,3 +178,49 @@ def test_language_model_learns_which_sources_help() -> None:
 def test_scales_of_pixels_are_better_than_one_for_all() -> None:
     result = load("sklearn_hyperparameters").main(outer_steps=20)
     assert result["learned scales"]["loss"] < 0.93 * result["one scale"]["loss"]
+
+
+@pytest.mark.slow
+def test_a_penalty_per_feature_is_better_than_one_and_its_gradient_exact() -> None:
+    result = load("ridge_penalties").main(outer_steps=8)
+    assert all(r["error of the gradient"] < 1e-6 for r in result.values())
+    assert all(r["test loss, one per feature"] < r["test loss, one penalty"] for r in result.values())
+    assert all(r["penalty of noise"] > 1.5 * r["penalty of real features"] for r in result.values())
+
+
+@pytest.mark.slow
+def test_a_self_tuning_net_finds_the_best_penalty_of_a_grid() -> None:
+    result = load("self_tuning").main(steps=300)
+    assert abs(result["log penalty, tuned"] - result["log penalty, best of a grid"]) < 0.3
+    assert result["validation loss, tuned net"] < result["validation loss, best of a grid"] + 0.02
+
+
+@pytest.mark.slow
+def test_the_gradient_composed_of_two_responses_is_that_of_all_steps() -> None:
+    result = load("pretraining").main(outer_steps=5, steps=60)
+    assert result["error of the composed gradient"] < 5e-3
+    assert result["kilobytes, composed"] < 0.2 * result["kilobytes, all steps"]
+    assert result["weight of the sure annotators"] > 0.7
+
+
+@pytest.mark.slow
+def test_implicit_maml_is_as_good_as_unrolled_in_less_memory() -> None:
+    result = load("imaml_digits").main(outer_steps=30)
+    assert result["cosine of the gradients"] > 0.99
+    assert min(result["accuracy, implicit"], result["accuracy, unrolled"]) > result["accuracy, untrained"] + 0.05
+    assert result["kilobytes, implicit"] < 0.3 * result["kilobytes, unrolled"]
+
+
+@pytest.mark.slow
+def test_the_unrolled_generator_finds_all_gaussians() -> None:
+    turns, unrolled = load("gan").main(steps=400).values()
+    assert unrolled["modes"] == 8
+    assert turns["modes"] < 6
+
+
+@pytest.mark.slow
+def test_data_selection_finds_the_shuffled_pieces_within_its_budget() -> None:
+    result = load("data_selection").main()
+    assert result["shuffled pieces below the median"] > 0.7
+    assert result["measured peak, kilobytes"] <= 4096
+    assert result["test loss, learned weights"] < result["test loss, equal weights"] - 0.05

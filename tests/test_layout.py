@@ -59,7 +59,7 @@ ROOMS = {
     "check": "ir passes.precision passes.autodiff trace compiled",
     "front": "ir passes.planning view trace compiled",
     "implicit": "ir linear runtime trace",
-    "training": "ir passes.planning view trace compiled front",
+    "training": "ir passes.planning view runtime trace compiled front",
     "cli": "passes.planning view runtime trace compiled front training",
 }
 

@@ -6,7 +6,7 @@ ROOT = Path(__file__).parents[1]
 
 # Modules without a test file of their name. A test that is added takes its module off; nothing is put on.
 WITHOUT = {
-    "check/function", "check/generators", "check/limitations", "check/policy", "check/policyreport",
+    "check/function", "check/limitations", "check/policy", "check/policyreport",
     "check/precision", "check/recorded", "check/sandbox", "cli/call", "cli/userfile", "compiled/call",
     "compiled/health", "compiled/precise", "compiled/report", "compiled/together", "compiled/underlying", "draw",
     "errors", "implicit/answer", "implicit/calls", "implicit/closed", "implicit/condition", "implicit/conditioned",
@@ -53,7 +53,7 @@ WITHOUT = {
     "trace/recorder/writing", "training/data/drawing", "training/data/feed",
     "training/data/randomness", "training/engine", "training/events", "training/game", "training/interface",
     "training/level", "training/loggers", "training/options", "training/order/blocks", "training/order/loops",
-    "training/order/reading", "training/running", "training/state/checkpoints", "training/state/optimizer",
+    "training/order/reading", "training/running", "training/state/optimizer",
     "training/state/snapshot", "training/state/start",
     "training/stepping", "view/curve", "view/details", "view/dot", "view/fonts/subset",
     "view/formulatext", "view/layout", "view/modelexplorer", "view/page/content", "view/page/crowds",
@@ -67,7 +67,7 @@ TOGETHER = {
     "implicit/test_errors", "implicit/test_fixed_point",
     "implicit/test_libraries", "ir/test_communication", "passes/autodiff/test_random",
     "passes/precision/test_numbers", "test_benchmarks", "test_docs",
-    "test_docstrings", "test_examples", "test_goldens", "test_layout", "test_mirror", "test_share",
+    "test_docstrings", "test_examples", "test_goldens", "test_kills", "test_layout", "test_mirror", "test_share",
     "training/test_data",
     "training/test_graphs", "training/test_order", "training/test_resume", "training/test_run",
     "training/test_steps",

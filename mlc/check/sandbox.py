@@ -26,11 +26,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mlc.check.generators import rng_state, set_rng_state
 from mlc.check.precision import convert, target
+from mlc.trace.generators import default_states, put_default_states
 from mlc.trace.python.frames import is_user_code, is_user_module
 
-__all__ = ["Sandbox", "convert", "rng_state", "set_rng_state"]
+__all__ = ["Sandbox", "convert"]
 
 T = TypeVar("T")
 _ATOMS = (int, float, complex, str, bytes, type(None), type, types.ModuleType, torch.dtype, torch.device)
@@ -113,7 +113,7 @@ class Sandbox:
         self._slots: list[tuple[Callable[[], Any], Callable[[Any], None], Any]] = []
         self._working: list[Any] = []
         self._replays: list[_Replay] = []
-        self._rng = rng_state()
+        self._rng = default_states()
 
     # ---- entering
 
@@ -353,7 +353,7 @@ class Sandbox:
             h.put_grad()
         for r in self._replays:
             r.rewind()
-        set_rng_state(self._rng)
+        put_default_states(self._rng)
 
     def restore(self) -> None:
         """The user's world as it was before the check."""
@@ -363,7 +363,7 @@ class Sandbox:
             h.put(h.original)
         for h in self._tensors:
             h.put_grad()
-        set_rng_state(self._rng)
+        put_default_states(self._rng)
 
 
 _MISSING = object()

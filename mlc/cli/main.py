@@ -30,6 +30,7 @@ from mlc.draw import draw as draw_picture
 from mlc.errors import MlcError, PlanError
 from mlc.passes.planning.options import check_options, planning, sweeping
 from mlc.progress import progress
+from mlc.training.folders import checkpoints_in
 from mlc.view.curve import curve_table, save_curve
 from mlc.view.diff import changes, compare
 from mlc.view.explain import explained
@@ -37,6 +38,7 @@ from mlc.view.listing import difference, listing
 from mlc.view.page import Measured
 from mlc.view.plan import Plan
 from mlc.view.plan import sweep as planned_sweep
+from mlc.view.scalingtext import Inner, cluster_of, inner_of, scaling_text
 from mlc.view.stagelist import after as stages_after
 from mlc.view.stagelist import graphs_after, input_names, known, shown
 
@@ -123,14 +125,23 @@ def _jsonable(x: Any) -> Any:
 @_command
 def run(target: Target, memory: Memory = None, trace: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write the last call for Perfetto or chrome://tracing.")
-        ] = None, as_json: Json = False, verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
+        ] = None, checkpoint: Annotated[Path | None, typer.Option(
+            metavar="DIR", help="Checkpoints of what main() trains by levels; started again it goes on there.")] = None,
+        every: Annotated[int | None, typer.Option(metavar="N", help="Steps from checkpoint to checkpoint.")] = None,
+        as_json: Json = False, verbose: Verbose = False, debug: Debug = False) -> None:  # fmt: skip
     """Run main(); without one, one call of the function and its gradient."""
+    if every is not None and checkpoint is None:
+        raise MlcError("--every without --checkpoint", advice="mlc run FILE.py --checkpoint DIR --every 100")
     file = load(target)
     for cf in file.compiled.values():
         cf.options = _with_memory(cf.options, memory)
+    alone = file.main is None or file.name is not None
+    if alone and checkpoint is not None:
+        raise MlcError(
+            f"--checkpoint, and {file.path.name} has no main() that trains", advice="def main(): training.run(1000)"
+        )
     with contextlib.nullcontext() if trace is None else mlc.recording():
-        alone = file.main is None or file.name is not None
-        report = _call(file, memory, as_json) if alone else _main(file, as_json, verbose)
+        report = _call(file, memory, as_json) if alone else _saved_main(file, as_json, verbose, checkpoint, every)
     if trace is not None:
         if report is None:
             raise MlcError("nothing was recorded: main() called no compiled function of this file")
@@ -154,6 +165,20 @@ def _call(file: UserFile, memory: str | None, as_json: bool) -> Report:
         table.add_row(n, "no path" if norm is None else f"{norm:.4e}")
     Console(highlight=False).print(table)
     return found.report
+
+
+def _saved_main(file: UserFile, as_json: bool, verbose: bool, folder: Path | None, every: int | None) -> Report | None:
+    """The file's main(), with checkpoints of its trainings where a folder is given."""
+    if folder is None:
+        return _main(file, as_json, verbose)
+    with checkpoints_in(folder, every) as found:
+        report = _main(file, as_json, verbose)
+    if not found.trainings:
+        raise MlcError(
+            "main() has run, and nothing was saved: checkpoints are of mlc.Training, and it ran none without a folder "
+            "of its own", advice="mlc.Training([...]).run(steps) in main()",
+        )  # fmt: skip
+    return report
 
 
 def _main(file: UserFile, as_json: bool, verbose: bool) -> Report | None:
@@ -317,6 +342,18 @@ def check(target: Target, memory: Memory = None, float32: Annotated[
         print(report)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@_command
+def scale(gpus: Annotated[list[int], typer.Option(help="Devices; several times for several rows.")] = [8, 512],  # noqa: B006
+          steps: Annotated[list[int], typer.Option(help="Inner steps; likewise.")] = [8, 1000],  # noqa: B006
+          parameters: Annotated[float, typer.Option(help="Of the inner model.")] = Inner.parameters,
+          layers: int = Inner.layers, width: int = Inner.width,
+          tokens: Annotated[int, typer.Option(help="Of a batch on each device.")] = Inner.tokens,
+          rate: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help="Of the cluster: memory=80e9.")]
+          = None, debug: Debug = False) -> None:  # fmt: skip
+    """Time and memory of a large inner model on many devices, on paper; where the plan changes."""
+    print(scaling_text(inner_of(parameters, layers, width, tokens), cluster_of(rate or ()), gpus, steps).rstrip())
 
 
 @_command

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mlc.compiled.commit import commit, storages
-from mlc.compiled.entry import Entry, inputs_of, iterable
+from mlc.compiled.entry import Entry, generator_states, inputs_of, iterable
+from mlc.compiled.nonfinite import Again, check_gradients, check_results
 from mlc.compiled.particles import Particles
 from mlc.compiled.precise import Exact, cost_of, differs, run_exact, with_cost
 from mlc.compiled.report import Report
@@ -87,6 +88,7 @@ class Call:
         self.done: Run | None = None
         self.differentiated = torch.is_grad_enabled()  # of the user's call: off inside the node of autograd
         self.drawer = Drawer(self._open, batch_tensors) if seen is None else Redrawn(seen)
+        self.again: Again | None = None  # what is kept to find where something began that is not finite
 
     def differentiable(self) -> Sequence[int]:
         """Outputs that carry a derivative; where no path leads to any of them (see ``build``), it is zero."""
@@ -114,6 +116,7 @@ class Call:
         exact = agreed(self.owner.circle, lambda: self._exact(seen, own)) if narrow and verify is not None else None
         window = self._window(own)
         run = self._run_as_then(seen, entry.executor, own, self.drawer, window)
+        self._guard(own, seen.random[0], run)
         if exact is not None:
             entry.cost = cost_of(entry.executor, run, exact)
             entry.plan = with_cost(entry.plan, entry.cost)
@@ -189,8 +192,10 @@ class Call:
         entry = self.entry
         written = {id(self.roots.at.get(e.path or (), e.owner)) for e in entry.recording.effects if e.kind == "copy"}
         own = [t.detach().clone() if id(t) in written else t for t in self.inputs]
+        states = generator_states(entry)
         window = self._window(own)
         run = self._current(own, window)
+        self._guard(own, states, run)
         n = entry.program.n_outputs
         kept = storages([*run.saved, *self.inputs])
         outs = []
@@ -204,6 +209,12 @@ class Call:
         self._kept(window, run, outs)
         self.owner.report = Report.of(entry.plan, run)
         return outs
+
+    def _guard(self, own: list[Tensor], states: list[Any], run: Run) -> None:
+        """Results must be finite, where that is asked for; nothing of the user's is changed yet."""
+        if self.owner.options.get("nonfinite") is not None:
+            self.again = Again(self.entry, own, self.drawer, states)
+            check_results(self.again, run.results, self.owner.circle)
 
     def _current(self, own: list[Tensor], window: Window | None) -> Run:
         """The forward stage; on every process its guards must hold.
@@ -242,6 +253,10 @@ class Call:
         by_input: dict[int, Tensor] = {}
         if stages.cotangents:
             found = self.entry.executor.backward(self.done, [cts[i] for i in stages.cotangents], keep)
+            if self.again is not None:
+                seeds = [cts[i] for i in stages.cotangents]
+                check_gradients(self.again, found, seeds, self.owner.circle)
+                self.again = self.again if keep else None
             self.owner.report = Report.of(self.entry.plan, self.done)
             self.entry.health.look(self.owner.report.solves)
             by_input = dict(zip(stages.gradients, found, strict=True))

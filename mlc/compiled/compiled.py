@@ -22,7 +22,7 @@ from mlc.ir.lowered.contract import Pass
 from mlc.ir.program import Program
 from mlc.passes.cost.equations import device_of
 from mlc.passes.planning.options import check_options, planning
-from mlc.passes.responses.asked import lost
+from mlc.passes.responses.asked import lost, uncut
 from mlc.progress import progress
 from mlc.runtime.circle import Circle, circle_of
 from mlc.runtime.interpreter.feeds import Stale
@@ -127,8 +127,10 @@ class CompiledFunction:
             except BaseException:
                 seen.undo()
                 raise
-        for w in (*entry.program.warnings, *lost(entry.program, entry.plan.modes.responses)):
-            warnings.warn(MlcWarning(w), stacklevel=3)
+        responses = entry.plan.modes.responses
+        said = (*lost(entry.program, responses), *uncut(entry.program, responses))
+        for w in (*entry.program.warnings, *map(MlcWarning, said)):
+            warnings.warn(w, stacklevel=3)
         if entry.cost is not None and not entry.cost.ok:
             warnings.warn(PrecisionWarning(entry.cost.warning), stacklevel=3)
         if seen.recording.reusable:
@@ -288,13 +290,14 @@ def compile(fn: Callable[..., Any], /) -> CompiledFunction: ...
 def compile(
     fn: None = None, *, memory: int | str | None = None, backend: str = "auto", stop_gradient: str = "all",
     flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None,
-    passes: Sequence[Pass] | None = None, verify: str | None = "values",
+    passes: Sequence[Pass] | None = None, verify: str | None = "values", nonfinite: str | None = None,
 ) -> Callable[[Callable[..., Any]], CompiledFunction]: ...  # fmt: skip
 
 
 def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_gradient: str = "all",
             flows: Any = None, precision: Any = None, mesh: Any = None, levers: Mapping[str, Any] | None = None,
-            passes: Sequence[Pass] | None = None, verify: str | None = "values") -> Any:  # fmt: skip
+            passes: Sequence[Pass] | None = None, verify: str | None = "values",
+            nonfinite: str | None = None) -> Any:  # fmt: skip
     """Compile a training loop so that its result can be differentiated through the training.
 
     Args:
@@ -327,6 +330,9 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
             of them yours (see ``docs/passes.md``).
         verify: What the first call of a program compares with the real run of the function: ``"values"`` (results and
             final states), ``"gradient"`` (one directional difference of the gradient, too) or None.
+        nonfinite: ``"raise"``: a result, a final state or a hypergradient with NaN or infinity in it is a
+            :class:`mlc.NonfiniteError` that names the level, the step and the line where it began, and (but for the
+            hypergradient) nothing of yours is changed; costs one look at the results per call. None: as in PyTorch.
 
     Returns:
         A :class:`CompiledFunction` (or a decorator, when called without ``fn``).
@@ -341,7 +347,9 @@ def compile(fn: Any = None, *, memory: Any = None, backend: str = "auto", stop_g
     check_options(options)
     if verify not in ("values", "gradient", None):
         raise PlanError(f"verify={verify!r}", advice='use "values", "gradient" or None')
-    options["verify"] = verify
+    if nonfinite not in ("raise", None):
+        raise PlanError(f"nonfinite={nonfinite!r}", advice='use "raise" or None (steps are skipped by mlc.Training)')
+    options |= {"verify": verify, "nonfinite": nonfinite}
     if fn is None:
         return lambda f: CompiledFunction(f, options)
     return CompiledFunction(fn, options)

@@ -47,6 +47,7 @@ class Entry:
     averages: dict[int, list[str]] = field(default_factory=dict)  # groups, by position of the input
     fitting: Counts = field(default_factory=dict)  # trips that were found to fit
     health: Health = field(default_factory=Health)
+    infinite: set[int] = field(default_factory=set)  # results in which an infinity is no fault
     particles: Recall | None = None  # what its forward stage asks of particles
     cost: PrecisionCost | None = None  # of its precision policy, as measured at the recorded call
 

@@ -8,7 +8,6 @@ such a function is recorded anew at every call.
 from __future__ import annotations
 
 import functools
-import gc
 import time
 import types
 from typing import Any
@@ -28,6 +27,7 @@ from mlc.implicit.reading import Reading, noting
 from mlc.ir.builder import Builder
 from mlc.ir.core import Eqn, Region, Var
 from mlc.ir.opaque.call import Call
+from mlc.ir.origin import Origin
 from mlc.ir.text import print_region
 from mlc.ir.types import TensorType
 from mlc.trace.numbers.links import Linked
@@ -42,7 +42,7 @@ def record(ob: Any, root: Conditioned, args: tuple[Any, ...], kwargs: dict[str, 
     """Run a root while ``ob`` observes, and record it as one equation."""
     leaves, spec = pytree.tree_flatten((_plain(ob, args), _plain(ob, kwargs)))
     inputs = [t for t in leaves if isinstance(t, Tensor)]
-    own = _made_now(root) and _made_now(root.solve)
+    own = _made_now(ob, root) and _made_now(ob, root.solve)
     if own:
         ob.unplaced.append(ob.place())
     with ob.pause():
@@ -88,7 +88,7 @@ def record(ob: Any, root: Conditioned, args: tuple[Any, ...], kwargs: dict[str, 
 def _constant(ob: Any, t: Tensor) -> Var:
     """The value of a tensor that the solver alone reads."""
     v = ob.present(t)
-    return ob._stop_at(v, None, None, tag="solver") if v.mask and v.type.is_float else v  # type: ignore[no-any-return]
+    return ob._stop_at(v, None, None, tag=Origin.SOLVER) if v.mask and v.type.is_float else v  # type: ignore[no-any-return]
 
 
 def _key(root: Conditioned, solver: Solver, region: Region, parts: Any, own: bool) -> tuple[Any, ...]:
@@ -135,13 +135,11 @@ def _kept(ob: Any, x: Any) -> Any:
     return x
 
 
-def _made_now(f: Any) -> bool:
-    """Whether an object was made during the call: what was there before is frozen for the collector meanwhile."""
+def _made_now(ob: Any, f: Any) -> bool:
+    """Whether an object was made during the call."""
     while isinstance(f, (functools.partial, types.MethodType)):
         f = f.func if isinstance(f, functools.partial) else f.__func__
-    if not gc.get_freeze_count():
-        return True
-    return any(x is f for x in gc.get_objects())
+    return ob.reads is None or ob.reads.made_now(f)
 
 
 def _cells(f: Any) -> list[tuple[Any, Any]]:

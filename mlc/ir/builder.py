@@ -9,6 +9,7 @@ import torch
 
 from mlc.ir.core import Alias, Arg, Eqn, Index, Loop, Op, Pack, Primitive, Region, Var, aten, flat_vars, map_vars
 from mlc.ir.keys import call_key
+from mlc.ir.origin import Origin
 from mlc.ir.types import Loc, SeqType, TensorType, Type
 
 __all__ = ["Builder", "dce", "renamed"]
@@ -27,8 +28,13 @@ _LINEAR = {
         ("neg", "default"), ("sum", "default"), ("sum", "dim_IntList"), ("_to_copy", "default"),
         ("clone", "default"), ("detach", "default"), ("alias", "default"), ("select_backward", "default"),
         ("slice_backward", "default"), ("expand_copy", "default"), ("_reshape_alias", "default"),
+        ("sigmoid_backward", "default"), ("tanh_backward", "default"), ("threshold_backward", "default"),
+        ("silu_backward", "default"), ("gelu_backward", "default"),
     ]
 }  # fmt: skip
+# Linear in each of their first two arguments. (PyTorch's formulas of tangents fill in zeros where there is none.)
+_BILINEAR = {_MUL, *(aten(n) for n in ("mm", "bmm", "mv", "dot"))}
+_CONVOLUTION, _CONVOLUTION_BACKWARD = aten("convolution"), aten("convolution_backward")
 
 
 def _itself(v: Var) -> Var:
@@ -145,12 +151,19 @@ class Builder:
                 return (a,)
             if op is _ADD and type(a) is Var and a in self.zeros and type(b) is Var and b.type == types[0]:
                 return None if kwargs else (b,)  # alpha scales b
-        elif op is _MUL:
-            if any((type(a) is Var and a in self.zeros) or (type(a) in (int, float) and a == 0) for a in args):
+        elif op in _BILINEAR or (op is _CONVOLUTION and args[2] is None):
+            if self._nought(args[0]) or self._nought(args[1]):
                 return (self.zero(types[0]),)
-        elif (op is _DIV or op in _LINEAR) and type(args[0]) is Var and args[0] in self.zeros:
+        elif op is _CONVOLUTION_BACKWARD:
+            g, x, w = (self._nought(a) for a in args[:3])  # those of the input, the weight and the bias
+            if all(zero for zero, asked in zip((g or w, g or x, g), args[10], strict=True) if asked):
+                return tuple([self.zero(t) for t in types])
+        elif (op is _DIV or op in _LINEAR) and self._nought(args[0]):
             return (self.zero(types[0]),)
         return None
+
+    def _nought(self, a: Arg) -> bool:
+        return a in self.zeros if type(a) is Var else type(a) in (int, float) and a == 0
 
     def zero(self, t: Type) -> Var:
         """A tensor of zeros with the dtype, shape and device of ``t``."""
@@ -180,7 +193,7 @@ class Builder:
         assert isinstance(ta, TensorType) and isinstance(tb, TensorType)
         stride = ta.stride if ta.stride == tb.stride and 0 not in ta.stride else contiguous(ta.shape)
         dtype = torch.promote_types(ta.dtype, tb.dtype)
-        return self.emit(_ADD, (a, b), (TensorType(dtype, ta.shape, stride, ta.device),), tag="sum")[0]
+        return self.emit(_ADD, (a, b), (TensorType(dtype, ta.shape, stride, ta.device),), tag=Origin.SUM)[0]
 
     def copy_eqn(self, e: Eqn, env: dict[Var, Var], *, tag: str | None = None) -> tuple[Var, ...]:
         """Emit ``e`` with its inputs looked up in ``env``; enters the results into ``env``."""

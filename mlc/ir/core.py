@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch._ops import OpOverload
 
+from mlc.ir.origin import Origin
 from mlc.ir.types import Loc, SeqType, Type
 
 __all__ = [
@@ -129,7 +130,9 @@ class Loop(Primitive):
     The body takes carries, consts and one element of each sequence; it returns the next carries and one
     element for each sequence that the loop emits.  With ``reverse`` the trips run from last to first and index
     their sequences so.  ``replay`` tells how emitted carries are stored, ``host`` which emissions rest in the memory
-    of the host until they are read; both change no value.
+    of the host until they are read; both change no value.  A loop that differentiates one of the program's has its
+    ``label``, and ``derived`` says by which rules, the last first: with that of a loop and what it reads of it, its
+    adjoint is paired.
     """
 
     body: Region
@@ -141,6 +144,12 @@ class Loop(Primitive):
     replay: Replay | None = None
     host: tuple[int, ...] = ()
     usual: int | None = field(default=None, compare=False)
+    derived: tuple[str, ...] = ()  # of Origin.ADJOINT and Origin.TANGENT
+
+    @property
+    def title(self) -> str:
+        """What people read: ``"adjoint train"``."""
+        return " ".join(x for x in (*self.derived, self.label) if x)
 
     @property
     def count(self) -> int:
@@ -286,7 +295,7 @@ class Eqn:
 
     Attributes:
         site: For captured equations, the loop iterations it ran in (see :mod:`mlc.trace.python.frames`).
-        tag: ``"forward"``, ``"update"`` or a name that a pass gives.
+        tag: Its :class:`~mlc.ir.origin.Origin`, with the number of a segment behind it where it is computed again.
     """
 
     op: Op
@@ -305,6 +314,11 @@ class Eqn:
         if self._inputs is None:
             object.__setattr__(self, "_inputs", tuple(flat_vars(self.args, self.kwargs)))
         return self._inputs  # type: ignore[return-value]
+
+    @property
+    def origin(self) -> Origin:
+        """Why it is there."""
+        return Origin.of(self.tag)
 
     @property
     def impure(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlc.errors import MlcWarning
 from mlc.ir.core import Eqn, Loop, Region
 from mlc.ir.types import Loc, Type
 
@@ -119,7 +120,7 @@ class Problem:
     flows: tuple[Flow, ...] = ()
     notes: tuple[str, ...] = ()
     loc: Loc | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[MlcWarning, ...] = ()
     guards: tuple[str, ...] = ()
     binding: Any = field(default=None, repr=False)
 

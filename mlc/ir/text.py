@@ -206,7 +206,13 @@ class _Printer:
         return WORDS.get(type(op), op.name) + self.attrs(**given)
 
     def loop(self, op: Loop, e: Eqn, pad: str) -> Iterator[str]:
-        what = self.attrs(label=op.label or None, trips=op.trips, reverse=op.reverse or None, host=op.host or None)
+        what = self.attrs(
+            label=op.label or None,
+            derived=tuple(map(str, op.derived)) or None,
+            trips=op.trips,
+            reverse=op.reverse or None,
+            host=op.host or None,
+        )
         yield f"{op.name if isinstance(op, Solve) else 'loop'}{what} {{"
         inner = pad + "  "
         words = ["carry"] * op.n_carry + ["const"] * op.n_const + ["each"] * op.n_seq

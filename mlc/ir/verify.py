@@ -112,9 +112,9 @@ def verify(r: Region, where: str = "program") -> Region:
 
 def _inside(e: Eqn, where: str) -> None:
     if isinstance(e.op, Loop):
-        verify(e.op.body, f"{where}.{e.op.label or 'loop'}")
+        verify(e.op.body, f"{where}.{e.op.title or 'loop'}")
         if e.op.replay is not None:
-            verify(e.op.replay.body, f"{where}.{e.op.label or 'loop'}.replay")
+            verify(e.op.replay.body, f"{where}.{e.op.title or 'loop'}.replay")
     elif isinstance(e.op, Custom):
         verify(e.op.backward, f"{where}.{e.op.title}")
 

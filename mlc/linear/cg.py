@@ -22,9 +22,10 @@ def cg(matvec: MatVec, b: Tensor, *, steps: int = 100, tol: float | None = None,
     """Solve ``(A + damping I) x = b`` for symmetric A, given ``matvec(x) = A x``.
 
     Stops where the residual is at most ``tol * |b|``; the residual that it updates is checked against the true one
-    (one product more), and the iteration starts anew from there where rounding has separated them.  Along a direction
-    of negative curvature it goes on (the system has a solution all the same) and hands back the x of the smallest
-    residual; ``Solve.curvature`` tells.
+    (one product more), and the iteration starts anew from there where rounding has separated them.  Stopped before, it
+    hands back its last x: every step comes nearer to the solution, though the residual may grow on the way.  Along a
+    direction of negative or vanishing curvature it goes on (the system may have a solution all the same), but then
+    hands back the x of the smallest residual; ``Solve.curvature`` tells.
 
     Args:
         matvec: The product with A; (n,) -> (n,).
@@ -68,6 +69,9 @@ def cg(matvec: MatVec, b: Tensor, *, steps: int = 100, tol: float | None = None,
         p = r + (rr / before) * p
         if rr < best_rr:
             best, best_rr, best_is_true = x, rr, False
+    definite = op.curvature is not None and op.curvature + damping > torch.finfo(b.dtype).eps ** 0.5 * steepest
+    if definite and best is not x and math.isfinite(rr):
+        best, best_is_true = x, False
     true_residual = best_rr**0.5 / scale if best_is_true and scale else None
     return settled(op, best, b, scale, tol, done, "cg", residual=true_residual)
 

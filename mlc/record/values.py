@@ -16,6 +16,7 @@ from mlc.errors import CaptureError
 from mlc.ir.builder import Builder
 from mlc.ir.core import Eqn, Region, Stop, Var, aten
 from mlc.ir.inplace import Schema
+from mlc.ir.origin import Origin
 from mlc.ir.trees import each_tensor, map_tensors, substitute
 from mlc.ir.types import Loc, TensorType
 from mlc.record import views
@@ -36,7 +37,7 @@ class Values(ABC):
         self.builder = Builder(merge=merge)
         self.handles: dict[int, tuple[Tensor, Handle]] = {}  # real tensors by identity
         self.literals: dict[int, FakeTensor] = {}
-        self.tag = "forward"
+        self.tag: Origin = Origin.FORWARD
         self.nested = False  # recording a region of its own: what it derives must not be seen outside
         self._bits = 0
         self.bit_of: dict[Var, int] = {}
@@ -192,12 +193,12 @@ class Values(ABC):
 
     def stopped(self, var: Var, h: Handle, *, level: int | None = None) -> Var:
         """The value behind a stop for derivatives of this depth (None: all)."""
-        key = (self.scope(), var, level, self.tag == "state")
+        key = (self.scope(), var, level, self.tag == Origin.STATE)
         known = self._stops.get(key)
         if known is None:
             known = Var(var.type)
             loc, site = self.locate()
-            tag = "copy" if h.copy else self.tag
+            tag = Origin.COPY if h.copy else self.tag
             eqn = Eqn(Stop(level), (var,), (known,), (), h.origin or loc, tag, site)
             known.mask = 0 if level is None else var.mask
             self.builder.append(eqn)

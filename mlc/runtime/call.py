@@ -19,6 +19,7 @@ from mlc.runtime.interpreter.particles import Window
 from mlc.runtime.interpreter.recording import Recording, current, each_stage, resumed
 from mlc.runtime.interpreter.saved import alias, check_versions, memory, tensors_in, versions
 from mlc.runtime.interpreter.solve import Told
+from mlc.runtime.interpreter.watching import Watch
 from mlc.runtime.products import products_in
 
 __all__ = ["Executor", "Run", "StageGraphs"]
@@ -79,10 +80,12 @@ class Executor:
     """Compiled stages of one program; ``backend`` is ``"interpreter"`` or ``"inductor"``.
 
     With ``matmul="tf32"`` products of float32 values on CUDA are taken in TensorFloat-32 while a stage runs; the
-    settings of the process are as before afterwards.
+    settings of the process are as before afterwards.  ``watch`` looks at every value (with the interpreter alone).
     """
 
-    def __init__(self, stages: StageGraphs, backend: str = "interpreter", matmul: str = "") -> None:
+    def __init__(
+        self, stages: StageGraphs, backend: str = "interpreter", matmul: str = "", watch: Watch | None = None
+    ) -> None:
         self.stages = stages
         self.matmul = matmul
         self._drawer: Drawer | None = None
@@ -92,7 +95,7 @@ class Executor:
         self._peak = 0
         inductor = Inductor() if backend == "inductor" else None
         self._on_trial = inductor
-        compile = inductor or compile_region
+        compile = inductor or (compile_region if watch is None else watch.compile)
         self._heard: list[Told] = []
         self._window: Window | None = None
         special = link(

@@ -10,9 +10,13 @@ These words go over a process group of its own (gloo), on which nothing of the u
 
 from __future__ import annotations
 
+import json
 import os
+import socket
+import time
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +26,11 @@ from torch import Tensor
 from mlc.errors import CommunicationError
 from mlc.ir.communication.sequence import fingerprint
 
-__all__ = ["Circle", "circle_of", "patience", "same_sequence"]
+__all__ = ["Circle", "circle_of", "ended", "patience", "same_sequence"]
 
 _GROUPS: dict[tuple[int, ...], Any] = {}
+_PLACES: dict[int, tuple[str, int]] = {}  # machine and number of the process of each rank that this one has met
+_GRACE = 2.0  # seconds that a process needs to end, after its connections have closed
 
 
 def patience() -> float:
@@ -51,7 +57,14 @@ class Circle:
             group = _GROUPS[ranks] = dist.new_group(
                 list(ranks), timeout=timedelta(seconds=patience()), backend="gloo", use_local_synchronization=True
             )
+            self._group = group
+            self._meet()
         self._group = group
+
+    def _meet(self) -> None:
+        """Tell each other where the processes are, to name one that has ended."""
+        said = self.told(json.dumps([socket.gethostname(), os.getpid()]))
+        _PLACES.update({r: tuple(json.loads(t)) for r, t in zip(self.ranks, said, strict=True)})
 
     @property
     def first(self) -> bool:
@@ -105,11 +118,41 @@ class Circle:
             f()
         except RuntimeError as e:
             raise CommunicationError(
-                f"rank {dist.get_rank()} waited for the other processes of a compiled function: "
+                f"rank {dist.get_rank()} waited for the other processes of a compiled function{ended(self.ranks)}: "
                 f"{str(e).strip().splitlines()[0]}",
                 advice="every process has to call it alike; look at the others' first errors (MLC_TIMEOUT: seconds "
                 "to wait)",
             ) from e  # fmt: skip
+
+
+def ended(ranks: Sequence[int]) -> str:
+    """Which processes have ended, as a part of a sentence; those on other machines cannot be asked."""
+    mine = dist.get_rank()
+    here = [r for r in ranks if r != mine and _PLACES.get(r, ("",))[0] == socket.gethostname()]
+    until = time.monotonic() + _GRACE
+    while True:
+        gone = [r for r in here if not _alive(_PLACES[r][1])]
+        if gone or time.monotonic() > until or not here:
+            break
+        time.sleep(0.05)
+    if gone:
+        return ", and " + ", ".join(f"rank {r} (process {_PLACES[r][1]})" for r in gone) + " has ended"
+    others = ", ".join(f"rank {r}" for r in ranks if r != mine)
+    return f" ({others})"
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this machine runs (one that has ended and that nobody has asked for does not)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (OSError, IndexError):
+        return True
 
 
 def same_sequence(circle: Circle, said: Sequence[tuple[str, Any]], of: str, loc: Any) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mlc.errors import CommunicationError
 from mlc.ir.communication.collectives import LIBRARY
+from mlc.runtime.circle import ended
 
 __all__ = ["REDUCTIONS", "group_named", "group_ranks"]
 
@@ -120,7 +121,8 @@ def _saying(name: str, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 raise
             group = args[-1]
             raise CommunicationError(
-                f"{name} in process group {group!r} failed on rank {dist.get_rank()}: {str(e).strip().splitlines()[0]}",
+                f"{name} in process group {group!r} failed on rank {dist.get_rank()}{ended(group_ranks(group))}: "
+                f"{str(e).strip().splitlines()[0]}",
                 advice="look at the other processes' first errors: one of them has died, or did not come in time",
             ) from e
 

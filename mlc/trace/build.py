@@ -8,14 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mlc.errors import CaptureError, PlanError
+from mlc.errors import CaptureError, MlcWarning, PlanError
 from mlc.ir.core import Draw, EffectCall, Eqn, Feed, Loop, NestedEffects, Region, Stop, Var, map_vars
 from mlc.ir.lowered.responses import written
+from mlc.ir.origin import Origin
 from mlc.ir.program import Input, Level, Program
 from mlc.ir.types import SeqType, Type
 from mlc.ir.verify import verify
 from mlc.passes.autodiff.reverse import dependence, outermost
 from mlc.passes.levels.flows import find_levels
+from mlc.passes.levels.updates import told_of_updates
 from mlc.passes.responses.asked import counts_steps
 from mlc.passes.rolling.apart import apart
 from mlc.passes.rolling.roll import roll
@@ -48,6 +50,9 @@ def build_program(rec: Recording, stop: str = "all", flows: Any = None) -> Progr
     notes += more
     steps = [(type(s.optimizer).__name__, s.loc) for s in rec.steps]
     levels, edges = find_levels(program, steps)
+    updates = told_of_updates(program)
+    notes += tuple(map(str, updates))
+    warned = (*map(MlcWarning, (*rec.warnings, *warnings)), *updates)
     levels = tuple(_asked(x, rec) for x in levels)
     _refuse_idle(rec, levels)
     if region is not fixed and counts_steps(replace(program, levels=levels), flows):
@@ -55,9 +60,7 @@ def build_program(rec: Recording, stop: str = "all", flows: Any = None) -> Progr
             s.generic = False
         region, program = fixed, replace(program, region=fixed)
         levels = tuple(_asked(x, rec) for x in find_levels(program, steps)[0])
-    return replace(
-        program, levels=levels, flows=edges, notes=notes, warnings=(*rec.warnings, *warnings), guards=_guards(rec)
-    )
+    return replace(program, levels=levels, flows=edges, notes=notes, warnings=warned, guards=_guards(rec))
 
 
 def _asked(level: Level, rec: Recording) -> Level:
@@ -219,12 +222,14 @@ def _diagnose(program: Program, stop: str, decided: object) -> tuple[tuple[str, 
     notes: list[str] = []
     lost: dict[str, list[str]] = {}
     for k, i in enumerate(metas):
-        cuts = [e for e, bits in cuts_of if bits >> k & 1 and e.tag != "solver"]  # which is no cut of the user's
+        cuts = [
+            e for e, bits in cuts_of if bits >> k & 1 and e.origin is not Origin.SOLVER
+        ]  # which is no cut of the user's
         name = program.inputs[i].name
         if reached >> k & 1:
             notes += [f"one path of {name} is cut at {c.loc}" for c in cuts if c.loc is not None]
         elif cuts:
-            copied = all(c.tag == "copy" for c in cuts)
+            copied = all(c.origin is Origin.COPY for c in cuts)
             where = next((str(c.loc) for c in cuts if c.loc is not None), "the loop")
             why = (
                 f"it is copied by deepcopy at {where} (mlc.clone keeps the path)" if copied else f"it is cut at {where}"

@@ -26,10 +26,10 @@ from mlc.trace.environment import (
     iterators_elsewhere,
     numbers_in_optimizers,
     quiet,
-    rng_kept,
     zero_grad,
 )
 from mlc.trace.faketracer import FakeTracer
+from mlc.trace.generators import kept
 from mlc.trace.iterables import Source, Sources, loader_patches, substitute, swapped
 from mlc.trace.numbers.placeholders import TracedScalar
 from mlc.trace.optimizers import narrow_counts, restore_flags
@@ -140,7 +140,7 @@ def record(
             new_args, new_kwargs = tuple(new[i] for i in range(len(args))), {k: new[k] for k in kwargs}
             put(quiet())
             put(default_dtype_kept())
-            put(rng_kept())
+            put(kept())
             put(patched(tracer))
             put(zero_grad(tracer, active))
             put(numbers_in_optimizers())

@@ -1,10 +1,8 @@
-"""What is set for the time of a trace and put back after it: iterators, ``zero_grad``, generators, warnings."""
+"""What is set for the time of a trace and put back after it: iterators, ``zero_grad``, warnings."""
 
 from __future__ import annotations
 
 import contextlib
-import random
-import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -97,25 +95,6 @@ def numbers_in_optimizers() -> Iterator[None]:
         yield
     finally:
         del scope["min"], scope["max"]
-
-
-@contextlib.contextmanager
-def rng_kept() -> Iterator[None]:
-    """Leave every default generator as it was."""
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    py = random.getstate()
-    np = sys.modules.get("numpy")
-    host = np.random.get_state() if np is not None else None
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        random.setstate(py)
-        if np is not None:
-            np.random.set_state(host)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from mlc.trace.numbers.ending import retire
 from mlc.trace.numbers.mode import NumberMode
 from mlc.trace.numbers.patches import followed
 from mlc.trace.numbers.types import conversions, linked_max, linked_min
-from mlc.trace.optimizers import narrow_counts, restore_flags
+from mlc.trace.optimizers import hook_classes, narrow_counts, restore_flags
 from mlc.trace.patches import replaced
 from mlc.trace.python.changes import without
 from mlc.trace.python.found import Found
@@ -113,6 +113,7 @@ def observe(
         CaptureError: when something in the loop cannot be represented exactly (nothing of the user's is changed then).
         Exception: what the user's function itself raises.
     """
+    hook_classes()
     roots = walk(fn, args, kwargs)
     roots.drawn = drawn or {}
     world = World(roots)

@@ -16,18 +16,10 @@ from mlc.errors import CaptureError
 from mlc.trace.recorder.observer import Observer
 from mlc.trace.recorder.tracer import Tracer
 
-__all__ = ["after_step", "before_step", "narrow_counts", "restore_flags"]
+__all__ = ["after_step", "before_step", "hook_classes", "narrow_counts", "restore_flags"]
 
 _REFUSED: dict[str, tuple[str, str]] = {
-    "Rprop": (
-        "Rprop steps by the sign of the gradient: its derivative is zero almost everywhere",
-        "use an optimizer whose step depends smoothly on the gradient",
-    ),
     "SparseAdam": ("SparseAdam works on sparse gradients", "use Adam with Embedding(sparse=False)"),
-    "Muon": (
-        "Muon orthogonalises its update in bfloat16, which has no exact derivative",
-        "use SGD with momentum or Adam for the inner loop",
-    ),
 }
 # Where nothing runs, also what decides on values: at a real call these decisions are guards.
 _UNKNOWN = {
@@ -37,6 +29,20 @@ _UNKNOWN = {
     ),
     **_REFUSED,
 }
+
+
+def hook_classes() -> None:
+    """Do to every class of optimizers what PyTorch does when its first instance is made: wrap ``step``, once.
+
+    A class of the user's that is first used inside of the call would else be something that the call changes.
+    """
+    todo = list(optim.Optimizer.__subclasses__())
+    while todo:
+        cls: Any = todo.pop()
+        todo += cls.__subclasses__()
+        if cls.step is not optim.Optimizer.step and not getattr(cls.step, "hooked", None):
+            cls.step = optim.Optimizer.profile_hook_step(cls.step)
+            cls.step.hooked = True
 
 
 def _flags(group: dict[str, Any]) -> dict[str, Any]:

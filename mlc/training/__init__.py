@@ -13,6 +13,7 @@ from mlc.training.events import EarlyStopping, Event
 from mlc.training.game import Alternating, Simultaneous
 from mlc.training.level import Level
 from mlc.training.loggers import CSV, Logger, Stdout, TensorBoard
+from mlc.training.state.archive import load_checkpoint
 
 __all__ = [
     "CSV",
@@ -25,4 +26,5 @@ __all__ = [
     "Stdout",
     "TensorBoard",
     "Training",
+    "load_checkpoint",
 ]

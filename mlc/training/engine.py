@@ -15,10 +15,12 @@ from mlc.training.compiled import Compiled, names_of
 from mlc.training.events import Event
 from mlc.training.level import Level, shape_of
 from mlc.training.loggers import loggers
-from mlc.training.options import options_of
+from mlc.training.nonfinite import Guard
+from mlc.training.options import options_of, place_of
 from mlc.training.order.blocks import arrange, flat
 from mlc.training.order.reading import read
 from mlc.training.running import Run
+from mlc.training.state.optimizer import copied
 from mlc.training.state.snapshot import Snapshots
 from mlc.training.state.start import Start
 from mlc.training.stepping import Stepper, Turn
@@ -40,10 +42,13 @@ class Training:
         until: The outer step at which the run so far was to end.
         stopped: Why the last run ended before its time, or None.
         validates: Whether the present run validates.
+        place: Which process this is, and which ones train together.
+        guard: What becomes of steps that are not finite.
     """
 
     def __init__(self, levels: Any, *, memory: int | str | None = None, precision: Any = None, mesh: Any = None,
-                 callbacks: Sequence[Callable[[Event], None]] = (), logger: Any = None) -> None:  # fmt: skip
+                 callbacks: Sequence[Callable[[Event], None]] = (), logger: Any = None,
+                 nonfinite: str | None = "raise") -> None:  # fmt: skip
         """Find out how the levels hang together; every loss is run once, on a first batch, and put back.
 
         Args:
@@ -54,6 +59,9 @@ class Training:
             mesh: As for ``mlc.compile``.
             callbacks: Functions of an :class:`~mlc.training.events.Event`.
             logger: Something with ``log(step, values)``, or several.
+            nonfinite: What becomes of a step with NaN or infinity in any level: ``"raise"``, an error that names the
+                level, the step and the operator where it began; ``"skip"``, a warning that does, and everything trained
+                as before the step (it keeps a copy of that); None, what PyTorch does.
 
         Raises:
             TrainingError: when the levels do not fit together; it names them.
@@ -70,15 +78,17 @@ class Training:
                     f"callbacks contain {f!r}", advice="functions of an event, or objects with __call__"
                 )
         self.loggers = loggers(logger)
-        options = options_of(self.levels, memory, precision, mesh)
+        options = options_of(self.levels, memory, precision, mesh, nonfinite)
         readings = {x: read(x, self.levels) for x in self.levels}
         self.blocks = arrange(levels, list(readings.values()))
         starts = {x: Start(x) for x in self.levels if x.cold}
+        self.place = place_of(readings.values(), mesh)
         self._steppers = [
             Stepper(b, readings, starts, options if b.body or b is self.blocks[-1] else None) for b in self.blocks
         ]
         self._written = {x: list(r.written.values()) for x, r in readings.items()}
         self.snapshots = Snapshots(self.levels, readings, starts)
+        self.guard = Guard(nonfinite, self.levels, self.snapshots)
         self.step = 0
         self.validates = False
         self.until = 0
@@ -140,7 +150,8 @@ class Training:
 
         Args:
             steps: How many.
-            checkpoint: A folder for checkpoints; the newest three are kept.
+            checkpoint: A folder for checkpoints, which are written while the training goes on; the newest three are
+                kept. SIGTERM then saves after the step under way, and ends the process (exit code 143).
             every: Steps from checkpoint to checkpoint; None: a tenth of the run. There is one at the end in any case.
             valid: Called without arguments, without gradients; returns a number, a scalar tensor or a dict of them.
                 Random generators and the modes of modules are put back after it.
@@ -151,7 +162,8 @@ class Training:
             ``"valid.name"``.
 
         Raises:
-            TrainingError: for arguments that make no sense, data that is empty, or a checkpoint of another training.
+            TrainingError: for arguments that make no sense, data that is empty, a checkpoint of another program, a
+                folder that cannot be written to, or a disk that is full.
         """
         _check_mode()
         return Run(self, steps, checkpoint, every, valid, valid_every).go()
@@ -162,11 +174,15 @@ class Training:
 
     def advance(self) -> dict[str, Any]:
         """One outer step; losses by level."""
+        values = self.guard.step(self.step + 1, self._advance)
+        self.step += 1
+        return {x.name: values[x.name] for x in self.levels}
+
+    def _advance(self) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for s in self._steppers:
             values |= s.step()
-        self.step += 1
-        return {x.name: values[x.name] for x in self.levels}
+        return values
 
     # ---- state
 
@@ -175,7 +191,7 @@ class Training:
 
         A training over the same levels that loads it goes on bit for bit, in the middle of an epoch too.
         """
-        kept = [f.state_dict() if hasattr(f, "state_dict") else None for f in self.callbacks]
+        kept = [copied(f.state_dict()) if hasattr(f, "state_dict") else None for f in self.callbacks]
         plans = [{} if t.compiled is None else t.compiled.plans() for s in self._steppers for t in s.turns]
         own = {"step": self.step, "end": self.until, "stopped": self.stopped, "callbacks": kept, "plans": plans}
         names = {id(t): n for n, t in names_of(self.levels, self._written).items()}

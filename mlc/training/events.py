@@ -26,7 +26,7 @@ class Event:
 
     Attributes:
         kind: ``"start"`` (of a run), ``"step"`` (an outer step is done), ``"valid"`` (validation gave values),
-            ``"checkpoint"`` (one was written) or ``"end"`` (of a run).
+            ``"checkpoint"`` (one is on the disk: that after ``step``) or ``"end"`` (of a run).
         training: The training; ``training.stop("why")`` ends the run after this step.
         step: Outer steps done so far.
         path: Of the checkpoint.

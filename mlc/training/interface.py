@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from mlc.training.level import Level
 from mlc.training.loggers import Logger
+from mlc.training.nonfinite import Guard
+from mlc.training.state.checkpoints import Place
 from mlc.training.state.snapshot import Snapshots
 
 __all__ = ["Trained"]
@@ -25,6 +27,8 @@ class Trained(Protocol):
         validates: Whether the present run validates.
         warned: Whether it was told that steps are recorded anew.
         snapshots: Takes its state.
+        place: Which process this is, and which ones train together.
+        guard: What becomes of steps that are not finite.
     """
 
     levels: list[Level]
@@ -36,6 +40,8 @@ class Trained(Protocol):
     validates: bool
     warned: bool
     snapshots: Snapshots
+    place: Place
+    guard: Guard
 
     @property
     def recordings(self) -> int:

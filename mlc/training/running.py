@@ -16,10 +16,13 @@ from torch import Tensor
 
 from mlc.errors import MlcWarning, TrainingError
 from mlc.progress import progress
-from mlc.training.data import randomness
+from mlc.trace.generators import kept
 from mlc.training.events import Event, numbers
+from mlc.training.folders import given
 from mlc.training.interface import Trained
+from mlc.training.interruption import Interruption, watched
 from mlc.training.state.checkpoints import Checkpoints
+from mlc.training.state.saver import Saver
 
 __all__ = ["Run"]
 
@@ -33,6 +36,7 @@ class Run:
         self, training: Trained, steps: Any, checkpoint: Any, every: Any, valid: Any, valid_every: Any
     ) -> None:
         _count("steps", steps, 0)
+        checkpoint, every = given(training, checkpoint, every)
         if every is not None:
             _count("every", every, 1)
             if checkpoint is None:
@@ -47,15 +51,16 @@ class Run:
         self.every = every or max(1, steps // 10)
         self.valid, self.valid_every = valid, valid_every
         self.start, self.end = training.until, training.until + steps
-        self.checkpoints = None if checkpoint is None else Checkpoints(checkpoint)
+        self.saver = None if checkpoint is None else Saver(Checkpoints(checkpoint, training.place))
         self.values: dict[str, Any] = {}
         self.shown = sys.stderr.isatty()
         self.told = False
+        self.saved: tuple[int, bool] | None = None
 
     def go(self) -> dict[str, float]:
         """The steps that are left; the last values."""
         t = self.training
-        if self.checkpoints is not None:
+        if self.saver is not None:
             t.snapshots.tell()
             self._continue()
         t.validates = self.valid is not None
@@ -66,24 +71,33 @@ class Run:
         self._tell("start", {})
         before = t.recordings
         try:
-            with progress("training") as say, torch.enable_grad():
-                self._steps(say, before)
-        except BaseException:
+            with progress("training") as say, torch.enable_grad(), watched(self.saver is not None) as signals:
+                self._steps(say, before, signals)
+        except BaseException as e:
             t.until = t.step
+            if self.saver is not None:
+                self.saver.end(e)
             raise
         t.until = t.step if t.stopped is not None else self.end
         self._save(final=True)
+        self._tell_of_saves(all_of_them=True)
         self._tell("end", self.values)
         return numbers(self.values)
 
-    def _steps(self, say: Callable[[str], None], before: int) -> None:
+    def _steps(self, say: Callable[[str], None], before: int, signals: Interruption) -> None:
         t, clock = self.training, time.perf_counter()
+        talk = t.place.talk if self.saver is not None else None
         for k in range(self.end - t.step):
             self._step()
             self._say(say, (k + 1) / (time.perf_counter() - clock))
             self._warn(before)
             if t.stopped is not None:
                 return
+            self._tell_of_saves()
+            if (signals.asked if talk is None else talk.any(signals.asked)) and t.step < self.end:
+                self._save()
+                self._tell_of_saves(all_of_them=True)
+                signals.answer()
 
     def _step(self) -> None:
         t = self.training
@@ -105,26 +119,36 @@ class Run:
     def _save(self, final: bool = False) -> None:
         t = self.training
         self._warn_of_values()
-        if self.checkpoints is None:
+        if self.saver is None or self.saved == (t.step, final):
             return
         state = t.state_dict()
         if not final:
             state["end"] = self.start
-        path = self.checkpoints.write(t.step, state)
-        self._tell("checkpoint", {}, os.fspath(path))
+        self.saver.save(t.step, state)
+        self.saved = (t.step, final)
+
+    def _tell_of_saves(self, all_of_them: bool = False) -> None:
+        """What was written in the meantime."""
+        if self.saver is None:
+            return
+        if all_of_them:
+            self.saver.wait()
+        for step, path in self.saver.finished():
+            self._tell("checkpoint", {}, os.fspath(path), step)
 
     def _continue(self) -> None:
         """Go on from the newest checkpoint of the folder, where it is ahead."""
-        assert self.checkpoints is not None
-        found = self.checkpoints.newest()
+        assert self.saver is not None
+        found = self.saver.checkpoints.newest()
         if found is None or found[1]["step"] <= self.training.step:
             return
         path, state = found
+        self.training.snapshots.check_program(state, f"the checkpoint {path}")
         self.training.resume(state)
         print(f"mlc: goes on from {path}, after step {self.training.step}", file=sys.stderr)
 
-    def _tell(self, kind: str, values: Mapping[str, Any], path: str | None = None) -> None:
-        event = Event(kind, self.training, self.training.step, path, dict(values))
+    def _tell(self, kind: str, values: Mapping[str, Any], path: str | None = None, step: int | None = None) -> None:
+        event = Event(kind, self.training, self.training.step if step is None else step, path, dict(values))
         for f in self.training.callbacks:
             f(event)
 
@@ -135,7 +159,8 @@ class Run:
         say(f"step {self.training.step} of {self.end}, {losses}, {speed:.3g} steps/s")
 
     def _warn_of_values(self) -> None:
-        wrong = [(k, v) for k, v in numbers(self.values).items() if not math.isfinite(v)]
+        skipped = {x.name for x in self.training.levels} if self.training.guard.skipped else set()  # told already
+        wrong = [(k, v) for k, v in numbers(self.values).items() if not math.isfinite(v) and k not in skipped]
         if wrong and not self.told:
             self.told = True
             name, value = wrong[0]
@@ -162,7 +187,7 @@ def _count(what: str, n: Any, least: int) -> None:
 
 def _validated(valid: Callable[[], Any], t: Trained) -> dict[str, Any]:
     """Values of a validation."""
-    with torch.no_grad(), randomness.kept(t.snapshots.generators), _modes(t):
+    with torch.no_grad(), kept(t.snapshots.generators), _modes(t):
         found = valid()
     named = {f"valid.{k}": v for k, v in found.items()} if isinstance(found, Mapping) else {"valid": found}
     for k, v in named.items():

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from mlc.ir.core import Custom, Eqn, Grad, Loop, Region, Var
 from mlc.ir.literals import Objects, literal_text, type_text
+from mlc.ir.origin import Origin
 from mlc.passes.cost.facts import Fact, Stage, facts_of, op_name
 from mlc.units import size_text
 
@@ -86,7 +87,7 @@ class _Writer:
         return f"{outs} = {op}({', '.join(args)})" if outs else f"{op}({', '.join(args)})"
 
     def loop(self, e: Eqn, op: Loop, i: int, pad: str) -> Iterator[str]:
-        what = [repr(op.label or "loop"), f"trips={op.trips}"] + (["reverse=True"] if op.reverse else [])
+        what = [repr(op.title or "loop"), f"trips={op.trips}"] + (["reverse=True"] if op.reverse else [])
         yield _commented(f"{pad}with loop({', '.join(what)}) as trip:", self.comment(e, i))
         inner, kinds = pad + "    ", ["carry"] * op.n_carry + ["const"] * op.n_const + ["each"] * op.n_seq
         for kind, v, a in zip(kinds, op.body.inputs, e.args, strict=True):
@@ -136,7 +137,7 @@ def difference(before: Stage, after: Stage, names: tuple[str, str]) -> str:
 def _bare(region: Region, pad: str = "") -> Iterator[str]:
     for e in region.eqns:
         types = ", ".join(type_text(v.type) for v in e.outs[:2])
-        tag = f" [{e.tag}]" if e.tag not in ("", "forward") else ""
+        tag = f" [{e.tag}]" if e.tag and e.origin is not Origin.FORWARD else ""
         yield f"{pad}{op_name(e)} -> {types}{tag} {' '.join(_place(e))}".rstrip()
         if isinstance(e.op, Loop):
             yield from _bare(e.op.body, pad + "    ")

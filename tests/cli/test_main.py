@@ -354,3 +354,28 @@ def test_a_file_of_levels(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["plan", str(file)])
     assert result.exit_code != 0
     assert "returns a list" in result.output
+
+
+MAIN = """
+
+def main():
+    print("ran to", (t := example_training()).run(4) and t.step)
+"""
+
+
+def test_checkpoints_of_what_main_trains(tmp_path: Path) -> None:
+    file, folder = tmp_path / "levels.py", tmp_path / "saved"
+    file.write_text(LEVELS + MAIN)
+    args = ["run", str(file), "--checkpoint", str(folder), "--every", "2"]
+    first = CliRunner().invoke(app, args)
+    assert first.exit_code == 0, first.output
+    assert sorted(f.name for f in folder.iterdir()) == ["step-0000000002.mlc", "step-0000000004.mlc"]
+    (folder / "step-0000000004.mlc").unlink()
+    again = CliRunner().invoke(app, args)
+    assert "goes on from" in again.output and "after step 2" in again.output and "ran to 4" in again.output
+    for text, more, said in ((LEVELS, [], "has no main()"), (LEVELS + "\ndef main(): ...\n", [], "nothing was saved")):
+        file.write_text(text)
+        found = CliRunner().invoke(app, [*args, *more])
+        assert found.exit_code == 1 and said in found.output, found.output
+    found = CliRunner().invoke(app, ["run", str(file), "--every", "2"])
+    assert "--every without --checkpoint" in found.output

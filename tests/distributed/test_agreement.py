@@ -185,7 +185,9 @@ def test_a_process_that_dies_takes_the_others_with_it() -> None:
         found = run(2, _dying, when, MLC_TIMEOUT="5")
         assert isinstance(found[0], Left)
         assert found[0].kind == "CommunicationError", str(found[0])
-        assert "rank" in found[0].text
+        assert "rank 1" in found[0].text, found[0].text
+        if when == "backward":  # they have met
+            assert "has ended" in found[0].text, found[0].text
 
 
 def _in_groups(rank: int, n: int) -> Any:

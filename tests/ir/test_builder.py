@@ -46,3 +46,26 @@ def test_zeros_simplify_only_what_they_leave_as_it_is() -> None:
     other = TensorType(torch.float64, (3, 2), (2, 1), T.device)
     assert b.emit(add, (x, b.zero(other)), (other,)) != (x,)  # broadcast
     assert b.add(None, x) is x and b.add(zero, x) is x and b.add(x, zero) is x
+
+
+def test_products_with_zeros_are_zeros() -> None:
+    """Recorded formulas of tangents are full of them: data has no tangent, and PyTorch fills in zeros."""
+    b = Builder()
+
+    def typed(*shape: int) -> TensorType:
+        return TensorType(torch.float64, shape, tuple(torch.empty(shape).stride()), T.device)
+
+    m, image, kernel, out = typed(2, 2), typed(1, 1, 4, 4), typed(1, 1, 3, 3), typed(1, 1, 2, 2)
+    w, g = b.input(kernel), b.input(out)
+    y, bias, none = b.input(m), b.input(typed(1)), b.zero(image)
+    assert b.emit(aten("mm"), (y, b.zero(m)), (m,)) == (b.zero(m),) == b.emit(aten("mm"), (b.zero(m), y), (m,))
+    rest = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    conv, back = aten("convolution"), aten("convolution_backward")
+    assert b.emit(conv, (none, w, None, *rest), (out,)) == (b.zero(out),)
+    assert b.emit(conv, (none, w, bias, *rest), (out,)) != (b.zero(out),)
+    for mask, types in (([False, True, False], (kernel,)), ([True, False, False], (image,))):
+        found = b.emit(back, (g, none, w, [1], *rest, mask), types)
+        assert (found == (b.zero(kernel),)) == mask[1]  # the input's gradient does not read the input
+    both = b.emit(back, (g, none, b.zero(kernel), [1], *rest, [True, True, False]), (image, kernel))
+    assert both == (b.zero(image), b.zero(kernel))
+    assert b.emit(back, (g, none, w, [1], *rest, [False, True, True]), (kernel, typed(1))) != both

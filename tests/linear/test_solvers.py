@@ -111,6 +111,15 @@ def test_cg_is_monotone_in_steps_and_says_when_it_stops_short() -> None:
     assert short.residual == pytest.approx(float((b - a @ short.x).norm() / b.norm()), rel=1e-9)
 
 
+def test_cg_stopped_short_comes_nearer_though_its_residual_grows() -> None:
+    values = torch.logspace(0, 3, N, dtype=torch.float64)
+    a, b = torch.diag(values), values**-0.5
+    found = [cg(a.__matmul__, b, steps=k, tol=0.0) for k in range(1, 8)]
+    assert min(s.residual for s in found) > 1.5  # of the first one, x = 0
+    errors = [error(s, a, b) for s in found]
+    assert all(later < earlier for earlier, later in zip([1.0, *errors], errors, strict=False))
+
+
 @pytest.mark.parametrize("name", ["cg", "gmres", "direct"])
 def test_negative_curvature_is_seen_and_the_system_still_solved(name: str) -> None:
     a = torch.diag(torch.tensor([5.0, 3.0, 2.0, 1.0, -2.0], dtype=torch.float64))

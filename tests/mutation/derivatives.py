@@ -83,8 +83,8 @@ FAULTS: list[Fault] = [
             ),
             (
                 "tangents_run_forward_only",
-                'p.op.trips, p.op.reverse,\n              label=f"tangent',
-                'p.op.trips, False,\n              label=f"tangent',
+                "p.op.trips, p.op.reverse,\n              label=p.op.label, derived=(Origin.TANGENT",
+                "p.op.trips, False,\n              label=p.op.label, derived=(Origin.TANGENT",
                 _FORWARD,
             ),
         ],

@@ -34,7 +34,7 @@ FAULTS: list[Fault] = [
         "passes.remat.residuals",
         _RESIDUALS,
         [
-            ("residual_pairs_ignore_the_loop", ' and f"adjoint {f.op.label}" == a.op.label', ""),
+            ("residual_pairs_ignore_the_loop", " and f.op.label == a.op.label", ""),
             ("residual_pairs_ignore_the_direction", " and f.op.reverse != a.op.reverse", ""),
             (
                 "residuals_are_handed_over_crosswise",

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch.nn.functional as F
 from torch import nn
-from torch.optim import SGD, Muon, Rprop, SparseAdam
+from torch.optim import SGD, SparseAdam
 
 from tests.numerics.models import CLASSES, Meta, draw, mlp, task, train_loss, val_loss
 from tests.numerics.program import describe, gradients, same
@@ -25,19 +25,9 @@ def test_refused(refused: Refused, mlc: ModuleType) -> None:
 # --- optimizers
 
 
-@REFUSED.add("Rprop")
-def rprop(model, meta, batches, val):
-    opt = Rprop(model.parameters(), lr=0.1)  # <here>
-    for x, y in batches:
-        opt.zero_grad()
-        train_loss(model, meta, x, y).backward()
-        opt.step()  # <here>
-    return val_loss(model, val)
-
-
-@REFUSED.add("Muon")
-def muon(model, meta, batches, val):
-    opt = Muon([p for p in model.parameters() if p.dim() == 2], lr=0.1)  # <here>
+@REFUSED.add("SparseAdam")
+def for_sparse_gradients(model, meta, batches, val):
+    opt = SparseAdam(model.parameters(), lr=0.1)  # <here>
     for x, y in batches:
         opt.zero_grad()
         train_loss(model, meta, x, y).backward()
@@ -153,7 +143,7 @@ def test_an_error_in_a_helper_names_the_helper_s_line(mlc: ModuleType) -> None:
         opt.step()  # <helper>
 
     def loop(model, meta, batches, val):
-        opt = Rprop(model.parameters(), lr=0.1)
+        opt = SparseAdam(model.parameters(), lr=0.1)
         for x, y in batches:
             helper(opt, train_loss(model, meta, x, y))
         return val_loss(model, val)
@@ -162,7 +152,7 @@ def test_an_error_in_a_helper_names_the_helper_s_line(mlc: ModuleType) -> None:
     line = next(start + i for i, text in enumerate(source) if "# <helper>" in text)
     with pytest.raises(mlc.CaptureError) as error:
         mlc.compile(loop)(**task().args())
-    check_message(str(error.value), "test_errors.py", {line}, "Rprop")
+    check_message(str(error.value), "test_errors.py", {line}, "SparseAdam")
 
 
 def test_refusal_warns_of_nothing(mlc: ModuleType) -> None:
@@ -170,5 +160,5 @@ def test_refusal_warns_of_nothing(mlc: ModuleType) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         with pytest.raises(mlc.MlcError):
-            mlc.compile(rprop)(**task().args())
+            mlc.compile(for_sparse_gradients)(**task().args())
     assert not seen, [str(w.message) for w in seen]

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 import mlc
+from mlc.training.state.archive import Frozen
+from mlc.training.state.checkpoints import Checkpoints
 from tests.training.problems import Problem, square
 from tests.training.restart import STEPS, build
 from tests.training.test_graphs import bilevel
@@ -87,25 +89,25 @@ def small(**options: Any) -> tuple[mlc.Training, dict[str, Tensor]]:
 
 def test_checkpoints_are_whole_files_and_three_are_kept(tmp_path: Path) -> None:
     training, _ = small()
-    (tmp_path / "step-0000000009.pt.77.new").write_text("left by a killed process")
+    (tmp_path / "step-0000000009.mlc.77.new").write_text("left by a killed process")
     training.run(7, checkpoint=tmp_path, every=2)
-    assert sorted(f.name for f in tmp_path.iterdir()) == [f"step-{k:010d}.pt" for k in (4, 6, 7)]
+    assert sorted(f.name for f in tmp_path.iterdir()) == [f"step-{k:010d}.mlc" for k in (4, 6, 7)]
 
 
 def test_a_broken_checkpoint_is_passed_over_with_a_message(tmp_path: Path) -> None:
     training, wanted = small()
     training.run(6, checkpoint=tmp_path, every=2)
-    newest = tmp_path / "step-0000000006.pt"
+    newest = tmp_path / "step-0000000006.mlc"
     newest.write_bytes(newest.read_bytes()[:-200])
     again, tensors = small()
-    with pytest.warns(mlc.MlcWarning, match=r"step-0000000006.pt cannot be read .* the one before it is used"):
+    with pytest.warns(mlc.MlcWarning, match=r"step-0000000006.mlc cannot be read .* the one before it is used"):
         again.run(6, checkpoint=tmp_path, every=2)
     assert again.step == 6
     equal(tensors, wanted)
 
 
 def test_only_broken_checkpoints_are_an_error(tmp_path: Path) -> None:
-    (tmp_path / "step-0000000006.pt").write_text("nothing")
+    (tmp_path / "step-0000000006.mlc").write_text("nothing")
     training, _ = small()
     with pytest.raises(mlc.TrainingError, match=r"no checkpoint in .* can be read"):
         training.run(1, checkpoint=tmp_path)
@@ -119,8 +121,8 @@ def test_the_same_program_started_again_does_what_is_left(tmp_path: Path) -> Non
     first, _ = small()
     first.run(3, checkpoint=tmp_path, every=1)
     first.run(2, checkpoint=tmp_path, every=1)  # as if killed after two of four: its last state says so
-    state = torch.load(tmp_path / "step-0000000005.pt", weights_only=True)
-    torch.save({**state, "end": 3}, tmp_path / "step-0000000005.pt")
+    state = mlc.training.load_checkpoint(tmp_path / "step-0000000005.mlc")
+    Checkpoints(tmp_path).write(5, Frozen.of({**state, "end": 3}))
     again, tensors = small()
     again.run(3, checkpoint=tmp_path, every=1)
     assert again.step == 5
@@ -151,7 +153,7 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "format": (lambda s: s.update(format=0), "of format 0"),
     "groups": (lambda s: s["levels"]["w"]["optimizer"].update(groups=[]), "another number of parameter groups"),
     "scheduler": (lambda s: s["levels"]["w"].update(scheduler={}), "only one of it and the state has a scheduler"),
-    "generators": (lambda s: s["random"].update(own=[0]), "lacks what the losses now write to or draw from"),
+    "generators": (lambda s: s.update(kinds=["torch Generator"]), "lacks what the losses now write to or draw from"),
     "written": (lambda s: s.update(written={}), "lacks what the losses now write to or draw from"),
     "cold starts": (lambda s: s.update(starts={}), "cold starts of"),
     "plans": (lambda s: s.update(plans=[]), "plans of 0 steps"),

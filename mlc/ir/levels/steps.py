@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from mlc.ir.core import Alias, Eqn, Grad, Index, Loop, Stop, Var, aten
 from mlc.ir.levels.valuegraph import GradSite, ValueGraph
+from mlc.ir.origin import Origin
 from mlc.ir.types import TensorType
 
 __all__ = ["Origins", "Step", "find_steps"]
@@ -140,7 +141,7 @@ class _Next:
                     chain.add(out)
                     todo.append(out)
         met.sort(key=lambda m: self.graph.position[m[0].outs[0]])
-        updates = [e for e, _ in met if e.tag == "update"]
+        updates = [e for e, _ in met if e.origin is Origin.UPDATE]
         if updates:
             return updates[-1].outs[0]
         plain = [e for e, own in met if own and e.op in _SUMS and e.args[0] in chain]
@@ -213,7 +214,7 @@ class Origins:
             i = e.outs.index(v)
             return (e.args[i] if i < e.op.n_carry else e.op.body.outputs[i]), 0
         if isinstance(e.op, Index) or _keeps(e):
-            return e.inputs[0], int(isinstance(e.op, Alias) and e.tag == "clone")
+            return e.inputs[0], int(isinstance(e.op, Alias) and e.origin is Origin.CLONE)
         return next((x for x in e.inputs if _shape(x) == _shape(v)), None), 0
 
     def _made(self, v: Var) -> str:

@@ -16,6 +16,7 @@ from mlc.ir.core import Eqn, Grad, Loop, Region, Stop, Var
 from mlc.ir.levels.steps import Step, find_steps
 from mlc.ir.levels.valuegraph import ValueGraph
 from mlc.ir.lowered.fx import region_to_fx
+from mlc.ir.origin import Origin
 from mlc.ir.problem import Level, Problem
 
 __all__ = ["LevelView"]
@@ -86,7 +87,7 @@ class LevelView:
         """Whether a value that depends on no gradient belongs to the update all the same (a step count)."""
         e = self._graph.producer.get(v)
         made = [self._graph.producer.get(x) for x in self._step.zone]
-        return e is not None and e.tag == "update" and e.loc in [x.loc for x in made if x is not None]
+        return e is not None and e.origin is Origin.UPDATE and e.loc in [x.loc for x in made if x is not None]
 
     @cached_property
     def _graph(self) -> ValueGraph:

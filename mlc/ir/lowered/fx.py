@@ -204,7 +204,7 @@ class _Converter:
         """The node of an equation, and whether its results are to be taken out of a list."""
         op, f = e.op, graph.call_function
         if isinstance(op, Loop):
-            body = self.inner(graph, root, op.body, op.label or "loop")
+            body = self.inner(graph, root, op.body, op.title or "loop")
             rest = (op.n_carry, op.n_const, op.trips, op.reverse)
             return f(loop, (body, args, *rest)), True
         if isinstance(op, Custom):

@@ -21,6 +21,7 @@ from mlc.errors import PlanError
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Eqn, Grad, Loop, Region, Stop, Var
 from mlc.ir.lowered.nesting import map_bodies
+from mlc.ir.origin import Origin
 from mlc.passes.autodiff.difference import difference
 from mlc.passes.autodiff.forward import pushforward
 from mlc.passes.autodiff.policy import GradRecord, Policy
@@ -82,7 +83,9 @@ class Tape:
             cut = self._cuts(losses, wrt, op.depth)
             rec = GradRecord(losses, wrt, seeds, _slice(b, losses, wrt, cut, own.through), cut, own)
         if mixed:
-            marker = Eqn(Alias(), tuple(values + losses + wrt + seeds), tuple(Var(v.type) for v in values), tag="grad")
+            marker = Eqn(
+                Alias(), tuple(values + losses + wrt + seeds), tuple(Var(v.type) for v in values), tag=Origin.GRAD
+            )
             b.append(marker)
             self.records[marker] = rec
             self.origin[marker] = e

@@ -17,6 +17,7 @@ import torch
 from mlc.errors import PlanError
 from mlc.ir.builder import Builder
 from mlc.ir.core import Loop, Stop, Var, aten
+from mlc.ir.origin import Origin
 from mlc.passes.autodiff.norm import norm, scalar
 from mlc.passes.autodiff.policy import GradRecord
 from mlc.passes.autodiff.reverse import pullback
@@ -119,4 +120,4 @@ def _moved(b: Builder, v: Var, d: Var, h: Var, sign: float) -> Var:
 
 def _quotient(b: Builder, up: Var, down: Var, double: Var) -> Var:
     (apart,) = b.emit(aten("sub", "Tensor"), (up, down), (up.type,))
-    return b.emit(aten("div", "Tensor"), (apart, double), (up.type,), tag="tangent")[0]
+    return b.emit(aten("div", "Tensor"), (apart, double), (up.type,), tag=Origin.TANGENT)[0]

@@ -10,6 +10,7 @@ import torch
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Alias, Custom, Eqn, Index, Pack, SafeSqrt, Stop, Var, aten
 from mlc.ir.opaque.call import Call
+from mlc.ir.origin import Origin
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.autodiff.transpose import forward_rule
 from mlc.passes.rules.recorded import NoRule
@@ -98,7 +99,7 @@ def _push_call(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     derived = Call(f"push {op.title}", op.callee.pushed(which, len(e.outs)), op.seconds)
     args = (*e.args, *e.outs, *[tan[v] for v, w in zip(e.args, which, strict=True) if w])
     types = [contiguous_type(v.type) for v in e.outs]
-    tan.update(zip(e.outs, b.emit(derived, args, types, loc=e.loc, tag="tangent"), strict=True))
+    tan.update(zip(e.outs, b.emit(derived, args, types, loc=e.loc, tag=Origin.TANGENT), strict=True))
 
 
 def _push_aten(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
@@ -109,7 +110,7 @@ def _push_aten(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     if all(t in b.zeros for t in live):
         return
     rule = forward_rule(e, tuple([tan[v].type if v in tan else None for v in ins]))
-    outs = iter(b.inline(rule.region, [*ins, *e.outs, *live], tag="tangent", loc=e.loc))
+    outs = iter(b.inline(rule.region, [*ins, *e.outs, *live], tag=Origin.TANGENT, loc=e.loc))
     for v, has in zip(e.outs, rule.present, strict=True):
         if has:
             t = next(outs)

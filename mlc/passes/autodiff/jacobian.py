@@ -19,6 +19,7 @@ from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Custom, Eqn, Loop, Region, Stop, Var
 from mlc.ir.lowered.nesting import map_bodies
 from mlc.ir.lowered.stages import Stages
+from mlc.ir.origin import Origin
 from mlc.ir.program import Program
 from mlc.ir.types import TensorType, Type
 from mlc.passes.autodiff.adjoint import Tape, lower_grads
@@ -178,7 +179,7 @@ def _seeds(b: Builder, types: Sequence[Type], k: int) -> list[Var]:
             rows = torch.arange(k, device=t.device).unsqueeze(1) == own
             made.append(rows.to(t.dtype).reshape(k, *t.shape))
     values = [rec.value(rec.handle(x)) for x in made]
-    return list(b.inline(rec.builder.region(values), [], tag="tangent"))
+    return list(b.inline(rec.builder.region(values), [], tag=Origin.TANGENT))
 
 
 def _contraction(program: Program, region: Region, reach: _Reach, columns: dict[int, Var]) -> Region:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Eqn, Grad, Loop, Region, Stop, Var, elem_type
 from mlc.ir.lowered.loopview import LoopView
+from mlc.ir.origin import Origin
 from mlc.ir.types import SeqType
 from mlc.passes.autodiff.adjoint import FallBack, Tape
 from mlc.passes.autodiff.forward import PUSH, pushforward
@@ -83,9 +84,9 @@ def pull_loop(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> None
     acc = [b.zero(p.consts[i].type) for i in consts]
     args = (*init, *acc, *p.consts, *p.seqs, *[sequences[v] for v in kept], *[cts[p.emitted[i]] for i in given])
     op = Loop(body, len(init) + len(acc), len(p.consts), p.op.trips, not p.op.reverse,
-              label=f"adjoint {p.op.label}", usual=p.op.usual)  # fmt: skip
+              label=p.op.label, derived=(Origin.ADJOINT, *p.op.derived), usual=p.op.usual)  # fmt: skip
     types = [v.type for v in body.outputs[: op.n_carry]] + [op.sequence(v.type) for v in body.outputs[op.n_carry :]]
-    outs = b.emit(op, args, types, loc=e.loc, tag="adjoint")
+    outs = b.emit(op, args, types, loc=e.loc, tag=Origin.ADJOINT)
     targets = [*[p.init[i] for i in carried], *[p.consts[i] for i in consts], *[p.seqs[i] for i in seqs]]
     for v, ct in zip(targets, outs, strict=True):
         add_cotangent(b, cts, v, ct, active)
@@ -185,9 +186,9 @@ def push_loop(b: Builder, e: Eqn, tan: dict[Var, Var]) -> None:
     args = (*init, *[tan[p.consts[i]] for i in consts], *p.consts, *p.seqs,
             *[sequences[v] for v in p.in_carry], *[tan[p.seqs[i]] for i in seqs])  # fmt: skip
     op = Loop(body, len(init), len(consts) + len(p.consts), p.op.trips, p.op.reverse,
-              label=f"tangent {p.op.label}", usual=p.op.usual)  # fmt: skip
+              label=p.op.label, derived=(Origin.TANGENT, *p.op.derived), usual=p.op.usual)  # fmt: skip
     types = [v.type for v in outs[: len(init)]] + [op.sequence(v.type) for v in outs[len(init) :]]
-    results = b.emit(op, args, types, loc=e.loc, tag="tangent")
+    results = b.emit(op, args, types, loc=e.loc, tag=Origin.TANGENT)
     tan.update((p.final[i], r) for i, r in zip(carried, results[: len(carried)], strict=True))
     tan.update((p.emitted[i], r) for i, r in zip(emits, results[len(carried) :], strict=True))
 

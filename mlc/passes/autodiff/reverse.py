@@ -14,6 +14,7 @@ from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, SafeSqrt, Stop, Var, aten
 from mlc.ir.opaque.call import Call
 from mlc.ir.opaque.estimates import Tell
+from mlc.ir.origin import Origin
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.precision.sums import sum_of
 from mlc.passes.rules.recorded import NoRule, differentiable_outs, reverse_rule
@@ -138,7 +139,7 @@ def passes(e: Eqn, through: Through) -> bool:
     assert isinstance(e.op, Stop)
     if isinstance(through, Deeper):
         return through.hard if e.op.level is None else e.op.level > through.depth
-    return e.op.inner and not (through == "torch" and e.tag == "state")
+    return e.op.inner and not (through == "torch" and e.origin is Origin.STATE)
 
 
 def outermost(stop: str) -> Inside:
@@ -260,7 +261,7 @@ def _pull_call(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> Non
     derived = Call(f"pull {op.title}", op.callee.pulled(wanted, given), op.seconds)
     args = (*e.args, *e.outs, *[cts[v] for v in e.outs if v in cts])
     types = [contiguous_type(v.type) for v in targets]
-    for v, ct in zip(targets, b.emit(derived, args, types, loc=e.loc, tag="backward"), strict=True):
+    for v, ct in zip(targets, b.emit(derived, args, types, loc=e.loc, tag=Origin.BACKWARD), strict=True):
         add_cotangent(b, cts, v, ct, active)
 
 
@@ -275,7 +276,7 @@ def _pull_aten(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> Non
         raise DifferentiationError(
             f"no derivative: {err}", loc=e.loc, advice="detach the input of this operator, or compute it differently"
         ) from err
-    outs = iter(b.inline(rule.region, [*ins, *e.outs, *grads_in], tag="backward", loc=e.loc))
+    outs = iter(b.inline(rule.region, [*ins, *e.outs, *grads_in], tag=Origin.BACKWARD, loc=e.loc))
     for v, has in zip([v for v in ins if v in active], rule.present, strict=True):
         if has:
             add_cotangent(b, cts, v, next(outs), active)

@@ -23,6 +23,7 @@ from mlc.ir.core import Alias, Custom, Eqn, Index, Loop, Pack, Region, SafeSqrt,
 from mlc.ir.lowered.loopview import LoopView
 from mlc.ir.opaque.call import Call
 from mlc.ir.opaque.estimates import Solve
+from mlc.ir.origin import Origin
 from mlc.ir.types import SeqType, TensorType, Type
 from mlc.passes.autodiff.forward import NotForward, push_eqn
 from mlc.passes.autodiff.reverse import Inside, Through, loop_activity
@@ -107,7 +108,9 @@ class Pusher:
         if not any(v.type.is_float for v in e.outs) or all(t in self.b.zeros for t in live):
             return
         rule = forward_rule(e, tuple([slice_type(self.tan[v].type) if v in self.tan else None for v in ins]))
-        found = inline_batched(self.b, rule.region, [*ins, *e.outs, *live], set(live), self.k, tag="tangent", loc=e.loc)
+        found = inline_batched(
+            self.b, rule.region, [*ins, *e.outs, *live], set(live), self.k, tag=Origin.TANGENT, loc=e.loc
+        )
         outs = iter(found)
         for v, has in zip(e.outs, rule.present, strict=True):
             t = next(outs) if has else None
@@ -121,9 +124,9 @@ class Pusher:
         assert isinstance(ty, TensorType)
         mask = TensorType(torch.bool, ty.shape, ty.stride, ty.device)
         (zero,) = self.b.emit(aten("eq", "Scalar"), (y, 0), (mask,))
-        (half,) = self.b.emit(aten("mul", "Scalar"), (t, 0.5), (t.type,), tag="tangent")
-        (quotient,) = self.b.emit(aten("div", "Tensor"), (half, y), (wide,), tag="tangent")
-        return self.b.emit(aten("masked_fill", "Scalar"), (quotient, zero, 0), (wide,), tag="tangent")[0]
+        (half,) = self.b.emit(aten("mul", "Scalar"), (t, 0.5), (t.type,), tag=Origin.TANGENT)
+        (quotient,) = self.b.emit(aten("div", "Tensor"), (half, y), (wide,), tag=Origin.TANGENT)
+        return self.b.emit(aten("masked_fill", "Scalar"), (quotient, zero, 0), (wide,), tag=Origin.TANGENT)[0]
 
     def _zero(self, t: Type) -> Var:
         if isinstance(t, SeqType):
@@ -157,7 +160,7 @@ class Pusher:
         plain = [v.type for v in e.outs]
         lifted = [self.lift(plain[i]) for i in carried], [self.lift(p.emitted[i].type) for i in emits]
         types = [*plain[: op.n_carry], *lifted[0], *plain[op.n_carry :], *lifted[1]]
-        outs = self.b.emit(fused, args, types, loc=e.loc, tag="fused")
+        outs = self.b.emit(fused, args, types, loc=e.loc, tag=Origin.FUSED)
         primal = [*outs[: op.n_carry], *outs[nc : nc + op.n_emit]]
         self.env.update(zip(e.outs, primal, strict=True))
         self.tan.update((primal[i], t) for i, t in zip(carried, outs[op.n_carry : nc], strict=True))

@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 
 from mlc.ir.core import Alias, Custom, Eqn, Feed, Index, Loop, Pack, Region, SafeSqrt, Stop, Var
 from mlc.ir.keys import equation_key
+from mlc.ir.origin import Origin
 from mlc.ir.types import TensorType, nbytes
 from mlc.passes.cost.equations import flops
 from mlc.passes.cost.memory import liveness, root_of
@@ -140,7 +141,7 @@ def _fate(e: Eqn, i: int, last: dict[Var, int], ends: dict[Var, Fate], peak: int
     if again:
         segment = f" in segment {again[1]}" if again[1] else ""
         return Fate("recomputed", f"recomputed{segment}, freed after {line}")
-    if second and e.tag in ("forward", "update") and not _shares(e):
+    if second and e.origin in (Origin.FORWARD, Origin.UPDATE) and not _shares(e):
         return Fate("recomputed", f"computed again from what was kept, freed after {line}")
     if _shares(e):
         return Fate("view", "shares the memory of what it reads")
@@ -179,7 +180,7 @@ def _twice(r: Region) -> set[Eqn]:
         if key is None:
             continue
         before = first.setdefault(key, e)
-        if before is not e and e.tag.startswith("recomputed"):
+        if before is not e and e.origin is Origin.RECOMPUTED:
             found.add(before)
     return found
 

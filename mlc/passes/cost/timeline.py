@@ -15,6 +15,7 @@ from typing import Any
 
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.lowered.slots import Slots
+from mlc.ir.origin import Origin
 from mlc.ir.types import SeqType, resident
 from mlc.passes.cost.facts import Stage
 from mlc.passes.cost.memory import Footprint, freed_carries, held_at, set_bytes
@@ -25,7 +26,7 @@ __all__ = ["HOLDERS", "Point", "predicted"]
 HOLDERS = ("kept for backward", "loop states", "values", "derivatives", "recomputed", "results")
 SAVED, STATES, VALUES, DERIVATIVES, RECOMPUTED, RESULTS = range(len(HOLDERS))
 POINTS = 6000
-_DERIVED = {"tangent", "backward", "adjoint", "sum"}
+_DERIVED = {Origin.TANGENT, Origin.BACKWARD, Origin.ADJOINT, Origin.SUM}
 _Live = tuple[int, ...]
 
 
@@ -145,9 +146,9 @@ class _Walk:
             return SAVED
         if isinstance(e.op, Loop):
             return STATES
-        if e.tag.startswith("recomputed"):
+        if e.origin is Origin.RECOMPUTED:
             return RECOMPUTED
-        return DERIVATIVES if e.tag in _DERIVED else VALUES
+        return DERIVATIVES if e.origin in _DERIVED else VALUES
 
     def results(self, e: Eqn, book: _Held, i: int) -> None:
         """Enter the results of a loop; of its sequences only those that the next stage reads are kept for it."""

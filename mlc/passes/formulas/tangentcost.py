@@ -13,12 +13,13 @@ from fractions import Fraction
 from mlc.ir.builder import renamed
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.lowered.stages import Stages
+from mlc.ir.origin import Origin
 from mlc.ir.types import SeqType, TensorType, Type, nbytes
 from mlc.passes.cost.equations import Cost, Meter
 
 __all__ = ["TangentMeter", "columns_of", "with_tangents"]
 
-_TAGS = ("tangent", "fused")
+_TAGS = (Origin.TANGENT, Origin.FUSED)
 
 
 def columns_of(stages: Stages, k: int) -> set[Var]:
@@ -35,7 +36,7 @@ def columns_of(stages: Stages, k: int) -> set[Var]:
 def _seed(e: Eqn, k: int) -> bool:
     """Whether an equation makes tangents from nothing; a single one has no dimension of its own."""
     t = e.outs[0].type if e.outs else None
-    if e.tag not in _TAGS or not isinstance(t, TensorType):
+    if e.origin not in _TAGS or not isinstance(t, TensorType):
         return False
     return k == 1 or (not e.inputs and t.shape[:1] == (k,))
 

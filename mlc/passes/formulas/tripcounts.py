@@ -238,7 +238,7 @@ def _renamed(e: Eqn, env: dict[Var, Var]) -> Eqn:
 
 def _base(op: object) -> str:
     """What a loop was in the user's program: ``"train"`` for its adjoint and its tangents too."""
-    return op.label.split(" ")[-1] if isinstance(op, Loop) else ""
+    return op.label if isinstance(op, Loop) else ""
 
 
 def _counts(t: Type) -> list[int]:

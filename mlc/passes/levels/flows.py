@@ -18,6 +18,7 @@ import networkx as nx
 from mlc.ir.core import Eqn, Grad, Loop, Stop, Var
 from mlc.ir.levels.steps import Origins, Step, find_steps
 from mlc.ir.levels.valuegraph import ValueGraph
+from mlc.ir.origin import Origin
 from mlc.ir.program import Flow, Level, Program
 from mlc.ir.types import Loc
 
@@ -169,7 +170,7 @@ def _nesting(graph: ValueGraph, steps: Sequence[Step]) -> set[tuple[int, int]]:
 
 def _level(g: _Group, groups: Sequence[_Group], graph: ValueGraph, steps: Sequence[Sequence[Any]],
            flows: Sequence[Flow]) -> Level:  # fmt: skip
-    places = [e.loc for v in g.zone if (e := graph.producer.get(v)) is not None and e.tag == "update"]
+    places = [e.loc for v in g.zone if (e := graph.producer.get(v)) is not None and e.origin is Origin.UPDATE]
     loc = g.steps[0].site.eqn.loc
     return Level(
         g.name, g.depth, _optimizer(places, steps), _trips(g, graph), tuple(g.names), _reads(g.name, flows),
@@ -231,8 +232,8 @@ def _state(g: _Group, groups: Sequence[_Group], graph: ValueGraph, places: set[s
         by = reached.get(after, 0)
         if (
             by & me
-            or (not by and e is not None and str(e.loc) in places and e.tag == "update")
-            or (not by and (e is None or e.tag != "update") and g is sharing[0])
+            or (not by and e is not None and str(e.loc) in places and e.origin is Origin.UPDATE)
+            or (not by and (e is None or e.origin is not Origin.UPDATE) and g is sharing[0])
         ):
             count += 1
     return count

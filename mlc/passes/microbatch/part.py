@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 
 from mlc.ir.builder import contiguous
 from mlc.ir.core import Arg, Eqn, Index, Loop, Op, Pack, Region, Var, aten, map_vars
+from mlc.ir.origin import Origin
 from mlc.ir.types import SeqType, TensorType
 from mlc.passes.microbatch.dependence import PARTS, SAME, SUM, Local, Shard, Size, shape_of
 from mlc.passes.microbatch.independence import Analysis, Placed
@@ -23,7 +24,7 @@ from mlc.record.retype import Retyper
 
 __all__ = ["FACTORIES", "LABEL", "TAG", "Part", "Unexpected"]
 
-TAG, LABEL = "micro", "micro-batches"
+TAG, LABEL = Origin.MICRO, "micro-batches"
 FACTORIES = {aten("zeros"), aten("ones"), aten("full")}
 _HALF = (torch.float16, torch.bfloat16)
 

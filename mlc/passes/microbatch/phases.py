@@ -52,7 +52,7 @@ def _cut(region: Region) -> tuple[Region, Region] | None:
     early: set[Eqn] = set()
     needed: set[Var] = set()
     for e in reversed(region.eqns):
-        if e.tag == TAG or any(v in needed for v in e.outs):
+        if e.origin is TAG or any(v in needed for v in e.outs):
             early.add(e)
             needed.update(e.inputs)
     if not early or any(e.impure for e in region.eqns):

@@ -71,7 +71,7 @@ class _Split:
         env = self.part.after
         outputs = tuple(env.get(v, v) for v in region.outputs)
         new = Region(region.inputs, (*before, *self.part.before, *loop, *behind), outputs, region.names)
-        return on_demand(dce(new), lambda e: e.tag == TAG and isinstance(e.op, Loop))
+        return on_demand(dce(new), lambda e: e.origin is TAG and isinstance(e.op, Loop))
 
     def batched(self, v: Var) -> bool:
         """Whether a value depends on the examples without mixing them."""

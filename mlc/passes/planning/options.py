@@ -63,7 +63,7 @@ def check_levers(levers: Any) -> None:
 
 def planning(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those options of a compiled function that its plan depends on."""
-    return {k: v for k, v in options.items() if k != "verify"}
+    return {k: v for k, v in options.items() if k not in ("verify", "nonfinite")}
 
 
 def sweeping(options: Mapping[str, Any]) -> dict[str, Any]:

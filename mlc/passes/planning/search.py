@@ -18,6 +18,7 @@ import torch
 from mlc.ir.core import Loop
 from mlc.ir.lowered.contract import Context, Findings, Levers, Refused
 from mlc.ir.lowered.stages import Joint, Stages
+from mlc.ir.origin import Origin
 from mlc.passes.cost.equations import Meter, device_of
 from mlc.passes.cost.memory import peak_bytes, set_bytes
 from mlc.passes.lowering.pipeline import PIPELINE, Passes, lowered
@@ -129,7 +130,9 @@ class Search:
         """Most parts of a batch that are tried: 4, or more where there are as many examples."""
         if isinstance(self.joint, Stages):
             return 4
-        bodies = [e.op.body for e in self.joint.region.eqns if isinstance(e.op, Loop) and e.tag != "adjoint"]
+        bodies = [
+            e.op.body for e in self.joint.region.eqns if isinstance(e.op, Loop) and e.origin is not Origin.ADJOINT
+        ]
         body = max(bodies, key=lambda b: len(b.eqns), default=self.joint.region)
         found = batchwise(body)
         n = 0 if isinstance(found, Refused) else found.n

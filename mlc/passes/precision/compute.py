@@ -18,13 +18,14 @@ from torch._ops import OpOverload
 
 from mlc.ir.core import Alias, Eqn, Grad, Loop, Primitive, Random, Region, Stop, Var, aten, map_vars
 from mlc.ir.inplace import schema_of
+from mlc.ir.origin import Origin
 from mlc.ir.types import TensorType
 from mlc.passes.precision.ops import Role, role_of
 from mlc.record.retype import shared
 
 __all__ = ["TAG", "Casting", "cast", "losses_of", "slice_of"]
 
-TAG = "cast"
+TAG = Origin.CAST
 _CAST = aten("_to_copy")
 
 
@@ -58,7 +59,7 @@ def slice_of(made: dict[Var, Eqn], c: Casting) -> dict[Eqn, None]:
 
 
 def _castable(e: Eqn) -> bool:
-    return e.tag != "update" and (not isinstance(e.op, Primitive) or isinstance(e.op, Stop))
+    return e.origin is not Origin.UPDATE and (not isinstance(e.op, Primitive) or isinstance(e.op, Stop))
 
 
 def cast(region: Region, castings: Sequence[Casting], twins: Iterable[tuple[Eqn, torch.dtype | None]] = (),

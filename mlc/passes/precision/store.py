@@ -24,6 +24,7 @@ from mlc.ir.lowered.contract import Context, Graphs
 from mlc.ir.lowered.precision import Resolved
 from mlc.ir.lowered.stages import Joint
 from mlc.ir.lowered.storage import Storage
+from mlc.ir.origin import Origin
 from mlc.ir.program import Level, Program
 from mlc.ir.types import TensorType, nbytes
 from mlc.passes.cost.memory import rebuilt_of
@@ -36,8 +37,8 @@ __all__ = ["Store", "dtype_for", "labels", "narrowly", "saved_bytes", "storage_o
 
 _CAST = aten("_to_copy")
 
-TAG = "store"
-_FORWARD = ("forward", CAST)  # equations of a loss; what leads to its gradient is tagged otherwise
+TAG = Origin.STORE
+_FORWARD = (Origin.FORWARD, CAST)  # equations of a loss; what leads to its gradient is tagged otherwise
 _LEAST = 64  # elements: below, a cast costs more than the bytes are worth
 
 
@@ -133,7 +134,7 @@ def stored(region: Region, storage: Storage) -> Region:
     ]  # fmt: skip
     region = Region(region.inputs, tuple(eqns), region.outputs, region.names)
     for i, e in enumerate(region.eqns):
-        if isinstance(e.op, Loop) and e.tag not in ("adjoint", "tangent") and e.op.label in storage.kinds:
+        if isinstance(e.op, Loop) and e.origin not in (Origin.ADJOINT, Origin.TANGENT) and e.op.label in storage.kinds:
             region = _narrowed(region, i, storage)
     return region
 
@@ -145,7 +146,7 @@ def _narrowed(region: Region, at: int, storage: Storage) -> Region:
     assert isinstance(op, Loop)
     forms: dict[int, _Form] = {}
     updates = _updates(op, storage)
-    activations = {v for x in op.body.eqns if x.tag in _FORWARD for v in x.outs}
+    activations = {v for x in op.body.eqns if x.origin in _FORWARD for v in x.outs}
     for j, (out, v) in enumerate(zip(e.outs[op.n_carry :], op.body.outputs[op.n_carry :], strict=True)):
         if not _plain(region, out) or (op.replay is not None and v in rebuilt_of(op)) or _drawn(op, v):
             continue
@@ -170,7 +171,7 @@ def _updates(op: Loop, storage: Storage) -> set[Var]:
     """
     found: set[Var] = set()
     for e in op.body.eqns:
-        if e.tag == "update" or any(v in found or v in storage.gradients for v in e.inputs):
+        if e.origin is Origin.UPDATE or any(v in found or v in storage.gradients for v in e.inputs):
             found.update(e.outs)
     return found
 
@@ -182,7 +183,7 @@ def saved_bytes(region: Region) -> dict[str, tuple[int, int]]:
         op = e.op
         if not isinstance(op, Loop):
             continue
-        made = {v: x for x in op.body.eqns if x.tag == TAG for v in x.outs}
+        made = {v: x for x in op.body.eqns if x.origin is TAG for v in x.outs}
         emitted = dict.fromkeys(v for v in op.body.outputs[op.n_carry :] if v in made)
         sources: dict[Var, None] = {}
         todo, seen = list(emitted), set[Var]()
@@ -193,9 +194,9 @@ def saved_bytes(region: Region) -> dict[str, tuple[int, int]]:
                 todo.extend(made[v].inputs)
             elif v not in made:
                 sources[v] = None
-        before, after = found.get(op.label, (0, 0))
+        before, after = found.get(op.title, (0, 0))
         before += op.count * sum(nbytes(v.type) for v in sources)
-        found[op.label] = before, after + op.count * sum(nbytes(v.type) for v in emitted)
+        found[op.title] = before, after + op.count * sum(nbytes(v.type) for v in emitted)
     return {label: sizes for label, sizes in found.items() if sizes[1]}
 
 

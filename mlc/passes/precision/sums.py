@@ -30,7 +30,7 @@ def sum_of(b: Builder, v: Var, before: Var | None, ct: Var) -> Var:
         ct: The term.
     """
     made = b.producer(v)
-    if before is None or made is None or made.tag != TAG or made.op is not _CAST:
+    if before is None or made is None or made.origin is not TAG or made.op is not _CAST:
         return b.add(before, ct)
     return b.add(_wide(b, before), _wide(b, ct))
 

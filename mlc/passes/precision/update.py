@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from mlc.ir.core import Eqn, Grad, Loop, Primitive, Region, SafeSqrt, Var, aten
+from mlc.ir.origin import Origin
 from mlc.ir.types import TensorType
 from mlc.passes.precision.compute import TAG
 from mlc.record.retype import shared
@@ -39,9 +40,13 @@ def widen_updates(region: Region, dtypes: Mapping[Eqn, torch.dtype]) -> Region:
             marks.update(dict.fromkeys(e.outs, frozenset([dtypes.get(e)])))
         asked: frozenset[torch.dtype | None] = frozenset().union(*[marks.get(v, frozenset()) for v in e.inputs])
         (dtype,) = asked if len(asked) == 1 else (None,)
-        if e.tag == "update" and not isinstance(e.op, (Grad, Loop)):
+        if e.origin is Origin.UPDATE and not isinstance(e.op, (Grad, Loop)):
             marks.update(dict.fromkeys(e.outs, asked))
-        if e.tag != "update" or dtype is None or (isinstance(e.op, Primitive) and not isinstance(e.op, SafeSqrt)):
+        if (
+            e.origin is not Origin.UPDATE
+            or dtype is None
+            or (isinstance(e.op, Primitive) and not isinstance(e.op, SafeSqrt))
+        ):
             eqns.extend(_back(e.inputs, pending))
             eqns.append(e)
             continue

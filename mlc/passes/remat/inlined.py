@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from mlc.ir.builder import renamed
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.opaque.call import once
+from mlc.ir.origin import Origin
 from mlc.ir.types import SeqType
 from mlc.passes.remat.mincut import needed_for
 
 __all__ = ["TAG", "inlined"]
 
-TAG = "inner"  # of equations copied from the sweep: they keep their order
+TAG = Origin.INNER  # of equations copied from the sweep: they keep their order
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.lowered.contract import Context, Graphs
 from mlc.ir.lowered.slots import replayed_steps
 from mlc.ir.lowered.stages import Stages
+from mlc.ir.origin import Origin
 from mlc.ir.types import SeqType, TensorType, nbytes
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.memory import rebuilt_of, roots_of
@@ -82,7 +83,7 @@ def _marked(region: Region, least: int, users: dict[Var, list[Eqn]]) -> Region:
 
 def _loop(e: Eqn, op: Loop, least: int, users: dict[Var, list[Eqn]]) -> Loop:
     body = _marked(op.body, least, users)
-    if e.tag == "adjoint":
+    if e.origin is Origin.ADJOINT:
         return replace(op, body=body)
     rebuilt, roots = rebuilt_of(op), roots_of(op.body)
     owned = {*op.body.inputs[: op.n_carry], *(v for x in op.body.eqns for v in x.outs)}

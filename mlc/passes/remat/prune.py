@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.opaque.estimates import Solve
+from mlc.ir.origin import Origin
 from mlc.ir.types import nbytes
 
 __all__ = ["prune"]
@@ -45,7 +46,9 @@ def _loop(e: Eqn, live: set[Var]) -> Eqn:
             break
         carries = more
     consts = [i for i in range(nc, nc + nk) if ins[i] in used]
-    seqs = [i for i in range(nc + nk, len(ins)) if ins[i] in used or (op.trips is None and e.tag != "adjoint")]
+    seqs = [
+        i for i in range(nc + nk, len(ins)) if ins[i] in used or (op.trips is None and e.origin is not Origin.ADJOINT)
+    ]
     if op.trips is None and not seqs:  # a loop of unknown length runs as long as what it draws from
         seqs = sorted(range(nc + nk, len(ins)), key=lambda i: nbytes(ins[i].type))[:1]
     places = [*kept, *consts, *seqs]

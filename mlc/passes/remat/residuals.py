@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from mlc.ir.builder import dce, renamed
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.opaque.call import once
+from mlc.ir.origin import Origin
 from mlc.ir.types import SeqType, resident
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.memory import root_of
@@ -38,8 +39,8 @@ def pairs(region: Region) -> list[Pair]:
     made = {v: i for i, e in enumerate(region.eqns) if isinstance(e.op, Loop) for v in e.outs}
     out = []
     for i, e in enumerate(region.eqns):
-        if isinstance(e.op, Loop) and e.tag == "adjoint":
-            sources = {made[v] for v in _seqs(e) if v in made and region.eqns[made[v]].tag != "adjoint"}
+        if isinstance(e.op, Loop) and e.origin is Origin.ADJOINT:
+            sources = {made[v] for v in _seqs(e) if v in made and region.eqns[made[v]].origin is not Origin.ADJOINT}
             found = [s for s in sources if _matches(region.eqns[s], e)]
             if len(found) == 1:
                 out.append(Pair(found[0], i))
@@ -54,7 +55,10 @@ def _seqs(e: Eqn) -> tuple[Var, ...]:
 
 def _matches(f: Eqn, a: Eqn) -> bool:
     assert isinstance(f.op, Loop) and isinstance(a.op, Loop)
-    return f.op.trips == a.op.trips and f.op.reverse != a.op.reverse and f"adjoint {f.op.label}" == a.op.label
+    return (
+        f.op.trips == a.op.trips and f.op.reverse != a.op.reverse and f.op.label == a.op.label
+        and a.op.derived == (Origin.ADJOINT, *f.op.derived)
+    )  # fmt: skip
 
 
 def keep_residuals(region: Region, price: float, meter: Meter) -> Region:

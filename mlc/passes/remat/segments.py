@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from mlc.ir.builder import dce, renamed
 from mlc.ir.core import Eqn, Loop, Region, Var
 from mlc.ir.opaque.call import once
+from mlc.ir.origin import Origin
 from mlc.ir.types import SeqType, resident
 from mlc.passes.cost.equations import Meter
 from mlc.passes.cost.memory import Footprint, root_of
 from mlc.passes.remat.mincut import Infeasible, choose, needed_for
 from mlc.passes.remat.schedule import on_demand
 
-__all__ = ["AGAIN", "Trade", "rematerialise"]
+__all__ = ["Trade", "rematerialise"]
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,14 @@ def rematerialise(region: Region, anchor: Callable[[Eqn], bool], trade: Trade, m
 
 def _numbered(region: Region) -> Region:
     """Segments are numbered as they are met: the tag is ``recomputed 1``, ``recomputed 2``."""
-    order = {tag: i + 1 for i, tag in enumerate(dict.fromkeys(e.tag for e in region.eqns if e.tag.startswith(AGAIN)))}
+    again = dict.fromkeys(e.tag for e in region.eqns if e.origin is Origin.RECOMPUTED)
+    order = {tag: i + 1 for i, tag in enumerate(again)}
     if not order:
         return region
-    eqns = [e.with_(tag=f"{AGAIN} {order[e.tag]}") if e.tag in order else e for e in region.eqns]
+    eqns = [e.with_(tag=f"{Origin.RECOMPUTED} {order[e.tag]}") if e.tag in order else e for e in region.eqns]
     return Region(region.inputs, tuple(eqns), region.outputs, region.names)
 
 
-AGAIN = "recomputed"  # tag of what is computed again; in the end with the number of its segment
 _SCALES = (5.0, 14.0, 28.0, 56.0)  # prices of a byte at a cut, in times of moving it
 _SLACK = 4.0  # a cut may be so much cheaper than its price, per byte of peak
 
@@ -137,7 +138,7 @@ def _rebuild(region: Region, at: int, again: list[Eqn], kept: set[Var], cut: int
     copies = []
     for e in again:
         outs = tuple([Var(v.type) for v in e.outs])
-        copies.append(renamed(e, env).with_(outs=outs, tag=f"{AGAIN} {cut}"))
+        copies.append(renamed(e, env).with_(outs=outs, tag=f"{Origin.RECOMPUTED} {cut}"))
         env.update((v, o) for v, o in zip(e.outs, outs, strict=True) if v not in kept)
     tail = [renamed(e, env) for e in region.eqns[at + 1 :]]
     outputs = tuple(env.get(v, v) for v in region.outputs)

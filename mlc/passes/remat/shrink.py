@@ -14,14 +14,15 @@ from mlc.ir.core import Eqn, Region
 from mlc.ir.lowered.contract import Context, Graphs, Levers
 from mlc.ir.lowered.nesting import bodies
 from mlc.ir.lowered.stages import Stages
+from mlc.ir.origin import Origin
 from mlc.passes.cost.equations import Meter, device_of
 from mlc.passes.cost.memory import Footprint
 from mlc.passes.remat.inlined import TAG as INNER
-from mlc.passes.remat.segments import AGAIN, Trade, rematerialise
+from mlc.passes.remat.segments import Trade, rematerialise
 
 __all__ = ["Rematerialise"]
 
-_ORDERED = ("tangent", "fused", INNER)
+_ORDERED = (Origin.TANGENT, Origin.FUSED, INNER)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,6 @@ def _shrink(region: Region, levers: Levers, meter: Meter, times: int, replays: L
 
 def _anchors(region: Region) -> Callable[[Eqn], bool]:
     """Equations whose order says in which the others run: those of products, else all but copies."""
-    if any(e.tag in _ORDERED for e in region.eqns):
-        return lambda e: e.tag in _ORDERED
-    return lambda e: not e.tag.startswith(AGAIN)
+    if any(e.origin in _ORDERED for e in region.eqns):
+        return lambda e: e.origin in _ORDERED
+    return lambda e: e.origin is not Origin.RECOMPUTED

@@ -24,7 +24,7 @@ from mlc.ir.lowered.responses import (
 )
 from mlc.ir.program import Level, Program
 
-__all__ = ["asked", "counts_steps", "decided", "lost", "needs_reverse", "refuse_forward", "unreached"]
+__all__ = ["asked", "counts_steps", "decided", "lost", "needs_reverse", "refuse_forward", "uncut", "unreached"]
 
 _WHY: dict[type[Response], str] = {
     Truncated: "exact through the last steps, the state before them is a constant",
@@ -104,6 +104,24 @@ def lost(program: Program, responses: Mapping[str, Response]) -> list[str]:
     why = f"{_given(program, responses)} takes it for constant where it enters"
     _refuse_nothing_left(program, gone, why)
     return [f"the gradient of {_which(gone)} is zero: {why}"]
+
+
+def uncut(program: Program, responses: Mapping[str, Response]) -> list[str]:
+    """Warnings: cuts in the losses of a level that its response does not see, as it only compares runs of them."""
+    said = []
+    for level in program.levels:
+        r = responses.get(level.name)
+        if not isinstance(r, (Evolution, FullyFirstOrder)):
+            continue
+        sources = {level.name} if isinstance(r, FullyFirstOrder) else {level.name, *_reaching(program)}
+        cuts = [f for f in program.flows if f.kind == "stop" and f.target == level.name and f.source in sources]
+        for why, loc in dict.fromkeys((f.why, f.loc) for f in cuts):
+            at = f" at {loc.file}, line {loc.line}" if loc is not None else ""
+            said.append(
+                f"{r} of level {level.title} compares runs: {why}{at} is no constant for it, its derivative goes"
+                " through it. Try: mlc.Implicit(), mlc.FiniteDifference() or mlc.ForwardGradient()"
+            )  # fmt: skip
+    return said
 
 
 def unreached(program: Program, responses: Mapping[str, Response], gradients: Collection[int]) -> None:

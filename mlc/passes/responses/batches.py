@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Eqn, Loop, Region, Var, aten
+from mlc.ir.origin import Origin
 from mlc.ir.types import TensorType
 from mlc.passes.responses.site import Run, Site
 from mlc.passes.responses.stationary import Place, Stationary, refuse_state, refused, slice_of
@@ -54,8 +55,9 @@ def unpaired(region: Region) -> Region:
     eqns = []
     for e in region.eqns:
         if isinstance(e.op, Loop):
-            label = _AGAIN if e.op.label == f"adjoint {_LABEL}" else e.op.label
-            e = e.with_(op=replace(e.op, label=label, body=unpaired(e.op.body)))
+            op = replace(e.op, body=unpaired(e.op.body))
+            again = op.label == _LABEL and op.derived == (Origin.ADJOINT,)
+            e = e.with_(op=replace(op, label=_AGAIN, derived=()) if again else op)
         eqns.append(e)
     return Region(region.inputs, tuple(eqns), region.outputs, region.names)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from mlc.errors import PlanError
 from mlc.ir.core import Alias, Eqn, Grad, Stop, Var, aten
 from mlc.ir.levels.steps import Step
+from mlc.ir.origin import Origin
 from mlc.ir.types import TensorType
 from mlc.passes.responses.site import Site
 
@@ -90,7 +91,7 @@ class Fed:
 
     def _is_update(self, v: Var) -> bool:
         e = self.graph.producer.get(v)
-        return e is not None and e.tag == "update"
+        return e is not None and e.origin is Origin.UPDATE
 
     def _frontier(self, added: list[Var]) -> list[Var]:
         """Where the update begins: gradients, or what is no longer made by the optimizer."""
@@ -98,7 +99,9 @@ class Fed:
         seen: set[Var] = set()
         todo = [v for v in added if self._moved(v)]
         inside: Callable[[Eqn], bool] = (
-            (lambda e: e.tag == "update") if self._is_update(added[0]) else (lambda e: not isinstance(e.op, Grad))
+            (lambda e: e.origin is Origin.UPDATE)
+            if self._is_update(added[0])
+            else (lambda e: not isinstance(e.op, Grad))
         )
         while todo:
             v = todo.pop()
@@ -116,9 +119,9 @@ class Fed:
     def _decayed(self, v: Var, root: Var) -> Var:
         """With the weight decay that an optimizer adds to it."""
         for e in self.graph.users[v]:
-            if e.tag == "update" and e.op is aten("neg"):
+            if e.origin is Origin.UPDATE and e.op is aten("neg"):
                 return self._decayed(e.outs[0], root)
-            if e.tag != "update" or e.op is not aten("add", "Tensor") or e.args[0] is not v:
+            if e.origin is not Origin.UPDATE or e.op is not aten("add", "Tensor") or e.args[0] is not v:
                 continue
             other = e.args[1]
             made = self.graph.producer.get(other) if type(other) is Var else None

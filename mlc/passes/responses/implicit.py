@@ -20,6 +20,7 @@ from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Custom, Eqn, Grad, Region, Var
 from mlc.ir.lowered.responses import Implicit
 from mlc.ir.opaque.estimates import Solve
+from mlc.ir.origin import Origin
 from mlc.ir.program import Program
 from mlc.ir.types import Type
 from mlc.passes.autodiff.adjoint import FallBack, Tape
@@ -131,7 +132,7 @@ class _Rule:
             solver=r.solver, tol=r.tol, damping=damping, level=self.site.level.title, told=len(told),
         )  # fmt: skip
         types = [contiguous_type(v.type) for v in cts]
-        return b.emit(op, (*cts, *at, *told), types, loc=self.site.level.loc, tag="response")
+        return b.emit(op, (*cts, *at, *told), types, loc=self.site.level.loc, tag=Origin.RESPONSE)
 
     def _product(self, told: Sequence[Type], modes: frozenset[Eqn]) -> Region:
         """``(p..., theta..., given...) -> (dg/dtheta)^T p``."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from mlc.ir.core import Eqn, Loop, Region, Stop, Var, map_vars
+from mlc.ir.origin import Origin
 from mlc.ir.program import Program
 
 __all__ = ["ALWAYS", "carrying", "copied", "everywhere", "holding", "put", "renamed_outs"]
@@ -51,7 +52,7 @@ def renamed_outs(e: Eqn, names: dict[Var, Var]) -> Eqn:
     return e.with_(outs=tuple(names.get(v, v) for v in e.outs)) if any(v in names for v in e.outs) else e
 
 
-def holding(e: Eqn, vs: Iterable[Var], tag: str = "response") -> tuple[Eqn, list[Eqn]]:
+def holding(e: Eqn, vs: Iterable[Var], tag: Origin = Origin.RESPONSE) -> tuple[Eqn, list[Eqn]]:
     """The equation, and stops behind it through which its results ``vs`` go from now on."""
     names = {v: Var(v.type, v.mask) for v in vs}
     return renamed_outs(e, names), [Eqn(ALWAYS, (new,), (old,), (), e.loc, tag) for old, new in names.items()]

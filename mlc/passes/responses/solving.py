@@ -13,6 +13,7 @@ from dataclasses import replace
 from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Alias, Eqn, Region, Var, aten
 from mlc.ir.opaque.estimates import Solve
+from mlc.ir.origin import Origin
 from mlc.linear.solvers import SYMMETRIC
 from mlc.passes.autodiff.forward import PUSH, NotForward
 from mlc.passes.autodiff.reverse import PULL, pullback
@@ -27,12 +28,12 @@ def pull_solve(b: Builder, e: Eqn, cts: dict[Var, Var], active: set[Var]) -> Non
     n = op.n_carry
     body = op.body if op.solver in SYMMETRIC else _transposed(op, b)
     given = [cts[v] if v in cts else b.zero(v.type) for v in e.outs]
-    back = replace(op, body=body, label=f"adjoint {op.label}", told=0)
+    back = replace(op, body=body, derived=(Origin.ADJOINT, *op.derived), told=0)
     if op.told:
         back = replace(back, body=_without(body, op.told), n_const=op.n_const - op.told)
     consts = e.args[n : len(e.args) - op.told]
     types = [contiguous_type(v.type) for v in e.args[:n]]
-    solved = b.emit(back, (*given, *consts), types, loc=e.loc, tag="adjoint")
+    solved = b.emit(back, (*given, *consts), types, loc=e.loc, tag=Origin.ADJOINT)
     env = dict(zip(op.body.inputs, (*e.outs, *e.args[n:]), strict=True))
     eqns = _copied(b, op.body, env)
     wanted = [v for v in consts if v in active]
@@ -69,7 +70,7 @@ def negated(b: Builder, v: Var) -> Var:
     """-v."""
     if v in b.zeros:
         return v
-    return b.emit(aten("neg"), (v,), (v.type,), tag="adjoint")[0]
+    return b.emit(aten("neg"), (v,), (v.type,), tag=Origin.ADJOINT)[0]
 
 
 def _without(body: Region, told: int) -> Region:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlc.ir.core import Arg, Eqn, Var, aten
+from mlc.ir.origin import Origin
 from mlc.ir.types import TensorType
 from mlc.record.retype import shared
 
@@ -50,7 +51,7 @@ class _Regroup:
         self.copies: dict[Var, Var] = {}
 
     def step(self, e: Eqn) -> None:
-        if e.tag == "update":
+        if e.origin is Origin.UPDATE:
             below = 1 if e.op is _DIV else 2 if e.op is _ADDCDIV else 0
             found = self.known.get(e.args[below]) if below and type(e.args[below]) is Var else None
             if found is not None:

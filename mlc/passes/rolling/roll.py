@@ -30,6 +30,7 @@ from mlc.ir.core import (
     Var,
     map_vars,
 )
+from mlc.ir.origin import Origin
 from mlc.passes.rolling.exits import even_exits
 from mlc.passes.rolling.fold import Fold, Uses
 from mlc.passes.rolling.liveness import live_equations
@@ -80,7 +81,7 @@ def _worth_rolling(eqns: Sequence[Eqn]) -> set[int]:
     for e in eqns:
         if e.site is None:
             continue
-        if isinstance(e.op, (Grad, Draw)) or e.tag == "update" or not any_grad:
+        if isinstance(e.op, (Grad, Draw)) or e.origin is Origin.UPDATE or not any_grad:
             out.update(i for i, _ in e.site.path)
     return out
 

@@ -125,7 +125,7 @@ def spell_out(e: Eqn, table: Builder) -> list[Eqn]:
     if base == "rsub":
         alpha = _alpha(e, kw)
         scaled = [] if alpha == 1 else _scaled(e, e.args[0], num(alpha))
-        x = scaled[0].outs[0] if scaled else e.args[0]
+        x = scaled[-1].outs[0] if scaled else e.args[0]
         return [*scaled, e.with_(op=aten("sub", "Tensor"), args=(num(e.args[1]), x), kwargs=())]
     if base == "lerp":
         weight = num(e.args[2], out_t.dtype, out_t.device)
@@ -144,7 +144,7 @@ def _spell_sum(e: Eqn, base: str, kw: dict[str, Any], num: Any) -> list[Eqn]:
     if type(b) in (int, float):
         return [e.with_(op=aten(base, "Tensor"), args=(e.args[0], num(b * alpha)), kwargs=())]
     scaled = _scaled(e, b, num(alpha))
-    return [*scaled, e.with_(op=aten(base, "Tensor"), args=(e.args[0], scaled[0].outs[0]), kwargs=())]
+    return [*scaled, e.with_(op=aten(base, "Tensor"), args=(e.args[0], scaled[-1].outs[0]), kwargs=())]
 
 
 def _alpha(e: Eqn, kw: dict[str, Any]) -> Any:
@@ -153,15 +153,31 @@ def _alpha(e: Eqn, kw: dict[str, Any]) -> Any:
 
 
 def _scaled(e: Eqn, v: Var, by: Var) -> list[Eqn]:
-    return [Eqn(aten("mul", "Tensor"), (v, by), (Var(v.type),), (), e.loc, e.tag, e.site)]
+    """``v`` times a number, in the dtype of the sum: PyTorch scales there, not in ``v``'s own."""
+    cast = _summand(e, v)
+    v = cast[0].outs[0] if cast else v
+    return [*cast, Eqn(aten("mul", "Tensor"), (v, by), (Var(v.type),), (), e.loc, e.tag, e.site)]
+
+
+def _summand(e: Eqn, v: Var) -> list[Eqn]:
+    """``v`` in the dtype of the result, where it is another one."""
+    t, out = v.type, e.outs[0].type
+    assert isinstance(t, TensorType) and isinstance(out, TensorType)
+    if t.dtype == out.dtype:
+        return []
+    to = TensorType(out.dtype, t.shape, t.stride, t.device)
+    return [Eqn(aten("_to_copy"), (v,), (Var(to),), (("dtype", out.dtype),), e.loc, e.tag, e.site)]
 
 
 def _spell_product(e: Eqn, base: str, kw: dict[str, Any], num: Any) -> list[Eqn]:
     """``addcmul(x, a, b, value=s)`` as ``x + (s a) b``, ``addcdiv`` as ``x + (s a) / b``."""
     x, a, b = e.args[:3]
+    cast = _summand(e, a)
+    a = cast[0].outs[0] if cast else a
     scaled, joined = Var(a.type), Var(e.outs[0].type)
     second = aten("mul" if base == "addcmul" else "div", "Tensor")
     return [
+        *cast,
         Eqn(aten("mul", "Tensor"), (a, num(kw.get("value", 1))), (scaled,), (), e.loc, e.tag, e.site),
         Eqn(second, (scaled, b), (joined,), (), e.loc, e.tag, e.site),
         e.with_(op=aten("add", "Tensor"), args=(x, joined), kwargs=()),

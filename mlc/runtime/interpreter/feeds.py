@@ -38,8 +38,20 @@ class Drawer:
         self._open = open_source
         self._tensors = tensors
         self._iterators: dict[tuple[int, int], Iterator[Any]] = {}
-        self.items: dict[int, list[Any]] = {}
+        self.drawn: dict[tuple[int, int], list[Any]] = {}
         self.memories: set[int | None] = set()
+
+    @property
+    def items(self) -> dict[int, list[Any]]:
+        """Items by source, in the order in which they were drawn."""
+        out: dict[int, list[Any]] = {}
+        for (source, _), items in self.drawn.items():
+            out.setdefault(source, []).extend(items)
+        return out
+
+    def again(self) -> Drawer:
+        """One that gives the same items."""
+        return Drawer(lambda source, visit: iter(self.drawn.get((source, visit), ())), self._tensors)
 
     def next(self, op: Draw, types: Sequence[Type], trips: tuple[int, ...] = ()) -> list[Tensor]:
         """Tensors of the next item, in these trips of the loops around (outermost first).
@@ -53,7 +65,7 @@ class Drawer:
         if it is None:
             it = self._iterators[key] = self._open(*key)
         item = next(it)
-        self.items.setdefault(op.source, []).append(item)
+        self.drawn.setdefault(key, []).append(item)
         found = [t.clone() if t.is_inference() else alias(t) for t in self._tensors(item)]  # autograd cannot save those
         self.memories.update(map(memory, found))
         if [_shape(TensorType.of(t)) for t in found] != [_shape(t) for t in types]:
@@ -69,7 +81,7 @@ class Drawer:
             item = next(it)
         except StopIteration:
             return True
-        self.items.setdefault(source, []).append(item)
+        self.drawn.setdefault((source, visit), []).append(item)
         return False
 
 

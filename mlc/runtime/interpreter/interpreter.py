@@ -20,15 +20,17 @@ from mlc.ir.types import TensorType
 __all__ = ["Executable", "compile_region"]
 
 Executable = Callable[[list[Any]], list[Any]]
+Look = Callable[[Eqn, Sequence[Any], Sequence[Any]], None]
 _A: Any = torch.ops.aten
 
 
 class _Writer:
     """Generates the source of one region."""
 
-    def __init__(self, region: Region, special: Callable[[Eqn], Callable[..., Any] | None]) -> None:
+    def __init__(self, region: Region, special: Callable[[Eqn], Callable[..., Any] | None], look: Look | None) -> None:
         self.region = region
         self.special = special
+        self.look = look
         self.names: dict[Var, str] = {}
         self.consts: dict[str, Any] = {"flat": _masked}
         self._const_names: dict[Any, str] = {}
@@ -75,10 +77,12 @@ class _Writer:
         unused = [self.names[v] for v in r.inputs if v not in last]
         if unused:
             self.lines.append("    del " + ", ".join(unused))
-        over = reused(r)
+        over = reused(r) if self.look is None else {}
         for i, e in enumerate(r.eqns):
             dying = list(dict.fromkeys(self.names[v] for v in e.inputs if last[v] == i))
-            if i in over:
+            if self.look is not None:
+                self._looked(e, dying)
+            elif i in over:
                 self._write_over(e, over[i], dying)
             else:
                 self._eqn(e, dying)
@@ -112,6 +116,14 @@ class _Writer:
             return
         else:
             self._call(e)
+        if dying:
+            self.lines.append("    del " + ", ".join(dying))
+
+    def _looked(self, e: Eqn, dying: list[str]) -> None:
+        """The equation, and a look at what it read and made."""
+        self._eqn(e, [])
+        ins, outs = ("".join(self.name(v) + ", " for v in vs) for vs in (e.inputs, e.outs))
+        self.lines.append(f"    {self.const(self.look)}({self.const(e)}, ({ins}), ({outs}))")
         if dying:
             self.lines.append("    del " + ", ".join(dying))
 
@@ -215,14 +227,17 @@ def _callable(e: Eqn) -> Callable[..., Any]:
     return op
 
 
-def compile_region(region: Region, special: Callable[[Eqn], Callable[..., Any] | None]) -> Executable:
+def compile_region(
+    region: Region, special: Callable[[Eqn], Callable[..., Any] | None], look: Look | None = None
+) -> Executable:
     """Executable form of a region.
 
     Args:
         region: Its equations; inner gradients must have been lowered.
         special: Gives the callable ``list -> list`` for loops, feeds, draws and other runtime equations.
+        look: Called behind every equation with its operands and results (which then live a little longer).
     """
-    w = _Writer(region, special)
+    w = _Writer(region, special, look)
     source = w.write()
     scope = dict(w.consts)
     exec(compile(source, "<mlc region>", "exec"), scope)

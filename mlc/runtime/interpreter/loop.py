@@ -23,7 +23,7 @@ class LoopRunner:
 
     def __init__(self, op: Loop, body: Executable, replay: Executable | None = None) -> None:
         self.op = op
-        self.body = each_trip(body, op.label or "loop")
+        self.body = each_trip(body, op.title or "loop")
         self.replay = None if replay is None else each_trip(replay, REPLAY)
         self.rebuilt = _rebuilt(op)
         self.sparse_on_host = any(j in self.rebuilt for j in op.host)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mlc.errors import CaptureError
 from mlc.ir.core import Stop, Var
+from mlc.ir.origin import Origin
 from mlc.ir.types import TensorType
 from mlc.trace.gradients.hookruns import Run
 from mlc.trace.gradients.hooksites import Recorded, Site, Sites, key_of
@@ -336,5 +337,5 @@ class Hooks(Sites):
                 found[v] = found.get(v, True) and through
             elif isinstance(e.op, Stop) or e.impure or self.gradients.constant(e):
                 continue
-            todo.extend((x, through or e.tag == "grad") for x in e.inputs)
+            todo.extend((x, through or e.origin is Origin.GRAD) for x in e.inputs)
         return found

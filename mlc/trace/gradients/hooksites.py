@@ -12,13 +12,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from mlc.errors import CaptureError
 from mlc.ir.core import Stop, Var
+from mlc.ir.origin import Origin
 from mlc.ir.types import Loc, TensorType
 from mlc.record.handles import Handle, Storage
 from mlc.trace.gradients.store import GradientStore
 
-__all__ = ["HOOK", "Recorded", "Site", "Sites", "key_of"]
-
-HOOK = "hook"  # the tag of a stop that stands where a hook is
+__all__ = ["Recorded", "Site", "Sites", "key_of"]
 
 
 @dataclass(eq=False)
@@ -99,7 +98,7 @@ class Sites:
         if ob.grad_eqns and b.position[ob.grad_eqns[-1].outs[0]] > where:
             raise self.refused("is put on a tensor after a gradient was taken", late)
         op = Stop(ob.depth())
-        before = b.split(v, op, ob.locate()[0], HOOK)
+        before = b.split(v, op, ob.locate()[0], Origin.HOOK)
         ob.moved(e, b.current(b.eqns[where]), where)
         self.gradients.changed(where)
         return self._enter([before], [v])
@@ -135,7 +134,7 @@ class Sites:
 
     def _stops(self, values: Sequence[Var]) -> list[Var]:
         ob = self.observer
-        tag, ob.tag = ob.tag, HOOK
+        tag, ob.tag = ob.tag, Origin.HOOK
         try:
             return [ob.emit(Stop(ob.depth()), (v,), (v.type,))[0] for v in values]
         finally:

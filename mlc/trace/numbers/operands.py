@@ -103,6 +103,16 @@ def exactly(n: object, like: Tensor) -> Any:
     return _on(n.tensor, like.device).to(like.dtype)
 
 
+def _summand(y: Any, *others: Any) -> Any:
+    """``y`` in the dtype of the sum that it enters, in which eager PyTorch multiplies it by ``alpha``."""
+    if not isinstance(y, Tensor):
+        return y
+    for x in others:
+        want = torch.result_type(y, plain(x))
+        y = y if want == y.dtype else y.to(want)
+    return y
+
+
 def _scaled(y: Any, factor: Any) -> Any:
     """``y * factor`` for ``alpha=`` and its kin, where an integral tensor takes no float."""
     if not isinstance(factor, Linked):
@@ -126,9 +136,9 @@ def _binary(func: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> An
     if isinstance(kwargs.get("alpha"), Linked):
         alpha = kwargs.pop("alpha")
         if name == "rsub":  # other - alpha * self
-            args[0] = _scaled(args[0], alpha)
+            args[0] = _scaled(_summand(args[0], args[1]), alpha)
         else:
-            args[1] = _scaled(args[1], alpha)
+            args[1] = _scaled(_summand(args[1], args[0]), alpha)
     if found(kwargs):
         raise NoTensor
     a, b = args
@@ -163,6 +173,7 @@ def _add_product(func: object, name: str, args: list[Any], kwargs: dict[str, Any
     x, a, b = args
     if isinstance(value.value, float) and not torch.result_type(a, b).is_floating_point:
         raise NoTensor
+    a = _summand(a, x, b)
     product = _scaled(a, value) * b if "mul" in name else _scaled(a / b, value)
     return x.add_(product) if name.endswith("_") else x + product
 

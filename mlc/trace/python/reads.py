@@ -56,11 +56,14 @@ class Reads:
         self._frozen = False
         self._thread = 0
         self._pauses = 0
+        self._before: set[int] = set()  # what was there and not frozen, where the user froze something
         self._made: set[int] | None = None
         self.hooked_nodes: list[tuple[CodeType, int]] = []  # where hooks were put on nodes of PyTorch's graph
 
     def __enter__(self) -> Reads:
-        if not gc.get_freeze_count():  # else the user's own frozen objects would be let go at the end
+        if gc.get_freeze_count():  # the user's own frozen objects would be let go at the end
+            self._before = set(map(id, gc.get_objects()))
+        else:
             gc.freeze()
             self._frozen = True
         self._outer = sys.getprofile()
@@ -94,12 +97,18 @@ class Reads:
         if self._frozen:
             self._made = set(map(id, gc.get_objects()))
             gc.unfreeze()
+        else:
+            self._made = set(map(id, gc.get_objects())) - self._before
         if self._outer is None:
             return
         if callable(self._outer):
             sys.setprofile(self._outer)
         else:
             self._outer.enable()  # a profiler in C, which is no profile function itself
+
+    def made_now(self, x: object) -> bool:
+        """Whether an object was made since the run began, while it goes on."""
+        return id(x) not in self._before and any(y is x for y in gc.get_objects())
 
     def _profile(self) -> Callable[[FrameType, str, Any], Any]:
         seen, users, copied = self._seen, self._users, self._copied

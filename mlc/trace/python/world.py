@@ -9,9 +9,8 @@ Linear in the number of objects that the walk found.
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
-import random
-import sys
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mlc.ir.types import TensorType
+from mlc.trace.generators import Generator, default_states, is_generator, put_default_states, put_state, state_of
 from mlc.trace.python.batches import containers
 from mlc.trace.python.frames import is_user_code
 from mlc.trace.python.places import Path, Roots
@@ -170,7 +170,7 @@ class World(View):
         self.tensors: dict[int, Facts] = {}
         self.arrays: dict[int, tuple[Any, Any, Any]] = {}
         self.classes: dict[int, type] = {}
-        self._hosts: list[tuple[Callable[[], Any], bytes]] = []  # generators of NumPy's and Python's, and their states
+        self._hosts: list[tuple[Generator, bytes]] = []  # NumPy's and Python's, and their states
         self._states: list[tuple[Callable[[Any], Any], Any]] = []
         self._room = _ARRAYS
         self.made: set[int] | None = None  # objects that the call made, once Reads has seen it
@@ -208,26 +208,18 @@ class World(View):
             self._room -= a.nbytes
         self.arrays[id(a)] = (a, digest(a), mine)
 
-    def _generator(self, x: object) -> bool:
-        if isinstance(x, torch.Generator):
-            self._states.append((x.set_state, x.get_state()))
-        elif isinstance(x, np.random.Generator):
-            bits = x.bit_generator
-            self._states.append((lambda s: setattr(bits, "state", s), bits.state))
-            self._hosts.append((lambda: bits.state, pickle.dumps(bits.state)))
-        elif isinstance(x, np.random.RandomState):
-            self._states.append((x.set_state, x.get_state()))
-            self._hosts.append((x.get_state, pickle.dumps(x.get_state())))
-        elif isinstance(x, random.Random):
-            self._states.append((x.setstate, x.getstate()))
-            self._hosts.append((x.getstate, pickle.dumps(x.getstate())))
-        else:
+    def _generator(self, x: Any) -> bool:
+        if not is_generator(x):
             return False
+        state = state_of(x)
+        self._states.append((functools.partial(put_state, x), state))
+        if not isinstance(x, torch.Generator):
+            self._hosts.append((x, pickle.dumps(state)))
         return True
 
     def drew(self) -> bool:
         """Whether the call drew from a generator of NumPy's or Python's that the user made."""
-        return any(pickle.dumps(get()) != before for get, before in self._hosts)
+        return any(pickle.dumps(state_of(g)) != before for g, before in self._hosts)
 
     def grown(self, batches: dict[Path, Any]) -> frozenset[Path]:
         """Where lists stand that the call changed."""
@@ -240,13 +232,7 @@ class World(View):
 
     def _defaults(self) -> None:
         """The generators that everybody shares."""
-        self._states.append((torch.set_rng_state, torch.get_rng_state()))
-        if torch.cuda.is_initialized():
-            self._states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-        self._states.append((random.setstate, random.getstate()))
-        host = sys.modules.get("numpy")
-        if host is not None:
-            self._states.append((host.random.set_state, host.random.get_state()))
+        self._states.append((put_default_states, default_states()))
 
     # ---- to walk: as they were
 

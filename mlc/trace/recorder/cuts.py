@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mlc.ir.core import Alias, Draw, Eqn, Grad, Random, Stop, Var, map_vars
+from mlc.ir.origin import Origin
 from mlc.ir.trees import each_tensor
 from mlc.ir.types import Loc
 from mlc.record.handles import Handle
@@ -190,7 +191,7 @@ class Cuts(Observing):
         s = h.storage
         if not (s.updated or s.soft or s.leaf or s.external is not None):
             var = self._cut_inside(var)
-        tag = None if s.leaf or s.soft else "state"  # what stop_gradient="torch" holds constant
+        tag = None if s.leaf or s.soft else Origin.STATE  # what stop_gradient="torch" holds constant
         return self._stop_at(var, self.depth(), None, tag=tag) if var.mask else var
 
     def number_out(self, t: Tensor) -> Var:
@@ -243,7 +244,7 @@ class Cuts(Observing):
         if e is None or self.builder.position[var] < self._last_gradient():
             return var
         if isinstance(e.op, Stop):
-            return var if e.tag == "copy" else self._stop_at(self.as_state(e.args[0]), self.depth(), None)
+            return var if e.origin is Origin.COPY else self._stop_at(self.as_state(e.args[0]), self.depth(), None)
         env = {v: self.as_state(v) for v in dict.fromkeys(e.inputs)}
         if all(w is v for v, w in env.items()) or e.impure or isinstance(e.op, Grad):
             return var
@@ -268,7 +269,7 @@ class Cuts(Observing):
             self._hard.update(outs)
         return outs
 
-    def _stop_at(self, var: Var, level: int | None, loc: Loc | None, *, tag: str | None = None) -> Var:
+    def _stop_at(self, var: Var, level: int | None, loc: Loc | None, *, tag: Origin | None = None) -> Var:
         copied = var in self.copies
         where = Handle(None, (), self.copies[var] if copied else loc)  # type: ignore[arg-type]
         where.copy = copied

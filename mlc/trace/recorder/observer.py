@@ -22,6 +22,7 @@ from torch import Tensor
 from mlc.errors import CaptureError
 from mlc.ir.core import Alias, Var
 from mlc.ir.inplace import schema_of
+from mlc.ir.origin import Origin
 from mlc.ir.types import TensorType
 from mlc.trace.communication.collectives import refuse_sharded
 from mlc.trace.gradients.evaluate import evaluate
@@ -195,7 +196,7 @@ class Observer(AsData):
         if t.requires_grad and t.is_leaf:
             v = self.read(t, False)
         self.farther = True
-        before, self.tag = self.tag, "clone"
+        before, self.tag = self.tag, Origin.CLONE
         (new,) = self.emit(Alias(), (v,), (v.type,))
         self.tag = before
         with self.pause(), torch.no_grad():

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from mlc.ir.builder import Builder
 from mlc.ir.core import Alias, Eqn, Stop, Var
+from mlc.ir.origin import Origin
 
 __all__ = ["Reach"]
 
@@ -85,7 +86,7 @@ class Reach:
                         found, own = self._of(v), self._bits.get(v, 0)
                         bits |= found
                         more |= self._beyond.get(v, 0) | (found & ~own if own else 0)  # a leaf has no history there
-                if (isinstance(e.op, Alias) and e.tag == "clone") or isinstance(e.op, Stop):
+                if (isinstance(e.op, Alias) and e.origin is Origin.CLONE) or isinstance(e.op, Stop):
                     more |= bits
             for o in e.outs:
                 self._found[o] = (bits | self._bits.get(o, 0)) if o.mask else 0
@@ -104,7 +105,7 @@ class Reach:
 
     def _passes(self, e: Eqn) -> bool:
         if isinstance(e.op, Stop):
-            through = self._through and e.tag != "hook"  # there is always a way beside the stop of a hook
+            through = self._through and e.origin is not Origin.HOOK  # there is always a way beside the stop of a hook
             return e.op.level is not None and e.op.level > self._depth - through
         return not e.impure
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mlc.ir.core import Draw, Eqn, Seed, Var
 from mlc.ir.lowered.responses import Response
+from mlc.ir.origin import Origin
 from mlc.ir.types import Loc, TensorType
 from mlc.record.recorder import Recorder
 from mlc.trace.communication.collectives import COMMUNICATION, communicate
@@ -49,7 +50,7 @@ class Tracer(Recorder):
         self.flags: list[Any] = []
         self.counts: dict[int, Any] = {}
         self.dtypes: list[torch.dtype] = []
-        self._open: list[tuple[str, bool, int]] = []
+        self._open: list[tuple[Origin, bool, int]] = []
         self.grad_eqns: list[Eqn] = []
         self.leaves: dict[int, Tensor] = {}
         self.fused: set[int] = set()  # parameters of fused optimizers: their counts are float32 whatever the default
@@ -105,7 +106,7 @@ class Tracer(Recorder):
     def step_begins(self, opt: torch.optim.Optimizer) -> None:
         """Everything until :meth:`step_ends` is an update."""
         self._open.append((self.tag, self.safe_sqrt, len(self.builder.eqns)))
-        self.tag, self.safe_sqrt = "update", True
+        self.tag, self.safe_sqrt = Origin.UPDATE, True
 
     def step_ends(self, opt: torch.optim.Optimizer) -> None:
         """The update is complete."""

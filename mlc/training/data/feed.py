@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mlc.errors import MlcError
+from mlc.trace.generators import Generator, kept
 from mlc.trace.python.view import fields_of
 from mlc.training.data import randomness
 
@@ -48,7 +49,7 @@ class Feed:
         self.position = 0
         self._refuse = refuse
         self._iterator: Iterator[Any] | None = None
-        self._generators: list[torch.Generator] | None = None
+        self._generators: list[Generator] | None = None
         self._start: Any = None  # random states at the start of the epoch
         self._before: Any = None  # and before the last batch
         self._last: Any = None
@@ -63,8 +64,8 @@ class Feed:
         return self.data is not None
 
     @property
-    def generators(self) -> list[torch.Generator]:
-        """``torch.Generator`` objects that the data draws from."""
+    def generators(self) -> list[Generator]:
+        """Generators of its own that the data draws from: PyTorch's, NumPy's, Python's."""
         if self._generators is None:
             self._generators = [] if isinstance(self.data, list) else randomness.generators_in([self.data])
         return self._generators
@@ -100,7 +101,7 @@ class Feed:
             return None
         if isinstance(self.data, list):
             return self.data[0]
-        with randomness.kept(self.generators):
+        with kept(self.generators):
             iterator = self._opened()
             try:
                 return next(iterator)
@@ -135,7 +136,7 @@ class Feed:
             return
         if "start" not in state:
             return
-        with randomness.kept(self.generators):
+        with kept(self.generators):
             randomness.restore(state["start"], self.generators)
             self._iterator = self._opened()
             self._start = state["start"]

@@ -7,17 +7,21 @@ derivative is PyTorch's own answer: the leaves that the graph of the loss leads 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 
 from mlc.errors import MlcError, TrainingError
+from mlc.ir.literals import type_text
+from mlc.trace.generators import Generator, is_generator
 from mlc.trace.observe import Observation, observe
 from mlc.trace.python.changes import place
 from mlc.training.level import Level, shape_of
+from mlc.training.order.identity import numbers_in
 
 __all__ = ["Reading", "read"]
 
@@ -33,8 +37,10 @@ class Reading:
         free: Leaf tensors that require grad and belong to no level: constants of the training.
         written: Tensors that the loss writes to (running statistics, averages), by their place in the user's code.
         untold: Places of what else it changes, which no state contains (counters in Python).
-        generators: ``torch.Generator`` objects that it can draw from.
+        generators: Generators of its own that it can draw from: PyTorch's, NumPy's, Python's.
         modules: Modules that it reads.
+        ranks: Processes that it communicates with.
+        computes: A hash of the operators that ran and of the numbers written in its code.
     """
 
     level: Level
@@ -43,8 +49,10 @@ class Reading:
     free: tuple[Tensor, ...]
     written: Mapping[str, Tensor]
     untold: tuple[str, ...]
-    generators: tuple[torch.Generator, ...]
+    generators: tuple[Generator, ...]
     modules: tuple[nn.Module, ...]
+    ranks: tuple[int, ...]
+    computes: str
 
 
 def read(level: Level, levels: Sequence[Level]) -> Reading:
@@ -87,15 +95,24 @@ def _reading(level: Level, levels: Sequence[Level], seen: Observation) -> Readin
     free = [t for t in outside if t.requires_grad and t.is_leaf and id(t) not in owner]
     written, untold = _changed(level, seen)
     roots = seen.recording.roots
-    held = [g for path, g in roots.objects.items() if isinstance(g, torch.Generator) and path[0] != _OTHERS]
+    held = [g for path, g in roots.objects.items() if is_generator(g) and path[0] != _OTHERS]
     drawn = [g for g, _ in seen.random[0] if g is not None]
     generators = tuple({id(g): g for g in [*held, *drawn]}.values())
     tops = [m for path, m in roots.modules.items() if path[0] != _OTHERS]
     modules = {id(m): m for top in tops for m in top.modules()}
     return Reading(
         level, frozenset(x for x in values | rates if x), frozenset(x for x in slopes | rates if x), tuple(free),
-        written, untold, generators, tuple(modules.values()),
+        written, untold, generators, tuple(modules.values()), tuple(seen.recording.circle), _computes(level, seen),
     )  # fmt: skip
+
+
+def _computes(level: Level, seen: Observation) -> str:
+    """What a loss computes, as a hash: the same in another process, whatever its objects are called and hold."""
+    words = [numbers_in(level.loss)]
+    for e in seen.recording.eqns:
+        op = str(e.op) if isinstance(e.op, OpOverload) else type(e.op).__name__
+        words.append(f"{op} {[type_text(v.type) for v in e.outs]}")
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
 _OTHERS = "function"  # where a walk puts functions of the same code that no path leads to: another training's, say

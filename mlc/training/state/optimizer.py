@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-__all__ = ["OptimizerState"]
+__all__ = ["OptimizerState", "copied"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class OptimizerState:
     @classmethod
     def of(cls, optimizer: Optimizer) -> OptimizerState:
         """A copy of what it holds now."""
-        groups = [{k: _copied(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        groups = [{k: copied(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         numbered = enumerate(_params(optimizer))
-        return cls(groups, {i: _copied(dict(optimizer.state[p])) for i, p in numbered if p in optimizer.state})
+        return cls(groups, {i: copied(dict(optimizer.state[p])) for i, p in numbered if p in optimizer.state})
 
     def put(self, optimizer: Optimizer, trained: Collection[int] = ()) -> None:
         """Give it to an optimizer.
@@ -52,11 +52,11 @@ class OptimizerState:
                         with torch.no_grad():
                             now.copy_(value)
                 else:
-                    group[key] = _copied(value)
+                    group[key] = copied(value)
         optimizer.state.clear()
         params = _params(optimizer)
         for i, held in self.state.items():
-            optimizer.state[params[i]] = _copied(held)
+            optimizer.state[params[i]] = copied(held)
 
     def plain(self) -> dict[str, Any]:
         """As dicts, lists, numbers and tensors."""
@@ -72,6 +72,6 @@ def _params(optimizer: Optimizer) -> list[Tensor]:
     return [p for g in optimizer.param_groups for p in g["params"]]
 
 
-def _copied(x: Any) -> Any:
+def copied(x: Any) -> Any:
     """The same with tensors of its own."""
     return pytree.tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, x)

@@ -110,7 +110,7 @@ class Scene:
         return locs[max(known, key=lambda v: self._made.get(v, -1))] if known else None
 
     def _loop(self, e: Eqn, op: Loop, base: int, times: int, loc: Loc | None, locs: dict[Var, Loc]) -> None:
-        title = f"loop {op.label}".strip()
+        title = f"loop {op.title}".strip()
         while (base, f"loop:{title}") in self._group_of:
             title += "'"
         trips = f"{op.trips} trip{'s' * (op.trips != 1)}" if op.trips is not None else any_number("trips", op.usual)

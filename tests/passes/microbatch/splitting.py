@@ -21,7 +21,7 @@ from mlc.passes.planning import search
 
 def loops(region: Region) -> list[Eqn]:
     """Equations of user's loops, sweeps and adjoints."""
-    return [e for e in region.eqns if (isinstance(e.op, Loop) and e.op.label == "train") or e.tag == "adjoint"]
+    return [e for e in region.eqns if (isinstance(e.op, Loop) and e.op.title == "train") or e.tag == "adjoint"]
 
 
 def is_split(region: Region) -> bool:

@@ -102,18 +102,18 @@ def test_an_adjoint_is_paired_with_its_own_loop() -> None:
     """It reads emissions of a loop before, too: those of another label, or run in its own direction."""
 
     def loop(
-        label: str, inputs: tuple[Var, ...], n_carry: int, reverse: bool = False, tag: str = ""
+        label: str, inputs: tuple[Var, ...], n_carry: int, reverse: bool = False, derived: tuple[str, ...] = ()
     ) -> tuple[Var, ...]:
         inner = Builder()
         ins = [inner.input(T) for _ in inputs]
         out = emit(inner, "mul", ins[0], ins[-1], overload="Tensor")
-        op = Loop(inner.region([*[out] * n_carry, out]), n_carry, 0, 5, reverse, label)
-        return b.emit(op, inputs, [*[T] * n_carry, SEQ], tag=tag)
+        op = Loop(inner.region([*[out] * n_carry, out]), n_carry, 0, 5, reverse, label, derived=derived)
+        return b.emit(op, inputs, [*[T] * n_carry, SEQ], tag=" ".join(derived))
 
     for first in (("loop", False), ("train", True)):
         b = Builder()
         x, data = b.input(T), b.input(SEQ)
         _, drawn = loop(first[0], (x, data), 1, first[1])
         _, made = loop("train", (x, drawn), 1)
-        _, grads = loop("adjoint train", (x, drawn, made), 1, True, "adjoint")
+        _, grads = loop("train", (x, drawn, made), 1, True, ("adjoint",))
         assert pairs(b.region([grads])) == [Pair(1, 2)]

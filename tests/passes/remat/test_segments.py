@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 from mlc.ir.core import Eqn, Region
+from mlc.ir.origin import Origin
 from mlc.ir.verify import verify
 from mlc.passes.autodiff.policy import Policy
 from mlc.passes.cost.memory import region_peak
-from mlc.passes.remat.segments import AGAIN, Trade, rematerialise
+from mlc.passes.remat.segments import Trade, rematerialise
 from tests.passes.regions import joint, recorded, run, values_for
 from tests.passes.remat.test_residuals import METER
 
@@ -27,7 +28,7 @@ UNIT = METER.rates.unit
 
 
 def anchor(e: Eqn) -> bool:
-    return not e.tag.startswith(AGAIN)
+    return e.origin is not Origin.RECOMPUTED
 
 
 def made(price: float, times: int = 1) -> Region:
@@ -35,7 +36,7 @@ def made(price: float, times: int = 1) -> Region:
 
 
 def again(region: Region) -> int:
-    return sum(e.tag.startswith(AGAIN) for e in region.eqns)
+    return sum(e.origin is Origin.RECOMPUTED for e in region.eqns)
 
 
 def worth(region: Region, price: float, times: int) -> float:

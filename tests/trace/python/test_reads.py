@@ -2,6 +2,7 @@
 
 import cProfile
 import functools
+import gc
 import sys
 import threading
 import types
@@ -342,3 +343,24 @@ def test_pauses_nest_and_end_with_the_run():
         thread.join()
         assert other == [False]
     assert not reads.pause() and sys.getprofile() is None
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_a_run_makes_is_told_from_what_was_there_whatever_the_user_froze(frozen: bool) -> None:
+    """Also where the user's own objects are frozen, which stay so."""
+    gc.unfreeze()
+    if frozen:
+        gc.freeze()
+    try:
+        count = gc.get_freeze_count()
+        earlier = [0]
+        with Reads() as reads:
+            now = [1]
+            assert reads.made_now(now)
+            assert not reads.made_now(earlier)
+        assert gc.get_freeze_count() == count
+        assert reads._made is not None
+        assert id(now) in reads._made
+        assert id(earlier) not in reads._made
+    finally:
+        gc.freeze()

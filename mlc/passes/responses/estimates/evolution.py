@@ -23,6 +23,7 @@ from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Custom, Eqn, Index, Loop, Pack, Region, Var, aten, map_vars
 from mlc.ir.lowered.responses import Evolution
 from mlc.ir.opaque.estimates import Noise, Tell
+from mlc.ir.origin import Origin
 from mlc.ir.program import Program
 from mlc.ir.types import SeqType
 from mlc.passes.autodiff.policy import Policy
@@ -154,13 +155,13 @@ class _Rule:
         region = Region(tuple(inner.inputs), tuple(inner.eqns), (*body, slope))
         op = Loop(region, len(ins), len(fixed) + len(cts), k, label="samples")
         types = [*[v.type for v in zeros], op.sequence(slope.type)]
-        *total, slopes = b.emit(op, (*zeros, *fixed, *cts, *noise), types, loc=self.site.level.loc, tag="response")
+        *total, slopes = b.emit(op, (*zeros, *fixed, *cts, *noise), types, loc=self.site.level.loc, tag=Origin.RESPONSE)
         means = [b.emit(aten("div", "Tensor"), (t, k), (t.type,))[0] for t in total]
         assert isinstance(slopes.type, SeqType)
         picked = [b.emit(Index(i), (slopes,), (slopes.type.elem,))[0] for i in range(k)]
         size = float(sum(elements(v) for v in ins))
         stack = recorded(lambda ts: [torch.stack(ts), ts[0].new_full((), size)], [v.type for v in picked])
-        row, count = b.inline(stack, picked, tag="response")
+        row, count = b.inline(stack, picked, tag=Origin.RESPONSE)
         tell = Tell(self.site.level.title, "slopes")  # at each: one of them is always wanted
         return [b.emit(tell, (m, row, count), (m.type,))[0] for m in means]
 
@@ -194,5 +195,5 @@ class _Rule:
             return [*[t + slope.to(t.dtype) * e for t, e in zip(totals, es, strict=True)], slope]
 
         args = [*sides[0], *sides[1], *cts, *noise, *sums]
-        *found, slope = b.inline(recorded(f, [v.type for v in args]), args, tag="response")
+        *found, slope = b.inline(recorded(f, [v.type for v in args]), args, tag=Origin.RESPONSE)
         return found, slope

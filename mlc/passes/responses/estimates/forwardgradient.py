@@ -23,6 +23,7 @@ from mlc.ir.core import Custom, Eqn, Region, Stop, Var
 from mlc.ir.lowered.nesting import map_bodies
 from mlc.ir.lowered.responses import ForwardGradient
 from mlc.ir.opaque.estimates import Noise, Tell
+from mlc.ir.origin import Origin
 from mlc.ir.program import Program
 from mlc.ir.types import TensorType, Type
 from mlc.passes.autodiff.adjoint import Tape, lower_grads
@@ -167,12 +168,12 @@ def _estimate(b: Builder, pairs: Sequence[tuple[Var, Var]], noise: Sequence[Var]
         return [slopes, slopes.new_full((), float(size)), *out]
 
     given = [*[t for t, _ in pairs], *[c for _, c in pairs], *noise]
-    slopes, count, *flat = b.inline(recorded(f, [v.type for v in given]), given, tag="response")
+    slopes, count, *flat = b.inline(recorded(f, [v.type for v in given]), given, tag=Origin.RESPONSE)
     out: list[Var] = []
     for v, x in zip(ins, flat, strict=True):
         (x,) = b.emit(Tell(level, "slopes"), (x, slopes, count), (x.type,))  # at each: one of them is always wanted
         kind = contiguous_type(v.type)
         shaped = recorded(lambda ts, s=v.type.shape: [ts[0].reshape(s)], [x.type])  # type: ignore[misc, union-attr]
-        out.append(b.inline(shaped, [x], tag="response")[0])
+        out.append(b.inline(shaped, [x], tag=Origin.RESPONSE)[0])
         assert out[-1].type == kind
     return out

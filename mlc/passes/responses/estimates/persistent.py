@@ -27,6 +27,7 @@ from mlc.ir.builder import Builder, contiguous_type
 from mlc.ir.core import Custom, Eqn, Loop, Region, Var, aten
 from mlc.ir.lowered.responses import Evolution
 from mlc.ir.opaque.estimates import Keep, Recall, Tell
+from mlc.ir.origin import Origin
 from mlc.ir.program import Program
 from mlc.ir.types import SeqType, TensorType, Type
 from mlc.passes.autodiff.policy import Policy
@@ -132,16 +133,16 @@ class _Particles:
         own = particle.inputs[: m + s]
         types = [_seq(v, k) for v in (*own[m:], *own[m:], *own[:m], *own[:m])]
         recall = Recall(level, tuple(self.states), tuple(self.metas), k)
-        recalled = b.emit(recall, (*own[m:], *own[:m]), types, loc=self.site.level.loc, tag="response")
+        recalled = b.emit(recall, (*own[m:], *own[:m]), types, loc=self.site.level.loc, tag=Origin.RESPONSE)
         ups, downs, each, sums = (recalled[:s], recalled[s : 2 * s], recalled[2 * s : 2 * s + m], recalled[2 * s + m :])
         fixed = [*own[:m], *particle.inputs[m + s :]]
         body = self._pair(particle, n)
         op = Loop(body, 0, len(fixed), k, label="particles")
         emitted = [op.sequence(v.type) for v in body.outputs]
-        outs = b.emit(op, (*fixed, *ups, *downs, *each), emitted, loc=self.site.level.loc, tag="response")
+        outs = b.emit(op, (*fixed, *ups, *downs, *each), emitted, loc=self.site.level.loc, tag=Origin.RESPONSE)
         keep = Keep(level, n, tuple(self.metas), tuple(ends))
         args = (*outs[:n], *sums, *outs[n:])
-        told = b.emit(keep, args, [v.type for v in outs[:n]], loc=self.site.level.loc, tag="response")
+        told = b.emit(keep, args, [v.type for v in outs[:n]], loc=self.site.level.loc, tag=Origin.RESPONSE)
         return list(told), list(sums)
 
     def _pair(self, particle: Region, n: int) -> Region:
@@ -178,7 +179,7 @@ class _Particles:
         body = self._summed(len(zeros), [v.type for v in (*totals, *cts)], [_elem(v) for v in others])
         op = Loop(body, len(totals), len(cts), k, label="samples")
         types = [*[v.type for v in totals], op.sequence(body.outputs[-1].type)]
-        *found, slopes = b.emit(op, (*totals, *cts, *others), types, loc=level.loc, tag="response")
+        *found, slopes = b.emit(op, (*totals, *cts, *others), types, loc=level.loc, tag=Origin.RESPONSE)
         means = [b.emit(aten("div", "Tensor"), (t, k), (t.type,))[0] for t in found]
         size = sum(_numel(v) for v in given)
         tell = Tell(level.title, "norms")
