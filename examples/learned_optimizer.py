@@ -2,7 +2,7 @@
 
 A network with one hidden layer is trained on scikit-learn's digits for sixty steps. Each parameter's update is
 computed from three features of it (its gradient and two moving averages of that, each divided by a moving average of
-its size) by a per-parameter network with 42 weights, after Metz et al. (2019). Those weights are the meta-parameters.
+its size) by a per-parameter network with 41 weights, after Metz et al. (2019). Those weights are the meta-parameters.
 Sixty steps are unrolled in windows of five: persistent evolution strategies (Vicol et al. 2021) step on them after
 every window, and still follow what they do to later ones. The opponent takes the same steps by SGD with momentum, its
 rate the best of a grid.
@@ -33,6 +33,7 @@ class LearnedOptimizer(nn.Module):
     def __init__(self):
         super().__init__()
         self.hidden, self.out = nn.Linear(3, 8), nn.Linear(8, 1, bias=False)
+        nn.init.zeros_(self.out.weight)  # at first the update is the faster average alone
         self.log_rate = nn.Parameter(torch.tensor(-3.5))
         self.register_buffer("slow", torch.tensor([0.9, 0.5]))
 
@@ -41,7 +42,7 @@ class LearnedOptimizer(nn.Module):
         decay = self.slow[:, None]
         averages = decay * state[:2] + (1 - decay) * gradient
         size = 0.95 * state[2] + 0.05 * gradient.square()
-        features = torch.stack([gradient, *averages], 1) / (size.sqrt() + 1e-3)[:, None]
+        features = torch.stack([gradient, *averages], 1) / (size + 1e-6).sqrt()[:, None]
         update = self.out(torch.tanh(self.hidden(features)))[:, 0] + 0.3 * features[:, 1]
         return torch.cat([averages, size[None]]), self.log_rate.exp() * update
 
@@ -65,7 +66,8 @@ train_window = mlc.compile(window, flows={"inner": mlc.Evolution(sigma=0.02, sam
 
 def meta_train(optimizer, data, unrolls):
     """Adam on the weights of the optimizer, a step after every window."""
-    meta_opt = torch.optim.Adam(optimizer.parameters(), lr=0.005)
+    meta_opt = torch.optim.Adam(optimizer.parameters(), lr=0.01)
+    decay = torch.optim.lr_scheduler.LinearLR(meta_opt, 1.0, 1 / unrolls, unrolls)
     for _ in range(unrolls):
         flat, state = start()
         train_window.restart()
@@ -74,6 +76,7 @@ def meta_train(optimizer, data, unrolls):
             train_window(optimizer, flat, state, draw_batches(data, WINDOW)).backward()
             nn.utils.clip_grad_norm_(optimizer.parameters(), 1.0)
             meta_opt.step()
+        decay.step()
 
 
 def evaluate(step, data, held_out, runs=10):
@@ -132,7 +135,7 @@ def example_args():
     return optimizer, *start(), draw_batches(load()[0], 2)
 
 
-def main(unrolls=12, seed=0):
+def main(unrolls=20, seed=0):
     torch.manual_seed(seed)
     data, test = load()
     optimizer = LearnedOptimizer()
