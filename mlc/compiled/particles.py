@@ -24,7 +24,7 @@ from mlc.ir.program import Program
 from mlc.runtime.interpreter.particles import Pairs, Window, generator
 from mlc.trace.capture import Effect, Recording, Ref
 from mlc.trace.python.places import Roots
-from mlc.trace.python.state import Change, Fresh, New
+from mlc.trace.python.state import Change, Fresh, New, parts
 from mlc.trace.python.view import fields_of
 
 __all__ = ["Particles", "asked", "placed"]
@@ -63,6 +63,7 @@ class Particles:
     _given: list[Tensor] = field(default_factory=list)  # results of the last window, and what it read
     _read: list[Tensor] = field(default_factory=list)
     _told: bool = False
+    _told_of_numbers: bool = False
 
     def restart(self) -> None:
         """The next call begins a new unroll; directions go on where they were."""
@@ -154,6 +155,7 @@ class Particles:
     def end(self, window: Window, recording: Recording, roots: Roots, inputs: Sequence[Tensor], outs: Sequence[Tensor]
             ) -> int:  # fmt: skip
         """A call has succeeded, and the user's objects are as it leaves them; which window of the unroll it was."""
+        self._tell_of_numbers(recording)
         where = placed(recording.effects, roots)
         self.states = [
             _State(t, t.detach().clone(), _as(t, pairs))
@@ -164,6 +166,23 @@ class Particles:
         self._given, self._read = [t.detach() for t in outs if t.layout is torch.strided], list(inputs)
         self.count += 1
         return self.count
+
+    def _tell_of_numbers(self, recording: Recording) -> None:
+        kept = [
+            e for e in recording.effects
+            if e.kind in ("attr", "item", "cell") and any(isinstance(x, Ref) and x.number for x in parts(e.value))
+        ]  # fmt: skip
+        if kept and not self._told_of_numbers:
+            self._told_of_numbers = True
+            names = ", ".join(dict.fromkeys(str(e.key) for e in kept[:3]))
+            warnings.warn(
+                MlcWarning(
+                    f"Python numbers made of traced tensors are kept from window to window ({names}): every particle "
+                    "of Evolution(persistent=True) finds the real run's. Where a later window computes with them, "
+                    "the gradient is biased: keep them in tensors that are changed in place. Logs do no harm"
+                ),
+                stacklevel=6,
+            )
 
     # ---- taken away and put back
 

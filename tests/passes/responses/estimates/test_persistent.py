@@ -145,3 +145,28 @@ def test_what_cannot_be_carried_is_refused() -> None:
     _, h = cf(w, eta, torch.zeros(2, dtype=D))
     with pytest.raises(mlc.PlanError, match="a result of an earlier window is given back in"):
         cf(w, eta, h.detach())
+
+
+def test_numbers_that_live_on_are_told_once() -> None:
+    """Particles have no values of their own for them."""
+
+    class Meter:
+        average = 0.0
+
+    def metered(w: Tensor, eta: Tensor, meter: Meter) -> Tensor:
+        with mlc.level("inner"):
+            (g,) = torch.autograd.grad((w * eta).square().sum(), w)
+            with torch.no_grad():
+                w.sub_(0.1 * g)
+        loss = w.square().sum()
+        meter.average = 0.9 * meter.average + 0.1 * loss.item()
+        return loss
+
+    cf = mlc.compile(metered, flows={"inner": mlc.Evolution(samples=2, persistent=True)}, backend="interpreter")
+    w, eta = torch.ones(2, dtype=D, requires_grad=True), torch.ones(2, dtype=D, requires_grad=True)
+    meter = Meter()
+    with pytest.warns(mlc.MlcWarning, match=r"from window to window \(average\)"):
+        cf(w, eta, meter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cf(w, eta, meter)
