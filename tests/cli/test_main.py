@@ -245,6 +245,7 @@ def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_as_a_module_with_worker_processes(tmp_path: Path) -> None:
     """The file is found again by the processes of a DataLoader that are started afresh."""
     path = tmp_path / "workers.py"

@@ -88,6 +88,7 @@ def test_without_a_budget_nothing_small_is_planned_again(planned: list[Any]) -> 
     assert len(planned) == 1
 
 
+@pytest.mark.slow
 def test_a_length_that_cannot_fit_is_refused_and_nothing_has_changed() -> None:
     budget = int(peak(3) * 1.05)
     cf = mlc.compile(train, memory=budget, flows="mixed")

@@ -240,6 +240,7 @@ def test_a_budget_leaves_room_for_libraries_unless_nothing_would_fit() -> None:
     assert usable(e.value.least) < mlc.plan(program, memory=e.value.least).peak_bytes <= e.value.least
 
 
+@pytest.mark.slow
 def test_budgets_hold_and_time_falls_as_they_grow() -> None:
     program = mlc.trace(loop, *problem(12))
     least = mlc.plan(program, memory="min")
