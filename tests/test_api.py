@@ -64,6 +64,7 @@ def test_modes_precision_and_meshes_that_make_no_sense(option: str) -> None:
         mlc.plan(mlc.trace(train, *task()), **{option: "any"})
 
 
+@pytest.mark.slow
 def test_a_budget_that_nothing_fits() -> None:
     """The message names the least that would do, and the loop; nothing has run."""
     model, *rest = task()

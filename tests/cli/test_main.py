@@ -314,6 +314,7 @@ def test_plans_are_compared(file: Path, tmp_path: Path) -> None:
     assert "nothing to plan" in run("plan", code=1).stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_the_curve_and_writes_it(file: Path, tmp_path: Path) -> None:
     written = tmp_path / "curve.csv"
     text = run("plan", file, "--sweep", "-o", written).stdout

@@ -57,6 +57,7 @@ def _changing(rank: int, n: int) -> Any:
     return gaps, first, second, cf.recordings
 
 
+@pytest.mark.slow
 def test_where_one_process_finds_another_call_all_record() -> None:
     for gaps, first, second, third in alike(run(2, _changing)):
         assert max(gaps) < 1e-12

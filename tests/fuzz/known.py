@@ -15,7 +15,7 @@ from tests.fuzz.verdict import Verdict
 
 FILE = Path(__file__).parent / "known.json"
 DEFAULT = 200  # programs of the suite
-FAST = 30  # of these run by default, the others with the slow tests
+FAST = 10  # of these run by default, the others with the slow tests
 
 
 def listed() -> dict[int, str]:

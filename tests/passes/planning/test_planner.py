@@ -120,6 +120,7 @@ def test_rebuilt_states_notice_a_changed_weight() -> None:
         torch.autograd.grad(value, [args[2]])
 
 
+@pytest.mark.slow
 def test_levers_are_the_users_where_they_say_so() -> None:
     args = problem(7)
     program = mlc.trace(loop, *args)
