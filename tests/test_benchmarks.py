@@ -51,6 +51,7 @@ def test_tracing(tmp_path: Path) -> None:
     assert point["equations"].keys() == {"forward", "backward"}
 
 
+@pytest.mark.slow
 def test_modes(tmp_path: Path) -> None:
     result = quick("modes.py", tmp_path)
     points = [(p["hyperparameters"], p["mode"]) for p in result["points"]]

@@ -69,6 +69,7 @@ def test_training_agrees_with_the_plain_unroll(name: str) -> None:
     inspect.signature(example.main).bind()
 
 
+@pytest.mark.slow
 def test_reweighting_by_levels_has_the_gradient_of_the_loop() -> None:
     levels, loop = load("reweighting_levels"), load("reweighting")
     (x, y, _), val, _ = levels.load()
@@ -92,12 +93,14 @@ def test_the_architecture_that_is_found_is_the_best_of_all() -> None:
     assert result["found"] == max(accuracies, key=accuracies.__getitem__)
 
 
+@pytest.mark.slow
 def test_ignoring_finds_the_corrupt_samples() -> None:
     result = load("ignoring").main(steps=80)
     assert result["mean weight, corrupt samples"] < 0.6 * result["mean weight, good samples"]
     assert result["test accuracy, learned weights"] > result["test accuracy, equal weights"] + 0.02
 
 
+@pytest.mark.slow
 def test_reweighting_finds_the_noisy_labels() -> None:
     result = load("reweighting").main(windows=80)
     assert result["mean weight, noisy samples"] < 0.3 * result["mean weight, clean samples"]
@@ -106,6 +109,7 @@ def test_reweighting_finds_the_noisy_labels() -> None:
     assert learned > result["test accuracy, the clean samples alone"] + 0.02
 
 
+@pytest.mark.slow
 def test_learned_rates_beat_the_best_single_rate() -> None:
     result = load("learning_rates").main(outer_steps=200)
     single, learned = result["one rate"], result["learned rates"]
@@ -145,6 +149,7 @@ def test_a_learned_optimizer_is_as_good_as_tuned_momentum() -> None:
     assert learned < 1.03 * tuned and learned < 0.5 * before
 
 
+@pytest.mark.slow
 def test_maml_adapts_in_two_steps() -> None:
     result = load("maml_sine").main(outer_steps=300)
     before, _, after = result["maml"][:3]
@@ -152,6 +157,7 @@ def test_maml_adapts_in_two_steps() -> None:
     assert after < 0.35 * result["joint"][2]
 
 
+@pytest.mark.slow
 def test_distilled_images_train_better_than_real_ones(tmp_path: Path) -> None:
     path = tmp_path / "images.png"
     result = load("distillation").main(outer_steps=100, picture=path)

@@ -72,6 +72,7 @@ def test_a_longer_loop_that_does_not_fit_is_planned_again_once(planned: list[Any
     assert cf.report.peak_bytes <= 1.1 * budget
 
 
+@pytest.mark.slow
 def test_a_longer_loop_within_the_budget_is_not_planned_again(planned: list[Any]) -> None:
     cf = mlc.compile(train, memory=int(peak(40) * 1.1), flows="mixed")
     gradient(cf, args(6))

@@ -215,6 +215,7 @@ def warm_world() -> World:
     return made
 
 
+@pytest.mark.slow
 def test_optimizers_and_schedulers_go_on_from_where_they_are(mlc: ModuleType) -> None:
     twins = Twins(mlc, warm_world)
     for _ in range(4):

@@ -231,6 +231,7 @@ def test_a_tensor_takes_more_than_its_elements(device: str, taken: list[int]) ->
     assert [resident(SeqType(t, 3)) for t in types] == [3 * size for size in taken]
 
 
+@pytest.mark.slow
 def test_a_budget_leaves_room_for_libraries_unless_nothing_would_fit() -> None:
     assert (usable(1600), usable(2**30)) == (1500, 2**30 - 2**20)
     program = mlc.trace(loop, *problem(12))
