@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -48,6 +49,7 @@ def _own_problems(rank: int, n: int) -> Any:
     return cf.recordings, max(float((a - b).abs().max()) for g in grads for a, b in zip(g, mean, strict=True))
 
 
+@pytest.mark.slow
 def test_hypergradients_of_own_problems_are_averaged() -> None:
     for n in (2, 4):
         for recordings, gap in alike(run(n, _own_problems)):
