@@ -29,6 +29,7 @@ def quick(script: str, folder: Path) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_spine(tmp_path: Path) -> None:
     result = quick("spine.py", tmp_path)
     points = [(p["steps"], p["method"]) for p in result["points"]]
@@ -42,6 +43,7 @@ def test_spine(tmp_path: Path) -> None:
     assert result["growth_in_parameters"].keys() == {"plain", "mlc"}
 
 
+@pytest.mark.slow
 def test_tracing(tmp_path: Path) -> None:
     result = quick("tracing.py", tmp_path)
     (point,) = result["points"]

@@ -45,6 +45,7 @@ def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert screen.getvalue().strip() == ""
 
 
+@pytest.mark.slow
 def test_a_sweep_says_where_it_is() -> None:
     said: list[str] = []
     assert sweep(programs.two_levels(), say=said.append)

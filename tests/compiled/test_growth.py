@@ -106,6 +106,7 @@ def test_a_length_that_cannot_fit_is_refused_and_nothing_has_changed() -> None:
     assert cf.plan is plan
 
 
+@pytest.mark.slow
 def test_the_peak_at_other_counts_is_that_of_a_plan_there() -> None:
     program = mlc.trace(train, *args(6))
     plan = mlc.plan(program, flows="mixed")

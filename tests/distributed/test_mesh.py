@@ -100,6 +100,7 @@ def _sgd(model: Any, weigh: Any, data: Any, vals: Any) -> Tensor:
     return (F.cross_entropy(model(vals[0][0]), vals[0][1]) + F.cross_entropy(model(vals[1][0]), vals[1][1])) / 2
 
 
+@pytest.mark.slow
 def test_tasks_on_pairs_of_processes() -> None:
     for gap in alike(run(4, _pairs)):
         assert gap < 1e-13

@@ -204,6 +204,7 @@ def test_guards_are_listed_with_their_lines() -> None:
     assert "(4 times)" in line
 
 
+@pytest.mark.slow
 def test_a_program_whose_guards_never_hold_says_so() -> None:
     compiled = mlc.compile(coin)
     with pytest.warns(mlc.MlcWarning, match=r"recorded anew at 4 calls in a row.*test_guards\.py"):

@@ -191,6 +191,7 @@ def test_a_high_price_keeps_nothing_of_a_step(optimizer: str) -> None:
     assert growth(Levers(1e-3, 3), optimizer) <= 0.15
 
 
+@pytest.mark.slow
 def test_what_a_step_gives_up_is_made_again_only_where_it_is_needed() -> None:
     """Of the values of sixteen layers, replays of whole steps hold those of a few at any time."""
     net = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(16)], nn.Linear(8, 3))
