@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Watch"]
+__all__ = ["ROWS", "Watch"]
+
+ROWS = 16  # trips for which a buffer of norms is made, where it is not known how many there will be
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ FAULTS: list[Fault] = [
         [
             (
                 "numbers_that_differ_are_one",
-                '    return [*scaled, e.with_(op=aten(base, "Tensor"), args=(e.args[0], scaled[0].outs[0]), kwargs=())]',
+                '    return [*scaled, e.with_(op=aten(base, "Tensor"), args=(e.args[0], scaled[-1].outs[0]), kwargs=())]',
                 '    return [*scaled, e.with_(op=aten(base, "Tensor"), args=(e.args[0], b), kwargs=())]',
                 "tests/ir/test_keys.py " + _ROLL,
             ),

@@ -44,7 +44,7 @@ class LoopRunner:
 
     def _meters(self) -> list[Meter]:
         """For what is measured of the trips; a loop around those that are only tells that a run begins."""
-        meters = [Meter(w) for w in self.watch]
+        meters = [Meter(w, self.op.trips) for w in self.watch]
         for m in meters:
             if not m.watch.carries:
                 self.tell(m.read())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlc.ir.watch import Watch
+from mlc.ir.watch import ROWS, Watch
 
 __all__ = ["Meter", "Swept"]
 
@@ -36,12 +36,18 @@ class Swept:
 
 
 class Meter:
-    """Measures one loop while it runs: cotangents as they enter a trip, tangents as they leave it."""
+    """Measures one loop while it runs: cotangents as they enter a trip, tangents as they leave it.
 
-    def __init__(self, watch: Watch) -> None:
+    Norms go into one buffer for each type and device of the carries, a row a trip: nothing else stays.
+    """
+
+    def __init__(self, watch: Watch, trips: int | None = None) -> None:
         self.watch = watch
         self._ahead = watch.kind == "tangent"
-        self._found: list[Tensor] = []
+        self._rows = trips or ROWS
+        self._groups: list[list[int]] = []
+        self._full: list[list[Tensor]] = []  # buffers, by group
+        self._row = 0
 
     def enter(self, carries: Sequence[Any]) -> None:
         """At the start of a trip."""
@@ -54,14 +60,29 @@ class Meter:
             self._take(carries)
 
     def _take(self, carries: Sequence[Any]) -> None:
-        self._found += torch._foreach_norm([carries[i] for i in self.watch.carries])
+        if self._row % self._rows == 0:
+            self._more(carries)
+        at = self._row % self._rows
+        for group, buffers in zip(self._groups, self._full, strict=True):
+            torch.ops.aten._foreach_norm.Scalar_out([carries[i] for i in group], 2, out=list(buffers[-1][at].unbind()))
+        self._row += 1
+
+    def _more(self, carries: Sequence[Any]) -> None:
+        if not self._groups:
+            kinds: dict[Any, list[int]] = {}
+            for i in self.watch.carries:
+                kinds.setdefault((carries[i].dtype.to_real(), carries[i].device), []).append(i)
+            self._groups, self._full = list(kinds.values()), [[] for _ in kinds]
+        for group, buffers in zip(self._groups, self._full, strict=True):
+            x = carries[group[0]]
+            buffers.append(torch.zeros(self._rows, len(group), dtype=x.dtype.to_real(), device=x.device))
 
     def read(self) -> Swept:
         """What was measured."""
-        w, n = self.watch, len(self.watch.carries)
-        if not self._found:
+        w = self.watch
+        found = [torch.cat(buffers)[: self._row].norm(dim=1) for buffers in self._full]
+        if not found:
             return Swept(w.level, w.kind, w.begins, torch.zeros(0))
-        kinds = {(x.dtype, x.device) for x in self._found}
-        if len(kinds) > 1:  # parameters of several types or devices
-            self._found = [x.to("cpu", torch.float64) for x in self._found]
-        return Swept(w.level, w.kind, w.begins, torch.stack(self._found).reshape(-1, n).norm(dim=1))
+        if len(found) > 1:  # parameters of several types or devices
+            found = [torch.stack([x.to("cpu", torch.float64) for x in found]).norm(dim=0)]
+        return Swept(w.level, w.kind, w.begins, found[0])
