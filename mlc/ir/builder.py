@@ -158,7 +158,7 @@ class Builder:
             g, x, w = (self._nought(a) for a in args[:3])  # those of the input, the weight and the bias
             if all(zero for zero, asked in zip((g or w, g or x, g), args[10], strict=True) if asked):
                 return tuple([self.zero(t) for t in types])
-        elif (op is _DIV or op in _LINEAR) and self._nought(args[0]):
+        elif (op is _DIV or op in _LINEAR) and type(args[0]) is Var and args[0] in self.zeros:
             return (self.zero(types[0]),)
         return None
 

@@ -30,7 +30,6 @@ from tests.numerics.optimizers import OPTIMIZERS
 from tests.numerics.program import Program, Setup, check_compiled, check_reference, gradients, total
 from tests.numerics.reference import Learner, clip_norm, worst
 from tests.numerics.test_optimizers import program as trained
-from tests.thinned import every
 
 MODULES = (
     test_buffers, test_data, test_fast_weights, test_gradients, test_hyperparameters, test_levels, test_manual,
@@ -47,7 +46,7 @@ BACKWARD_ONLY = "three_levels_where_the_middle_goes_in_reverse"  # its custom fu
 AGAIN = [p for module in MODULES for p in module.SUITE if small(p) and p.name != BACKWARD_ONLY]
 
 
-@pytest.mark.parametrize("again", every(4, AGAIN, lambda p: p.name))
+@pytest.mark.parametrize("again", AGAIN, ids=lambda p: p.name)
 def test_programs_of_other_modules(again: Program, mlc: ModuleType) -> None:
     check_compiled(again, mlc, "forward")
 

@@ -19,7 +19,6 @@ from tests.numerics import test_data, test_epochs, test_levels
 from tests.numerics.program import Program, check_compiled
 from tests.numerics.test_optimizers import make
 from tests.passes.finishing import finish
-from tests.thinned import every
 
 CASES = [(o, "mlp", 5) for o in ("sgd", "sgd_nesterov", "adam", "adamw_amsgrad", "rmsprop_both", "adafactor")]
 CASES += [("adam", "convbn", 4), ("adam", "lstm", 4), ("sgd_momentum", "transformer", 4)]
@@ -56,7 +55,7 @@ def hosted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     assert stand_in.sequences
 
 
-@pytest.mark.parametrize("case", every(3, CASES, lambda case: "-".join(map(str, case))))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_models_and_optimizers(case: tuple[str, str, int], hosted: Hosted, mlc: ModuleType) -> None:
     check_compiled(Program(partial(make, *case)), mlc, "mixed")
 
@@ -64,7 +63,7 @@ def test_models_and_optimizers(case: tuple[str, str, int], hosted: Hosted, mlc: 
 NESTED = [p for suite in (test_levels.SUITE, test_epochs.SUITE) for p in suite]
 
 
-@pytest.mark.parametrize("case", every(3, NESTED, lambda p: p.name))
+@pytest.mark.parametrize("case", NESTED, ids=lambda p: p.name)
 @pytest.mark.parametrize("levers", [Levers(), Levers(1e-3, 2)], ids=["all kept", "replays of steps"])
 def test_loops_in_loops(case: Program, levers: Levers, monkeypatch: pytest.MonkeyPatch, mlc: ModuleType) -> None:
     stand_in = Hosted(levers)
@@ -72,7 +71,7 @@ def test_loops_in_loops(case: Program, levers: Levers, monkeypatch: pytest.Monke
     check_compiled(case, mlc)
 
 
-@pytest.mark.parametrize("case", every(3, test_data.SUITE, lambda p: p.name))
+@pytest.mark.parametrize("case", test_data.SUITE, ids=lambda p: p.name)
 def test_drawn_batches(case: Program, monkeypatch: pytest.MonkeyPatch, mlc: ModuleType) -> None:
     monkeypatch.setattr(mlc.compiled.entry, "stages_for", Hosted(Levers(1e-9, 2)))
     check_compiled(case, mlc)

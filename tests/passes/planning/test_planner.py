@@ -24,7 +24,6 @@ from mlc.runtime.call import Executor
 from mlc.view.plan import Plan, make_plan, sweep
 from tests import programs
 from tests.passes.finishing import finish
-from tests.thinned import every
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -80,7 +79,7 @@ LEVERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("levers", every(2, LEVERS))
+@pytest.mark.parametrize("levers", LEVERS, ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_lever_is_exact(levers: Levers, optimizer: str) -> None:
     args = problem(7, optimizer)
